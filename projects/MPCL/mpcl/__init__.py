@@ -1,0 +1,1 @@
+"""Multi-prototype contrastive learning for unsupervised domain-adaptive semantic segmentation."""

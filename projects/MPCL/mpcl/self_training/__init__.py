@@ -1,0 +1,1 @@
+"""From unlabelled target images to training views (pure tensor maths, no detectron2)."""
