@@ -1,0 +1,65 @@
+"""Packaging of MPCL for Detectron2.
+
+Detectron2 itself is not listed: it is not on the package index. After ``pip install -e .`` run
+``python tools/install_detectron2.py`` or build the official one (docs/INSTALL.md).
+"""
+
+from setuptools import find_packages, setup
+
+SOURCE = "projects/MPCL"
+
+# Lower bounds are versions that ran the test-suite (requirements/lowest.txt). Detectron2's own
+# dependencies (fvcore ... matplotlib) are listed because its wheel comes without them.
+REQUIRED = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "timm>=1.0",
+    "numpy>=1.26",
+    "Pillow>=10.0",
+    "opencv-python-headless>=4.8",
+    "safetensors>=0.4",
+    "PyYAML>=6.0",
+    "tqdm>=4.66",
+    "packaging>=23.0",
+    "fvcore>=0.1.5.post20221221",
+    "iopath>=0.1.9",
+    "yacs>=0.1.8",
+    "omegaconf>=2.3",
+    "hydra-core>=1.3",
+    "pycocotools>=2.0.7",
+    "cloudpickle>=2.2",
+    "tabulate>=0.9",
+    "termcolor>=2.3",
+    "tensorboard>=2.14",
+    "matplotlib>=3.8",
+]
+
+TEST = [
+    "pytest>=8.0",
+    "pytest-cov>=5.0",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "ruff>=0.17",
+    "mypy>=2.4",
+    "types-PyYAML>=6.0",
+    # Independent implementations that the tests compare with.
+    "POT>=0.9.3",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+    "transformers>=4.45",
+]
+
+setup(
+    name="mpcl",
+    version="0.1.0",
+    description=(
+        "Multi-prototype contrastive learning for unsupervised domain-adaptive semantic "
+        "segmentation, on Detectron2"
+    ),
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": SOURCE},
+    packages=find_packages(SOURCE),
+    install_requires=REQUIRED,
+    extras_require={"test": TEST},
+)
