@@ -1,0 +1,230 @@
+"""Mix Transformer encoder B0-B5 (SegFormer, arXiv:2105.15203), backbone of DAFormer, HRDA and MIC.
+
+Legend: B images, (H, W) grid of a stage, N = H * W tokens, C channels of a stage, R reduction
+ratio.
+
+Tokens (B, N, C) and a grid (B, C, H, W) in channels-last memory are the same bytes, so the two
+views change into one another without a copy; every map this backbone returns is such a
+channels-last view.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class Variant(NamedTuple):
+    """What differs between the sizes of the encoder; everything else is shared."""
+
+    channels: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+
+
+VARIANTS = {
+    "b0": Variant((32, 64, 160, 256), (2, 2, 2, 2)),
+    "b1": Variant((64, 128, 320, 512), (2, 2, 2, 2)),
+    "b2": Variant((64, 128, 320, 512), (3, 4, 6, 3)),
+    "b3": Variant((64, 128, 320, 512), (3, 4, 18, 3)),
+    "b4": Variant((64, 128, 320, 512), (3, 8, 27, 3)),
+    "b5": Variant((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+HEADS = (1, 2, 5, 8)
+REDUCTIONS = (8, 4, 2, 1)
+FFN_RATIO = 4
+STRIDES = (4, 8, 16, 32)
+
+# The released weights were trained with two different epsilons; one value for all of them shifts
+# the features.
+BLOCK_EPS = 1e-6  # the two norms of a block, the norm that ends a stage
+CONV_EPS = 1e-5  # the norms behind a convolution: patch embedding, key and value reduction
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C); a view of a channels-last grid."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W) in channels-last memory; always a view."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+class OverlapPatchEmbed(nn.Module):
+    """Convolution with overlapping windows, then a norm: image or grid -> tokens and (H, W)."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(channels, eps=CONV_EPS)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x = self.proj(x)
+        height, width = x.shape[2:]
+        return self.norm(to_tokens(x)), (height, width)
+
+
+class ReducedAttention(nn.Module):
+    """Multi-head attention of all tokens over keys and values from a grid R times coarser per side.
+
+    The reduction has no padding: rows and columns beyond the last full R x R cell give no key, only
+    queries.
+    """
+
+    def __init__(self, channels: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)  # output rows: all keys, then all values
+        self.proj = nn.Linear(channels, channels)
+        self.reduction = reduction
+        if reduction > 1:
+            self.sr = nn.Conv2d(channels, channels, reduction, reduction)
+            self.norm = nn.LayerNorm(channels, eps=CONV_EPS)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        query = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        if self.reduction > 1:
+            reduced = self.norm(to_tokens(self.sr(to_grid(x, size))))
+        else:
+            reduced = x
+        key, value = self.kv(reduced).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, C / heads)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class MixFFN(nn.Module):
+    """Two linear layers; the depth-wise convolution between tells the tokens where they are."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = FFN_RATIO * channels
+        self.fc1 = nn.Linear(channels, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = to_tokens(self.dwconv(to_grid(self.fc1(x), size)))
+        return self.fc2(F.gelu(x))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then Mix-FFN; ``drop_path`` drops branches per image."""
+
+    def __init__(self, channels: int, heads: int, reduction: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=BLOCK_EPS)
+        self.attn = ReducedAttention(channels, heads, reduction)
+        self.norm2 = nn.LayerNorm(channels, eps=BLOCK_EPS)
+        self.ffn = MixFFN(channels)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), size))
+        return x + self.drop_path(self.ffn(self.norm2(x), size))
+
+
+class Stage(nn.Module):
+    """One resolution: patch embedding, blocks, norm; its output is also the next stage's input."""
+
+    def __init__(
+        self, index: int, in_channels: int, channels: int, drop_paths: list[float]
+    ) -> None:
+        super().__init__()
+        kernel, stride = (7, 4) if index == 0 else (3, 2)
+        self.patch_embed = OverlapPatchEmbed(in_channels, channels, kernel, stride)
+        self.blocks = nn.ModuleList(
+            Block(channels, HEADS[index], REDUCTIONS[index], drop_path) for drop_path in drop_paths
+        )
+        self.norm = nn.LayerNorm(channels, eps=BLOCK_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, size = self.patch_embed(x)
+        for block in self.blocks:
+            tokens = block(tokens, size)
+        return to_grid(self.norm(tokens), size)
+
+
+@BACKBONE_REGISTRY.register()
+class MixTransformer(Backbone):
+    """Hierarchical transformer encoder without positional embeddings; takes images of any size.
+
+    Source: Xie et al., SegFormer (arXiv:2105.15203), with the layer-norm epsilons of the released
+    weights. Differs from the released code in: nothing that changes a number.
+    """
+
+    @configurable
+    def __init__(self, *, variant: str, drop_path: float = 0.1, in_channels: int = 3) -> None:
+        """
+        Args:
+            variant: "b0" ... "b5".
+            drop_path: probability, in [0, 1), of dropping a branch of the last block; it grows
+                linearly from 0 over all blocks of the encoder and is active in train mode only.
+            in_channels: channels of the images.
+
+        Raises:
+            ValueError: ``variant`` is unknown, or ``drop_path`` is outside [0, 1).
+        """
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(
+                f"variant (MODEL.MIT.VARIANT) {variant!r} is none of {', '.join(VARIANTS)}"
+            )
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path (MODEL.MIT.DROP_PATH) must lie in [0, 1), got {drop_path}")
+        channels, depths = VARIANTS[variant]
+        blocks = sum(depths)
+        schedule = iter([drop_path * j / (blocks - 1) for j in range(blocks)])
+        self.stages = nn.ModuleList(
+            Stage(
+                s,
+                (in_channels, *channels)[s],
+                channels[s],
+                [next(schedule) for _ in range(depths[s])],
+            )
+            for s in range(4)
+        )
+        self._out_features = [f"stage{s}" for s in range(1, 5)]
+        self._out_feature_channels = dict(zip(self._out_features, channels))
+        self._out_feature_strides = dict(zip(self._out_features, STRIDES))
+        self.apply(_initialise)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        mit = cfg.MODEL.MIT
+        return {
+            "variant": mit.VARIANT,
+            "drop_path": mit.DROP_PATH,
+            "in_channels": input_shape.channels,
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) normalised RGB, any H and W.
+
+        Returns:
+            {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
+            ceil(W/32))}, each layer-normalised over its channels and in channels-last memory.
+        """
+        features = {}
+        for name, stage in zip(self._out_features, self.stages):
+            images = stage(images)
+            features[name] = images
+        return features
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights for training from scratch; pre-trained ones overwrite all of them."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        nn.init.zeros_(module.bias)
