@@ -1,0 +1,158 @@
+"""The doctor: its whole report as a user runs it, and what a config asks for."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "tools" / "doctor.py"
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    """Modules laid here hide the installed ones from the doctor."""
+    folder = tmp_path / "stubs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run_doctor(tmp_path, stubs):
+    """Runs the doctor in ``tmp_path``; returns its exit status and its output."""
+
+    def run():
+        path = os.pathsep.join([str(stubs), str(REPOSITORY / "projects" / "MPCL")])
+        env = {**os.environ, "PYTHONPATH": path, "DETECTRON2_DATASETS": "data"}
+        result = subprocess.run(
+            [sys.executable, str(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
+        assert "Traceback" not in result.stderr, result.stderr
+        return result.returncode, result.stdout
+
+    return run
+
+
+def line_of(name, output):
+    """The words of the report's line on one thing."""
+    return next(line.split() for line in output.splitlines() if line.split()[1:2] == [name])
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_missing_data_is_no_obstacle_and_files_that_are_there_are_counted(run_doctor, tmp_path):
+    for number in range(3):
+        touch(tmp_path / f"data/CamVid/train/0001TP_{number:06d}.png")
+    touch(tmp_path / "weights/mit_b0.pth")
+    (tmp_path / "weights/mit_b0.pth").write_bytes(b"\0" * 2_000_000)
+    status, output = run_doctor()
+    assert status == 0, output
+    assert "Nothing stops a training." in output
+    for name in ("torch", "torchvision", "detectron2", "mpcl", "cpu", "output"):
+        assert line_of(name, output)[0] == "ok"
+    for name in ("gta5_sem_seg_train", "cityscapes_fine_sem_seg_val"):
+        assert line_of(name, output)[0] == "note"
+    assert line_of("camvid_dusk_images_train", output)[2:] == ["3", "images"]
+    assert line_of("weights", output)[2:] == ["weights/mit_b0.pth,", "2", "MB"]
+
+
+def test_broken_modules_stop_with_a_remedy_each_and_the_report_goes_on(run_doctor, stubs, tmp_path):
+    (stubs / "iopath.py").write_text("raise RuntimeError('half a package')\n")
+    (stubs / "tensorboard.py").write_text("raise SystemExit(0)\n")
+    touch(tmp_path / "output")  # a file where the folder would go
+    status, output = run_doctor()
+    assert status == 1
+    assert "RuntimeError: half a package" in " ".join(line_of("iopath", output))
+    assert line_of("tensorboard", output)[:3] == ["STOP", "tensorboard", "SystemExit:"]
+    assert "  iopath: python -m pip install -e ." in output
+    assert "  detectron2: python tools/install_detectron2.py" in output  # it imports iopath
+    assert line_of("cpu", output)[0] == "ok"
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_told_apart(run_doctor, stubs):
+    message = "operator torchvision::nms does not exist"
+    (stubs / "torchvision.py").write_text(f"raise RuntimeError('{message}')\n")
+    status, output = run_doctor()
+    assert status == 1
+    assert message in " ".join(line_of("torchvision", output))
+    assert "  torchvision: install torch and torchvision of one release" in output
+
+
+@pytest.fixture
+def doctor(monkeypatch, tmp_path):
+    """The doctor as a module, looking at data sets and outputs in ``tmp_path``."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("doctor", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", "data")
+    return module
+
+
+def findings_for(doctor, yaml, *opts):
+    Path("config.yaml").write_text(yaml)
+    return {finding.name: finding for finding in doctor.check_run("config.yaml", list(opts))}
+
+
+CONFIG = """
+MODEL: {WEIGHTS: weights/mit_b5.pth, DEVICE: cpu}
+DATASETS: {TRAIN: [gta5_sem_seg_train], TRAIN_TARGET: [camvid_dusk_images_train], TEST: []}
+"""
+
+
+def test_what_a_config_names_must_be_there(doctor):
+    findings = findings_for(doctor, CONFIG, "DATASETS.TEST", "('no_such_set',)")
+    stops = {name for name, finding in findings.items() if finding.mark == "STOP"}
+    assert stops == {"weights", "gta5_sem_seg_train", "camvid_dusk_images_train", "no_such_set"}
+    assert all(findings[name].remedy for name in stops)
+
+
+def test_a_config_whose_needs_are_met_passes(doctor):
+    touch(Path("weights/mit_b5.pth"))
+    touch(Path("data/CamVid/train/0001TP_000001.png"))
+    findings = findings_for(doctor, CONFIG, "DATASETS.TRAIN", "()")
+    assert set(findings) == {"weights", "output", "camvid_dusk_images_train"}
+    assert findings["weights"].mark == findings["camvid_dusk_images_train"].mark == "ok"
+
+
+def test_empty_weights_are_a_random_start_and_no_obstacle(doctor):
+    findings = findings_for(doctor, CONFIG, "MODEL.WEIGHTS", "")
+    assert findings["weights"].mark == "note"
+
+
+def test_a_config_for_a_gpu_stops_where_there_is_none(doctor, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    findings = findings_for(doctor, CONFIG, "MODEL.DEVICE", "cuda")
+    assert findings["device"].mark == "STOP"
+
+
+def test_a_config_with_an_unknown_key_is_reported(doctor):
+    findings = findings_for(doctor, "MODEL: {NO_SUCH_KEY: 1}\n")
+    assert findings["config"].mark == "STOP"
+    assert "NO_SUCH_KEY" in findings["config"].text
+
+
+def test_a_missing_config_file_is_reported(doctor):
+    findings = {finding.name: finding for finding in doctor.check_run("none.yaml", [])}
+    assert findings["config"].mark == "STOP"
+    assert "none.yaml" in findings["config"].text
+
+
+def test_options_without_a_config_are_refused(doctor, capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["MODEL.DEVICE", "cpu"])
+    assert "--config-file" in capsys.readouterr().err
+
+
+def test_little_disk_space_is_told(doctor, monkeypatch):
+    usage = type("Usage", (), {"free": 1e9, "total": 1e12})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    (finding,) = doctor.check_folders(Path("output"))
+    assert (finding.mark, finding.text) == ("note", "output, 1 GB free")

@@ -1,0 +1,279 @@
+"""Say what is installed and found, and what would stop a training.
+
+    python tools/doctor.py
+    python tools/doctor.py --config-file projects/MPCL/configs/X.yaml [KEY VALUE ...]
+
+Without a config, missing data sets and weights are information. With one, what it names must be
+there. The exit status is 1 if something stops a training; each such thing has a line on its remedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import install_detectron2
+
+OK, NOTE, STOP = "ok", "note", "STOP"
+
+INSTALL = "python -m pip install -e ."
+PAIR = (
+    "install torch and torchvision of one release, for instance: "
+    "python -m pip install -c requirements/constraints.txt torch torchvision"
+)
+# Module -> what to do when it cannot be imported. torch comes first: others fail because of it.
+MODULES = {
+    "torch": PAIR,
+    "torchvision": PAIR,
+    "numpy": INSTALL,
+    "PIL": INSTALL,
+    "cv2": INSTALL,
+    "timm": INSTALL,
+    "fvcore": INSTALL,
+    "iopath": INSTALL,
+    "yacs": INSTALL,
+    "omegaconf": INSTALL,
+    "pycocotools": INSTALL,
+    "tensorboard": INSTALL,
+    "matplotlib": INSTALL,
+}
+LITTLE_DISK = 5e9  # bytes; a checkpoint of MiT-B5 with teacher and optimizer takes more than 1e9
+LITTLE_SHARED_MEMORY = 1e9  # bytes; loader workers hand their images over through it
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``remedy`` is what the user can do about it."""
+
+    mark: str
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def reason(error: BaseException) -> str:
+    """The kind and the first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def distribution_version(module: str) -> str:
+    """Version of the distribution that brought a module, with the name where it differs."""
+    for name in metadata.packages_distributions().get(module, [module]):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return version if name == module else f"{version} ({name})"
+    return "of unknown version"
+
+
+def check_module(name: str, remedy: str) -> Finding:
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        return Finding(STOP, name, reason(error), remedy)
+    return Finding(OK, name, distribution_version(name))
+
+
+def check_detectron2() -> Iterator[Finding]:
+    try:
+        _, file = install_detectron2.run_check()
+    except install_detectron2.InstallError as error:
+        remedy = "python tools/install_detectron2.py"
+        if importlib.util.find_spec("detectron2") is not None:
+            remedy += " --force (after the other remedies)"
+        yield Finding(STOP, "detectron2", str(error), remedy)
+        return
+    yield Finding(OK, "detectron2", f"{distribution_version('detectron2')}, {Path(file).parent}")
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    text = "present" if compiled else "absent"
+    yield Finding(OK, "detectron2._C", f"{text}; not needed here")
+
+
+def check_mpcl() -> Finding:
+    missing = importlib.util.find_spec("mpcl") is None
+    finding = check_module(
+        "mpcl",
+        f"{INSTALL} (or run with PYTHONPATH=projects/MPCL)"
+        if missing
+        else "after the other remedies: git status tells whether the checkout is whole",
+    )
+    if finding.mark == STOP:
+        return finding
+    return finding._replace(text=str(Path(str(sys.modules["mpcl"].__file__)).parent))
+
+
+def check_devices() -> Iterator[Finding]:
+    yield Finding(OK, "cpu", f"{os.cpu_count()} cores")
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            yield _no_gpu(torch.version.cuda)
+            return
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            precision = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
+            text = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB{precision}"
+            yield Finding(OK, f"gpu {index}", text)
+    except Exception as error:
+        yield Finding(NOTE, "gpu", reason(error))
+
+
+def _no_gpu(cuda: str | None) -> Finding:
+    if not Path("/proc/driver/nvidia/version").exists():
+        return Finding(
+            NOTE, "gpu", "none: enough for the demo and the tests, too slow for training"
+        )
+    return Finding(
+        NOTE,
+        "gpu",
+        f"an NVIDIA driver is there, but this torch (CUDA {cuda}) cannot use it",
+        "newer driver, or a torch built for the driver's CUDA version (docs/INSTALL.md)",
+    )
+
+
+def check_folders(output: Path) -> Iterator[Finding]:
+    parent = next(path for path in [output, *output.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        remedy = "make it writable, or choose another: OUTPUT_DIR path/to/folder"
+        yield Finding(STOP, "output", f"{parent} cannot be written", remedy)
+    else:
+        free = shutil.disk_usage(parent).free
+        mark = OK if free > LITTLE_DISK else NOTE
+        yield Finding(mark, "output", f"{output}, {free / 1e9:.0f} GB free")
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).total < LITTLE_SHARED_MEMORY:
+        remedy = "docker run --shm-size=8g, or DATALOADER.NUM_WORKERS 0"
+        yield Finding(NOTE, "shared memory", "too small for loader workers", remedy)
+
+
+def check_weights(folder: Path = Path("weights")) -> Iterator[Finding]:
+    """The pretrained encoders that are there, for a look without a config."""
+    files = sorted(folder.glob("*.pth"))
+    for file in files:
+        yield Finding(OK, "weights", f"{file}, {file.stat().st_size / 1e6:.0f} MB")
+    if not files:
+        yield Finding(NOTE, "weights", f"no {folder}/*.pth (README.md says where they come from)")
+
+
+def known_datasets() -> list[str]:
+    """Names of the data sets of this project, and of Detectron2's that it builds on.
+
+    They are the ones that say how their raw label ids are mapped.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    importlib.import_module("mpcl.data.datasets")
+    return [
+        name for name in DatasetCatalog.list() if hasattr(MetadataCatalog.get(name), "label_map")
+    ]
+
+
+def check_dataset(name: str, required: bool) -> Finding:
+    """Lists a data set's files, without opening one."""
+    from detectron2.data import DatasetCatalog
+
+    try:
+        return Finding(OK, name, f"{len(DatasetCatalog.get(name))} images")
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0].removeprefix(f"data set {name!r}: ")
+        remedy = "see datasets/README.md for the folders, or set DETECTRON2_DATASETS"
+        return Finding(STOP, name, text, remedy) if required else Finding(NOTE, name, text)
+
+
+def check_config(cfg: Any) -> Iterator[Finding]:
+    """What a config names: its device, weights, output folder and data sets."""
+    import torch
+
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        yield Finding(STOP, "device", f"no GPU for {cfg.MODEL.DEVICE}", "MODEL.DEVICE cpu")
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        yield Finding(NOTE, "weights", "MODEL.WEIGHTS is empty: a random start")
+    elif "://" in weights:
+        yield Finding(NOTE, "weights", f"{weights} will be fetched when training starts")
+    elif Path(weights).is_file():
+        yield Finding(OK, "weights", f"{weights}, {Path(weights).stat().st_size / 1e6:.0f} MB")
+    else:
+        remedy = "README.md says where weights come from; MODEL.WEIGHTS '' starts at random"
+        yield Finding(STOP, "weights", f"{weights} is missing", remedy)
+    yield from check_folders(Path(cfg.OUTPUT_DIR))
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TRAIN_TARGET, *cfg.DATASETS.TEST]
+    for name in dict.fromkeys(names):
+        yield check_dataset(name, required=True)
+
+
+def check_run(config_file: str, opts: list[str]) -> Iterator[Finding]:
+    """What a training finds: all that there is, or all that a config names."""
+    try:
+        if config_file:
+            from mpcl.config import get_cfg_from
+
+            known_datasets()  # registers them
+            yield from check_config(get_cfg_from(config_file, opts))
+        else:
+            yield from check_folders(Path("output"))
+            yield from check_weights()
+            yield from (check_dataset(name, required=False) for name in known_datasets())
+    except Exception as error:
+        name = "config" if config_file else "data sets"
+        yield Finding(STOP, name, reason(error), "correct what the message names, then ask again")
+
+
+def examine(config_file: str, opts: list[str]) -> Iterator[Finding]:
+    """All findings, in the order in which a user should look at them."""
+    yield Finding(OK, "python", f"{platform.python_version()}, {sys.executable}")
+    for name, remedy in MODULES.items():
+        yield check_module(name, remedy)
+    yield from check_detectron2()
+    yield check_mpcl()
+    yield from check_devices()
+    yield from check_run(config_file, opts)
+
+
+def report(findings: Iterator[Finding]) -> int:
+    """Prints the findings as they come, then the remedies.
+
+    Returns: the number of findings that stop a training.
+    """
+    stops = []
+    for finding in findings:
+        print(f"{finding.mark:>4}  {finding.name:<32} {finding.text}", flush=True)
+        if finding.mark == STOP:
+            stops.append(finding)
+        elif finding.remedy:
+            print(f"{'':38} -> {finding.remedy}")
+    print(f"\n{len(stops)} stop a training" if stops else "\nNothing stops a training.")
+    for finding in stops:
+        print(f"  {finding.name}: {finding.remedy}")
+    return len(stops)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="YAML", help="check what it needs")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    arguments = parser.parse_args(argv)
+    if arguments.opts and not arguments.config_file:
+        parser.error("KEY VALUE pairs change a config: name one with --config-file")
+    faulthandler.enable()  # a crash inside a compiled module still says where
+    warnings.simplefilter("ignore")
+    return 1 if report(examine(arguments.config_file, arguments.opts)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
