@@ -1,0 +1,259 @@
+#!/usr/bin/env python
+"""Write Streets, a small two-domain street benchmark that needs no download.
+
+Streets is drawn by a program: ``source`` looks like a game, ``target`` and ``val`` like a dash camera in autumn weather. It has the
+19 classes and the folders of Cityscapes, and serves the five-minute run, the tests and quick comparisons; it replaces no
+real benchmark.
+
+    python datasets/prepare_streets.py                          # 240 + 240 + 60 images of 256 x 512
+    python datasets/prepare_streets.py --preview streets.png    # also draws a contact sheet
+
+Below the output folder appear
+
+    streets/leftImg8bit/{source,target,val}/<seq>/<seq>_<nnnnnn>_leftImg8bit.png
+    streets/gtFine/{source,val}/<seq>/<seq>_<nnnnnn>_gtFine_labelTrainIds.png   8-bit grey, 255 = ignore
+    streets/manifest.json                                                       the parameters; written last
+
+Target has no labels on disk. The same parameters give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+
+import cv2
+import numpy as np
+from streets_scene import render
+from tqdm import tqdm
+
+logger = logging.getLogger("streets")
+
+NAME = "streets"
+SEQUENCE_LENGTH = 30  # images in one folder
+LABELLED = ("source", "val")
+MODULES = ("streets_canvas.py", "streets_looks.py", "streets_objects.py", "streets_scene.py")
+COLOURS = np.array(  # the Cityscapes palette, RGB
+    [
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+        (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ]
+    + [(0, 0, 0)] * 237,
+    np.uint8,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What decides every byte of the data set."""
+
+    seed: int = 0
+    height: int = 256
+    width: int = 512
+    source: int = 240
+    target: int = 240
+    val: int = 60
+
+    def __post_init__(self) -> None:
+        for name, smallest in (
+            ("seed", 0),
+            ("height", 32),
+            ("width", 32),
+            ("source", 0),
+            ("target", 0),
+            ("val", 0),
+        ):
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
+
+    def manifest(self) -> dict[str, object]:
+        """The parameters and a fingerprint of the code that draws."""
+        code = b"".join((Path(__file__).parent / module).read_bytes() for module in MODULES)
+        return {"name": NAME, **asdict(self), "generator": hashlib.sha256(code).hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to draw."""
+
+    root: Path
+    domain: str
+    index: int
+    seed: int
+    height: int
+    width: int
+
+    def path(self, kind: str, suffix: str) -> Path:
+        """File of this image below ``kind`` (leftImg8bit or gtFine)."""
+        sequence = f"{self.domain}{self.index // SEQUENCE_LENGTH:02d}"
+        return (
+            self.root / kind / self.domain / sequence / f"{sequence}_{self.index:06d}_{suffix}.png"
+        )
+
+
+def draw(task: Task) -> None:
+    """Render one image and write it, with its label where its domain has labels."""
+    image, label = render(task.domain, task.seed, task.index, task.height, task.width)
+    _write(task.path("leftImg8bit", "leftImg8bit"), image[..., ::-1])
+    if task.domain in LABELLED:
+        _write(task.path("gtFine", "gtFine_labelTrainIds"), label)
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), pixels):
+        raise OSError(f"cannot write {path}")
+
+
+def prepare(output: Path, parameters: Parameters, workers: int) -> bool:
+    """Write the data set below ``output`` unless it is there already.
+
+    The images are drawn in a folder of their own that takes its final name when it is complete.
+
+    Returns: whether anything was drawn.
+    Raises: FileExistsError: ``output``/streets exists and was not written by this program.
+    """
+    final, partial = output / NAME, output / f"{NAME}.partial"
+    manifest = parameters.manifest()
+    if final.exists():
+        found = _read_manifest(final)
+        if found == manifest:
+            logger.info(
+                "%s is complete (%d images); nothing to do", final, sum(_sizes(parameters).values())
+            )
+            return False
+        changed = sorted(key for key in manifest if found.get(key) != manifest[key])
+        logger.info(
+            "%s was made with other values of %s; drawing it again", final, ", ".join(changed)
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tasks = [
+        Task(partial, domain, index, parameters.seed, parameters.height, parameters.width)
+        for domain, size in _sizes(parameters).items()
+        for index in range(size)
+    ]
+    with _mapper(workers) as run:
+        for _ in tqdm(run(tasks), total=len(tasks), desc="streets", unit="image"):
+            pass
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    return True
+
+
+def _sizes(parameters: Parameters) -> dict[str, int]:
+    return {"source": parameters.source, "target": parameters.target, "val": parameters.val}
+
+
+def _read_manifest(folder: Path) -> dict[str, object]:
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        found = {}
+    if found.get("name") != NAME:
+        raise FileExistsError(
+            f"{folder} exists and was not written by this program; move it away first"
+        )
+    return dict(found)
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator:
+    """A function that draws many tasks, in this process or in several."""
+    if workers <= 1:
+        yield lambda tasks: map(draw, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        yield lambda tasks: pool.map(draw, tasks, chunksize=4)
+
+
+def contact_sheet(folder: Path, rows: int = 6) -> np.ndarray:
+    """RGB sheet: two columns each (image, label) of source and of val, spread over the rare classes."""
+    columns = [
+        _column(folder, domain, range(start, start + rows))
+        for domain in LABELLED
+        for start in (0, rows)
+    ]
+    height = min(column.shape[0] for column in columns)
+    return np.concatenate([column[:height] for column in columns], axis=1)
+
+
+def _column(folder: Path, domain: str, places: Iterable[int]) -> np.ndarray:
+    images = sorted((folder / "leftImg8bit" / domain).rglob("*.png"))
+    labels = sorted((folder / "gtFine" / domain).rglob("*.png"))
+    pairs = [(images[p % len(images)], labels[p % len(labels)]) for p in places]
+    cells = [
+        np.concatenate(
+            [cv2.imread(str(i))[..., ::-1], COLOURS[cv2.imread(str(g), cv2.IMREAD_GRAYSCALE)]],
+            axis=1,
+        )
+        for i, g in pairs
+    ]
+    return np.concatenate(cells, axis=0)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Parameters()
+    output = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(output),
+        help="parent of streets/ (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument(
+        "--num-source", type=int, default=default.source, help="labelled images (%(default)s)"
+    )
+    parser.add_argument(
+        "--num-target", type=int, default=default.target, help="unlabelled images (%(default)s)"
+    )
+    parser.add_argument(
+        "--num-val", type=int, default=default.val, help="labelled target images (%(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), default=(default.height, default.width)
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)"
+    )
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE", help="write a contact sheet of images and labels"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse(arguments)
+    parameters = Parameters(args.seed, *args.size, args.num_source, args.num_target, args.num_val)
+    if prepare(args.output, parameters, args.workers):
+        logger.info("wrote %s", args.output / NAME)
+    if args.preview:
+        _write(args.preview, contact_sheet(args.output / NAME)[..., ::-1])
+
+
+if __name__ == "__main__":
+    main()

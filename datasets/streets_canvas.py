@@ -1,0 +1,311 @@
+"""A pinhole camera over a flat world, and a canvas that paints image, label and depth together.
+
+World: X to the right, Y up, Z along the road, metres; the camera stands at (x, eye, 0) and looks along Z. Things are painted
+from far to near, so a later stroke hides an earlier one in all three layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+Array = np.ndarray
+RGB = tuple[float, float, float]
+Point = tuple[float, float, float]
+Shader = Callable[[Array, Array, Array, Array], Array]
+
+NEAR = 0.8  # metres; nothing nearer to the camera plane is painted
+SUBPIXEL = 4  # bits after the point in OpenCV's fixed-point coordinates
+TILE = 512  # side of the noise tile, a power of two
+
+
+@lru_cache(maxsize=1)
+def noise_tile() -> Array:
+    """(TILE, TILE) float32 in [0, 1]: tileable 1/f noise, the same in every process."""
+    rng = np.random.default_rng(7)
+    frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
+    frequency[0, 0] = 1.0
+    spectrum = np.fft.fft2(rng.standard_normal((TILE, TILE))) / frequency
+    spectrum[0, 0] = 0.0
+    field = np.fft.ifft2(spectrum).real
+    return np.clip(field / (4 * field.std()) + 0.5, 0, 1).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def white_table() -> Array:
+    """(4096,) float32 in [0, 1): one value for each hashed cell."""
+    return np.random.default_rng(11).random(4096, dtype=np.float32)
+
+
+def noise(u: Array, v: Array, size: float) -> Array:
+    """Noise at plane coordinates (metres) whose finest grains measure ``size`` metres."""
+    column = np.floor(u * (1 / size)).astype(np.int32) & (TILE - 1)
+    row = np.floor(v * (1 / size)).astype(np.int32) & (TILE - 1)
+    return noise_tile()[row, column]
+
+
+def hash_cells(column: Array, row: Array, salt: int = 0) -> Array:
+    """A value in [0, 1) for each integer cell."""
+    mixed = column.astype(np.int64) * 73856093 ^ (row.astype(np.int64) + salt) * 19349663
+    return white_table()[(mixed ^ (mixed >> 12)) & 4095]
+
+
+def fade(detail: float, footprint: Array) -> Array:
+    """Visibility in [0, 1] of a detail of that size (metres) when a pixel covers ``footprint`` metres."""
+    return np.clip(detail / footprint - 0.5, 0, 1)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A surface: its colour, its grain, and the joints of its bricks, tiles or planks."""
+
+    colour: RGB
+    grain: float = 0.12
+    grain_size: float = 0.02
+    pattern: str = "plain"  # plain, bricks (every other row shifted), tiles
+    cell: tuple[float, float] = (1.0, 1.0)
+    joint: float = 0.25  # darkening of the joints; negative: lighter than the surface
+    mottle: float = 0.08  # difference between cells
+
+    def shade(self, u: Array, v: Array, du: Array, dv: Array) -> Array:
+        """Colours (n, 3) at plane coordinates (n,), given how many metres a pixel covers along each."""
+        footprint = np.maximum(du, dv)
+        grain = (noise(u, v, self.grain_size) - 0.5) * fade(4 * self.grain_size, footprint)
+        tone = 1 + self.grain * (2 * grain + noise(u + 9, v, 16 * self.grain_size) - 0.5)
+        if self.pattern != "plain":
+            width, height = self.cell
+            row = np.floor(v / height)
+            across = u / width + (0.5 * row if self.pattern == "bricks" else 0)
+            column = np.floor(across)
+            seen = fade(width / 2, du) * fade(height / 2, dv)
+            tone += seen * self.mottle * (2 * hash_cells(column, row) - 1)
+            gap = 0.08 * min(width, height)
+            joint = ((across - column) * width < gap) | (v - row * height < gap)
+            tone -= self.joint * seen * joint
+        return tone[:, None] * np.asarray(self.colour, np.float32)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole camera: sizes in pixels, ``x`` and ``eye`` in metres, ``yaw`` in radians."""
+
+    width: int
+    height: int
+    focal: float
+    horizon: float
+    eye: float
+    x: float
+    yaw: float
+
+    def view(self, points: Sequence[Point] | Array) -> Array:
+        """World points (n, 3) -> right, up, depth (n, 3) seen from the camera."""
+        p = np.asarray(points, np.float64).reshape(-1, 3)
+        sin, cos = np.sin(self.yaw), np.cos(self.yaw)
+        dx = p[:, 0] - self.x
+        return np.stack([dx * cos - p[:, 2] * sin, p[:, 1] - self.eye, dx * sin + p[:, 2] * cos], 1)
+
+    def pixels(self, view: Array) -> Array:
+        """View coordinates (n, 3) of positive depth -> pixel coordinates (n, 2)."""
+        scale = self.focal / view[:, 2]
+        column = self.width / 2 + view[:, 0] * scale
+        return np.stack([column, self.horizon - view[:, 1] * scale], 1)
+
+    def rays(self, columns: Array, rows: Array) -> tuple[Array, Array, Array]:
+        """World directions (X, Y, Z) of pixels, of unit depth."""
+        right = (columns + 0.5 - self.width / 2) / self.focal
+        up = (self.horizon - rows - 0.5) / self.focal
+        sin, cos = np.sin(self.yaw), np.cos(self.yaw)
+        return right * cos + sin, up, cos - right * sin
+
+    def depth(self, x: float, z: float) -> float:
+        """Depth of the vertical line through (x, z)."""
+        return float((x - self.x) * np.sin(self.yaw) + z * np.cos(self.yaw))
+
+
+def clip_near(view: Array) -> Array:
+    """Cut the part of a polygon (n, 3) that lies nearer than NEAR."""
+    if (view[:, 2] >= NEAR).all():
+        return view
+    kept = []
+    for start, end in zip(view, np.roll(view, -1, axis=0)):
+        if start[2] >= NEAR:
+            kept.append(start)
+        if (start[2] >= NEAR) != (end[2] >= NEAR):
+            kept.append(start + (end - start) * (NEAR - start[2]) / (end[2] - start[2]))
+    return np.array(kept).reshape(-1, 3)
+
+
+class Canvas:
+    """Image (H, W, 3) uint8 RGB, label (H, W) uint8 and depth (H, W) float32 in metres."""
+
+    def __init__(self, camera: Camera, sun: Point, ambient: float) -> None:
+        self.camera = camera
+        self.sun = np.asarray(sun) / np.linalg.norm(sun)
+        self.ambient = ambient
+        shape = (camera.height, camera.width)
+        self.image = np.zeros((*shape, 3), np.uint8)
+        self.label = np.full(shape, 255, np.uint8)
+        self.depth = np.full(shape, 1e4, np.float32)
+        self.glows: list[tuple[float, float, float, RGB]] = []  # x, y, radius in pixels, colour
+
+    def light(self, normal: Sequence[float] | Array) -> float:
+        """Brightness of a surface with this normal."""
+        return self.ambient + (1 - self.ambient) * max(0.0, float(np.dot(normal, self.sun)))
+
+    def fill(
+        self, pixels: Array, colour: RGB | None, label: int | None, depth: float | None = None
+    ) -> None:
+        """Fill a polygon given in pixels; a layer whose value is None keeps what it has."""
+        if len(pixels) < 3:
+            return
+        limit = 1 << 20
+        points = [np.clip(np.round(pixels * (1 << SUBPIXEL)), -limit, limit).astype(np.int32)]
+        if colour is not None:
+            cv2.fillPoly(self.image, points, rgb(colour), shift=SUBPIXEL)
+        if label is not None:
+            cv2.fillPoly(self.label, points, label, shift=SUBPIXEL)
+        if depth is not None:
+            cv2.fillPoly(self.depth, points, depth, shift=SUBPIXEL)
+
+    def polygon(
+        self, points: Sequence[Point] | Array, colour: RGB | None, label: int | None
+    ) -> None:
+        """Fill a planar polygon given in the world."""
+        view = clip_near(self.camera.view(points))
+        if len(view) >= 3:
+            self.fill(self.camera.pixels(view), colour, label, float(view[:, 2].mean()))
+
+    def face(
+        self, points: Sequence[Point] | Array, colour: RGB, label: int, outward: Array
+    ) -> bool:
+        """Fill a face lit by the sun unless it looks away from the camera; say whether it was seen."""
+        p = np.asarray(points, np.float64)
+        eye = np.array([self.camera.x, self.camera.eye, 0.0])
+        if np.dot(outward, eye - p.mean(0)) <= 0:
+            return False
+        self.polygon(p, scale(colour, self.light(outward)), label)
+        return True
+
+    def darken(self, points: Sequence[Point], factor: float) -> None:
+        """Multiply the image inside a polygon: a shadow."""
+        view = clip_near(self.camera.view(points))
+        box = self._mask(self.camera.pixels(view)) if len(view) >= 3 else None
+        if box is not None:
+            (top, left), mask = box
+            part = self.image[top : top + mask.shape[0], left : left + mask.shape[1]]
+            part[mask > 0] = (part[mask > 0] * factor).astype(np.uint8)
+
+    def limb(
+        self, a: Point, b: Point, radius: float, colour: RGB | None, label: int | None
+    ) -> None:
+        """A round bar of ``radius`` metres between two world points."""
+        view = self.camera.view([a, b])
+        if (view[:, 2] < NEAR).any():
+            return
+        depth = float(view[:, 2].mean())
+        thickness = max(1, round(2 * radius * self.camera.focal / depth))
+        ends = [tuple(int(c) for c in p) for p in np.round(self.camera.pixels(view))]
+        if max(abs(c) for p in ends for c in p) > 30000:
+            return
+        if colour is not None:
+            cv2.line(self.image, ends[0], ends[1], rgb(colour), thickness)
+        if label is not None:
+            cv2.line(self.label, ends[0], ends[1], label, thickness)
+            cv2.line(self.depth, ends[0], ends[1], depth, thickness)
+
+    def ball(self, centre: Point, radius: float, colour: RGB | None, label: int | None) -> None:
+        """A disc that faces the camera."""
+        self.limb(centre, centre, radius, colour, label)
+
+    def glow(self, centre: Point, radius: float, colour: RGB) -> None:
+        """Remember a light source; the weather decides how much of it shines."""
+        view = self.camera.view([centre])
+        if view[0, 2] > NEAR:
+            x, y = self.camera.pixels(view)[0]
+            self.glows.append((x, y, radius * self.camera.focal / view[0, 2], colour))
+
+    def surface(
+        self,
+        corners: Sequence[Point],
+        axis: int,
+        shader: Shader,
+        label: int,
+        brightness: float = 1.0,
+    ) -> None:
+        """Paint a vertical polygon in the plane X = const (axis 0) or Z = const (axis 2) pixel by pixel.
+
+        The shader receives the coordinate along the ground, the height, and the metres a pixel covers along each.
+        """
+        view = clip_near(self.camera.view(corners))
+        box = self._mask(self.camera.pixels(view)) if len(view) >= 3 else None
+        if box is None:
+            return
+        (top, left), mask = box
+        rows, columns = np.nonzero(mask)
+        rows, columns = rows + top, columns + left
+        x, y, z = (d.astype(np.float32) for d in self.camera.rays(columns, rows))
+        if axis == 0:
+            distance = np.float32(corners[0][0] - self.camera.x)
+            depth = distance / np.where(np.abs(x) < 1e-4, 1e-4, x)
+            along, slant = depth * z, np.abs(depth / distance)
+        else:
+            depth = np.float32(corners[0][2]) / z
+            along, slant = self.camera.x + depth * x, np.float32(1.0)
+        dv = depth / self.camera.focal
+        colour = shader(along, self.camera.eye + depth * y, dv * slant, dv)
+        self.image[rows, columns] = np.clip(colour * brightness, 0, 255).astype(np.uint8)
+        self.label[rows, columns] = label
+        self.depth[rows, columns] = depth
+
+    def _mask(self, pixels: Array) -> tuple[tuple[int, int], Array] | None:
+        """Top-left corner and 0/1 mask of a polygon's part inside the frame; None where there is none."""
+        low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)
+        high = np.minimum(
+            np.ceil(pixels.max(0)) + 1, [self.camera.width, self.camera.height]
+        ).astype(int)
+        if (high <= low).any():
+            return None
+        mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
+        points = np.clip((pixels - low) * (1 << SUBPIXEL), -(1 << 24), 1 << 24)
+        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1, shift=SUBPIXEL)
+        return (int(low[1]), int(low[0])), mask
+
+
+def rgb(colour: RGB) -> tuple[int, int, int]:
+    """A colour as OpenCV takes it, clipped to [0, 255]."""
+    r, g, b = (int(min(255, max(0, c))) for c in colour)
+    return r, g, b
+
+
+def scale(colour: RGB, factor: float) -> RGB:
+    """A darker or lighter colour."""
+    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+
+
+def vary(rng: np.random.Generator, colour: RGB, amount: float = 0.08) -> RGB:
+    """The colour of one instance: a little lighter or darker, warmer or colder."""
+    tone = 1 + amount * rng.uniform(-1.5, 1.5)
+    r, g, b = (c * (tone + amount * rng.uniform(-0.5, 0.5)) for c in colour)
+    return r, g, b
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The local axes of a thing on the ground: along (its front is positive), up, across (its left is positive)."""
+
+    x: float
+    z: float
+    heading: float = 0.0  # radians; 0 looks along Z, pi/2 along X
+
+    def world(self, along: float, up: float, across: float) -> Point:
+        """Local metres -> world point."""
+        sin, cos = np.sin(self.heading), np.cos(self.heading)
+        return self.x + along * sin - across * cos, up, self.z + along * cos + across * sin
+
+    def direction(self, along: float, up: float, across: float) -> Array:
+        """A local direction in world axes."""
+        return np.array(self.world(along, up, across)) - np.array((self.x, 0.0, self.z))
