@@ -1,0 +1,187 @@
+"""Pixel counts of every class in every label file, computed once and kept.
+
+Rare-class sampling needs them (DAFormer, arXiv:2111.14887), and reading 25,000 labels takes
+minutes: the counts are cached next to the labels, or below ``$XDG_CACHE_HOME/mpcl``
+(``~/.cache/mpcl``) when that folder is read-only. The cache carries a key of the files (names,
+times, sizes), the label map and the classes: whatever changes, counts are computed afresh.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from numpy.typing import NDArray
+
+from .datasets import load_records
+from .labels import IGNORE_LABEL, LabelMap, lookup_table, read_label_histogram
+from .parallel import map_in_processes
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Pixel counts of a labelled set; N files, C classes.
+
+    Attributes:
+        files: N label files, in the order of ``load_records([name])``.
+        counts: (N, C) int64 pixels of every class in every file, at full resolution; ignored pixels
+            are not counted.
+        sizes: (N, 2) int64 height and width of every file.
+    """
+
+    files: tuple[str, ...]
+    counts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics:
+    """Counts the pixels of every class in every label of a registered set, if not cached.
+
+    A plain function of one process: let the main process call it first when several train together.
+
+    Args:
+        dataset_name: a labelled set (``<name>_sem_seg_<split>``).
+        num_workers: processes that read labels; 0 reads in this one.
+
+    Raises:
+        ValueError: the set has no labels, or a label holds an id that is neither a class nor
+            ignored.
+        FileNotFoundError: files of the set are missing.
+    """
+    records = load_records([dataset_name])
+    if not all("sem_seg_file_name" in record for record in records):
+        raise ValueError(
+            f"dataset_name expects a labelled set (<name>_sem_seg_<split>), got {dataset_name!r}"
+        )
+    files = tuple(record["sem_seg_file_name"] for record in records)
+    metadata = MetadataCatalog.get(dataset_name)
+    num_classes = len(metadata.stuff_classes)
+    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]))
+    key = _key(files, folder, metadata.get("label_map"), num_classes)
+    places = _places(folder, dataset_name)
+
+    for place in places:
+        cached = _read_cache(place, key)
+        if cached is not None:
+            return ClassStatistics(files, *cached)
+    count = partial(_count, label_map=metadata.get("label_map"), num_classes=num_classes)
+    rows = map_in_processes(count, files, num_workers, f"counting classes of {dataset_name}")
+    statistics = ClassStatistics(
+        files, np.stack([row[0] for row in rows]), np.array([row[1] for row in rows], np.int64)
+    )
+    _write_cache(places, key, statistics)
+    return statistics
+
+
+def _count(
+    file: str, label_map: LabelMap | None, num_classes: int
+) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    raw, size = read_label_histogram(file)
+    mapped = fold_histogram(raw, label_map)
+    strangers = np.flatnonzero(mapped[num_classes:IGNORE_LABEL]) + num_classes
+    if len(strangers):
+        raise ValueError(
+            f"label {file} holds the ids {strangers.tolist()}, expected class indices "
+            f"below {num_classes} or {IGNORE_LABEL} (ignored)"
+        )
+    return mapped[:num_classes], size
+
+
+def fold_histogram(raw: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.int64]:
+    """(256,) counts of raw ids -> (256,) counts of class indices."""
+    if label_map is None:
+        return raw
+    folded = np.zeros(256, dtype=np.int64)
+    np.add.at(folded, lookup_table(label_map), raw)
+    return folded
+
+
+def class_table(names: Sequence[str], counts: NDArray[np.int64]) -> str:
+    """A line a class: its share of the counted pixels, the share of the files that hold it, a bar.
+
+    Args:
+        names: C names.
+        counts: (N, C) pixels of every class in every file.
+    """
+    pixels = counts.sum(0)
+    shares = pixels / max(1, pixels.sum())
+    holding = (counts > 0).sum(0) / max(1, len(counts))
+    width = max(len("class"), *map(len, names))
+    lines = [f"{'class':<{width}}  {'pixels':>9}  {'files':>7}"]
+    for name, share, files in zip(names, shares, holding):
+        bar = "\u2588" * round(40 * share / max(shares.max(), 1e-9))
+        lines.append(f"{name:<{width}}  {share:>9.4%}  {files:>7.1%}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _key(files: Sequence[str], folder: Path, label_map: LabelMap | None, num_classes: int) -> str:
+    """Names are relative to the folder, so that data and cache may be moved together."""
+    stats = [os.stat(file) for file in files]
+    content = {
+        "format": _FORMAT,
+        "num_classes": num_classes,
+        "label_map": None if label_map is None else sorted(label_map.items()),
+        "files": [
+            (os.path.relpath(file, folder), stat.st_mtime_ns, stat.st_size)
+            for file, stat in zip(files, stats)
+        ],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _places(folder: Path, dataset_name: str) -> tuple[Path, Path]:
+    """Where the cache may lie, the better place first."""
+    name = f"class_statistics_{dataset_name}"
+    user = Path(os.getenv("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mpcl"
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return folder / f"{name}.npz", user / f"{name}_{digest}.npz"
+
+
+def _read_cache(place: Path, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    try:
+        with np.load(place, allow_pickle=False) as cache:
+            return (cache["counts"], cache["sizes"]) if str(cache["key"]) == key else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("class statistics %s cannot be read (%s): counting again", place, error)
+        return None
+
+
+def _write_cache(places: Sequence[Path], key: str, statistics: ClassStatistics) -> None:
+    for place in places:
+        try:
+            _write_atomically(place, key, statistics)
+        except OSError as error:
+            logger.info("class statistics cannot be kept as %s: %s", place, error)
+        else:
+            logger.info("class statistics of %d files kept as %s", len(statistics.files), place)
+            return
+    logger.warning("class statistics could not be kept anywhere: they are counted in every run")
+
+
+def _write_atomically(place: Path, key: str, statistics: ClassStatistics) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(
+                file, key=np.array(key), counts=statistics.counts, sizes=statistics.sizes
+            )
+        os.chmod(temporary, 0o644)  # others who use the same data may read it
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Checks data sets file by file: pairs, sizes, modes, ids, and the share of every class.
+
+Examples:
+  python tools/check_data.py gta5_sem_seg_train cityscapes_images_train
+  python tools/check_data.py --file datasets/examples/leaves.yaml      # all sets of the file
+  python tools/check_data.py --list                                    # the registered names
+
+Exit status: 0 if all files are fit for training and evaluation, 1 if there is any fault.
+Data sets are found below $DETECTRON2_DATASETS (default: datasets); see datasets/README.md.
+"""
+
+import argparse
+import os
+import sys
+
+from detectron2.data import DatasetCatalog
+from mpcl.data.checking import check_dataset, summary
+from mpcl.data.custom import register_from_yaml
+from mpcl.data.datasets import registered_names
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="DATASET", help="registered names")
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="description of your own data; without names, all its sets are checked; repeatable",
+    )
+    parser.add_argument("--list", action="store_true", help="show the registered names and stop")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(16, os.cpu_count() or 1),
+        help="processes that read files side by side (default: %(default)s); 0: none",
+    )
+    parsed = parser.parse_args(arguments)
+    if not (parsed.names or parsed.file or parsed.list):
+        parser.error("name a data set, or give --file or --list")
+    return parsed
+
+
+def check(name: str, num_workers: int) -> bool:
+    """Prints the report of one set; whether it is free of faults."""
+    if name not in DatasetCatalog:
+        print(f"FAULT {name!r} is no registered data set; --list shows the names")
+        return False
+    try:
+        report = check_dataset(name, num_workers)
+    except (FileNotFoundError, ValueError, AssertionError) as error:  # Detectron2's own sets assert
+        print(f"FAULT {name}: {error}")
+        return False
+    print(summary(report), end="\n\n")
+    return not report.faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    own: list[str] = []
+    for file in parsed.file:
+        try:
+            own += register_from_yaml(file)
+        except (FileNotFoundError, ValueError) as error:
+            print(f"FAULT {error}")
+            return 1
+    if parsed.list:
+        print("\n".join(registered_names()))
+        return 0
+    faultless = [check(name, parsed.workers) for name in parsed.names or own]
+    return 0 if all(faultless) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
