@@ -1,0 +1,78 @@
+"""Float32 building blocks of the prototype code: exact products, one-hot tables, squared distances.
+
+Legend: B images, C classes, K prototypes a class, D embedding size, N pixels.
+
+Similarities are divided by temperatures of 0.1 and 0.05, so a relative error of 1e-3 (TF32,
+bfloat16) moves whole percents of the assignments. Every matrix product of this package therefore
+runs inside `full_float32`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 2**24  # float32 numbers converted at a time: 64 MiB
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products inside are true float32: autocast and TF32 are off, and restored on leaving.
+
+    Both are flags of the host; no kernel is launched and nothing waits for the device. A backward
+    pass runs outside and keeps the user's choice, whose rounding only perturbs gradients.
+    """
+    matmul = torch.backends.cuda.matmul
+    # PyTorch >= 2.9 refuses to read the old flag once the new one was set; the new one can always
+    # be read.
+    flag, exact = (
+        ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    )
+    before = getattr(matmul, flag)
+    setattr(matmul, flag, exact)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        setattr(matmul, flag, before)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or unchanged if it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def one_hot(index: Tensor, num: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(...) -> (..., num). An index of ``num`` or more gives a row of zeros. Never reads the values
+    on the host.
+    """
+    return (index.unsqueeze(-1) == torch.arange(num, device=index.device)).to(dtype)
+
+
+def squared_distance(points: Tensor, centers: Tensor) -> Tensor:
+    """Squared Euclidean distances by matrix product: (..., n, D), (..., m, D) -> (..., n, m), never
+    negative.
+    """
+    points_squared = points.square().sum(-1, keepdim=True)
+    centers_squared = centers.square().sum(-1).unsqueeze(-2)
+    distance = points @ (-2 * centers).mT + centers_squared + points_squared
+    return distance.clamp_min(0)
+
+
+def chunks_of_points(points: Tensor) -> list[slice]:
+    """Slices of S that together cover points (C, S, D), each small enough for a float32 copy."""
+    num_classes, num_points, dim = points.shape
+    step = max(1, _CHUNK_ELEMENTS // max(1, num_classes * dim))
+    return [slice(begin, begin + step) for begin in range(0, num_points, step)]
+
+
+def squared_distance_in_chunks(points: Tensor, centers: Tensor) -> Tensor:
+    """As `squared_distance`, for points (C, S, D) of any float type and centers (C, m, D)."""
+    parts = chunks_of_points(points)
+    return torch.cat([squared_distance(points[:, p].float(), centers) for p in parts], dim=1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the masked values, 0 if there is none."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
