@@ -1,0 +1,75 @@
+"""ClassMix: half of the classes of a source image are pasted onto a target image.
+
+Legend: B images, C classes, (H, W) pixels.
+"""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def sample_class_mask(
+    label: Tensor,
+    num_classes: int,
+    ignore_label: int = 255,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws which source pixels are pasted: all pixels of a random half of the classes.
+
+    Candidates are the n labels that occur anywhere in the batch, the ignore label being one of
+    them. Each image draws ceil(n / 2) of them, uniformly and without replacement; as some may not
+    occur in it, a mask can be empty or full. The host never waits for the device.
+
+    Source: Olsson et al., arXiv:2007.07936; batch-wide candidates as in DACS, arXiv:2007.08702, and
+    DAFormer, arXiv:2111.14887.
+
+    Args:
+        label: (B, H, W) int64 source labels in [0, C) or ``ignore_label``. Other values are the
+            caller's error, and not looked for.
+        num_classes: C.
+        ignore_label: the label of pixels without a class.
+        generator: source of the random keys, on any device; None: torch's default one of the
+            label's device.
+
+    Returns:
+        (B, H, W) bool: True where the source pixel is pasted.
+
+    Raises:
+        ValueError: ``label`` has not three dimensions.
+    """
+    if label.dim() != 3:
+        raise ValueError(f"label must be (B, H, W), got {tuple(label.shape)}")
+    slot = torch.where(label == ignore_label, num_classes, label).flatten(1)
+    present = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
+    present.scatter_(0, slot.flatten(), True)
+    device = label.device if generator is None else generator.device
+    key = torch.rand(len(label), num_classes + 1, generator=generator, device=device)
+    # Absent classes sort behind all others, so a rank below ceil(n/2) is a draw without replacement
+    # from the n present.
+    key = key.to(label.device, non_blocking=True).masked_fill(~present, torch.inf)
+    rank = key.argsort(dim=1).argsort(dim=1)
+    chosen = rank < (present.sum() + 1) // 2
+    return chosen.gather(1, slot).view(label.shape)
+
+
+def class_mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Source where the mask is True, target elsewhere.
+
+    Args:
+        mask: (B, H, W) bool of ``sample_class_mask``.
+        source, target: images (B, 3, H, W), labels or weights (B, H, W); neither is changed.
+
+    Returns:
+        A new tensor of their shape. Gradients reach both.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    pixels = (*target.shape[:1], *target.shape[-2:])
+    if source.shape != target.shape or target.dim() not in (3, 4) or mask.shape != pixels:
+        shapes = [tuple(t.shape) for t in (mask, source, target)]
+        raise ValueError(
+            "mask (B, H, W), source and target (B, [channels,] H, W) must agree, "
+            f"got shapes {shapes}"
+        )
+    return torch.where(mask if target.dim() == 3 else mask.unsqueeze(1), source, target)

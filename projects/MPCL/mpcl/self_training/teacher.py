@@ -1,0 +1,171 @@
+"""The mean teacher: an exponential moving average (EMA) of the student; it labels the target."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class EMATeacher(nn.Module):
+    r"""Averaged copy of a student network, without some of its sub-modules and without gradients.
+
+    After the student's update of iteration t = 0, 1, ...
+
+    .. math::
+        \phi \leftarrow \alpha_t \phi + (1 - \alpha_t) \theta, \qquad
+        \alpha_t = \min(1 - 1/(t + 2), \alpha)
+
+    for parameters and floating-point buffers; integer buffers are copied. The rising momentum keeps
+    the start, which the student leaves quickly, out of the average.
+
+    Modes. ``train()`` switches *only batch norm* to training mode: pseudo-labels are normalised by
+    the statistics of the target batch, and dropout and stochastic depth stay off. ``eval()``
+    normalises by the student's running statistics, averaged by the same EMA. The teacher's own
+    forwards never change its running statistics, so that teacher and student are evaluated under
+    the same kind of statistics. Switch modes on this object rather than on ``.model``, whose own
+    ``train()`` would turn dropout on.
+
+    Source: Tarvainen and Valpola, arXiv:1703.01780; settings of DAFormer, arXiv:2111.14887. Differs
+    from DAFormer in the buffers: there the teacher collects running statistics of its own, which
+    nothing reads.
+
+    Args:
+        student: the network to copy; not changed. Not a DistributedDataParallel wrapper, but the
+            module inside.
+        momentum: alpha in [0, 1), the weight kept of the old value once the warm-up is over.
+        without: sub-modules of ``student`` to leave out. They are never copied; in the teacher the
+            attribute is None.
+
+    Attributes:
+        model: the averaged copy.
+
+    Raises:
+        ValueError: ``momentum`` is outside [0, 1), or an entry of ``without`` is no sub-module of
+            ``student``.
+    """
+
+    def __init__(
+        self, student: nn.Module, *, momentum: float = 0.999, without: Sequence[nn.Module] = ()
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        self.momentum = momentum
+        self._left_out = _names_of(without, student)
+        # deepcopy takes what it finds in its memo for the copy of an object: left-out modules are
+        # "copied" to None.
+        self.model: nn.Module = copy.deepcopy(student, {id(module): None for module in without})
+        self.model.requires_grad_(False)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                # In training mode these layers would mix batch statistics of unlabelled target
+                # images into running statistics that update_() takes from the student. torch's
+                # layers leave them alone when they do not track; detectron2's NaiveSyncBatchNorm
+                # does not look at that flag, but scales its step by momentum.
+                module.track_running_stats = False
+                module.momentum = 0.0
+        # A tuple, not a module attribute: the student must not become a sub-module of its teacher.
+        self._paired: tuple[nn.Module, list[tuple[nn.Module, nn.Module, str]]] | None = None
+        self.train()
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the averaged model with the same arguments. No gradients."""
+        return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "EMATeacher":
+        """Sets batch norm to training (True) or evaluation mode; everything else evaluates."""
+        super().train(False)
+        self.training = mode
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode)
+        return self
+
+    def momentum_at(self, iteration: int) -> float:
+        """Momentum of the update after iteration 0, 1, 2, ...: 1/2, 2/3, 3/4, ... up to alpha.
+
+        Raises:
+            ValueError: ``iteration`` is negative.
+        """
+        if iteration < 0:
+            raise ValueError(f"iteration must not be negative, got {iteration}")
+        return min(1.0 - 1.0 / (iteration + 2), self.momentum)
+
+    @torch.no_grad()
+    def copy_(self, student: nn.Module) -> None:
+        """Makes parameters and buffers equal to the student's.
+
+        Raises:
+            ValueError: the student is not built like the one that was copied.
+        """
+        for mine, theirs in self._pairs(student):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def update_(self, student: nn.Module, iteration: int) -> None:
+        """Averages the student in, after the optimiser step of ``iteration`` (counted from 0).
+
+        Raises:
+            ValueError: the student is not built like the one that was copied, or ``iteration`` is
+                negative.
+        """
+        averaged, current = [], []
+        momentum = self.momentum_at(iteration)
+        for mine, theirs in self._pairs(student):
+            if mine.is_floating_point():
+                averaged.append(mine)
+                current.append(theirs)
+            else:
+                mine.copy_(theirs)
+        torch._foreach_lerp_(averaged, current, 1.0 - momentum)
+
+    def _pairs(self, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """(teacher tensor, student tensor) of every parameter and buffer.
+
+        Names are matched once for a student. The owners of the tensors are remembered rather than
+        the tensors, as modules may rebind their buffers (``Module.to`` does).
+        """
+        if self._paired is None or self._paired[0] is not student:
+            self._paired = (student, self._match(student))
+        return [(getattr(mine, key), getattr(theirs, key)) for mine, theirs, key in self._paired[1]]
+
+    def _match(self, student: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
+        mine, theirs = _tensors_by_name(self.model), _tensors_by_name(student)
+        kept = {name for name in theirs if not name.startswith(self._left_out)}
+        if unmatched := sorted(mine.keys() ^ kept):
+            raise ValueError(
+                "student must be built like the one that was copied, and not be wrapped; "
+                f"unmatched tensors: {unmatched[:5]}"
+            )
+        for name, (owner, key) in mine.items():
+            expected, shape = getattr(owner, key).shape, getattr(*theirs[name]).shape
+            if shape != expected:
+                raise ValueError(
+                    f"student tensor {name} must have shape {tuple(expected)}, got {tuple(shape)}"
+                )
+        return [(owner, theirs[name][0], key) for name, (owner, key) in mine.items()]
+
+
+def _names_of(modules: Sequence[nn.Module], root: nn.Module) -> tuple[str, ...]:
+    """Prefixes ("name.") under which the tensors of ``modules`` appear in ``root``."""
+    wanted = {id(module) for module in modules}
+    found = [
+        (id(module), f"{name}.")
+        for name, module in root.named_modules(remove_duplicate=False)
+        if name and id(module) in wanted
+    ]
+    if missing := wanted - {key for key, _ in found}:
+        names = [type(module).__name__ for module in modules if id(module) in missing]
+        raise ValueError(f"without must list sub-modules of the student, got foreign {names}")
+    return tuple(name for _, name in found)
+
+
+def _tensors_by_name(root: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Full name -> (owner, attribute) of all parameters and buffers, non-persistent ones too."""
+    names = [name for name, _ in root.named_parameters()] + [n for n, _ in root.named_buffers()]
+    split = [(name, *name.rpartition(".")[::2]) for name in names]
+    return {name: (root.get_submodule(path), key) for name, path, key in split}

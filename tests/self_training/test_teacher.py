@@ -1,0 +1,242 @@
+"""EMA teacher: momentum, structure, modes."""
+
+import copy
+
+import pytest
+import torch
+from mpcl.self_training.teacher import EMATeacher
+from torch import nn
+
+
+class Student(nn.Module):
+    """Convolution, batch norm, dropout; and an auxiliary head with a big buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.auxiliary = nn.Linear(4, 2)
+        self.auxiliary.register_buffer("bank", torch.zeros(1000))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+
+@pytest.fixture
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student()
+
+
+def randomize_(module: nn.Module) -> None:
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5)
+        else:
+            tensor.add_(3)
+
+
+def test_momentum_warms_up_as_one_half_two_thirds_three_quarters(student):
+    teacher = EMATeacher(student, momentum=0.999)
+    expected = [1 / 2, 2 / 3, 3 / 4, 9 / 10, 99 / 100, 0.999, 0.999]
+    assert [teacher.momentum_at(t) for t in (0, 1, 2, 8, 98, 998, 10**6)] == pytest.approx(expected)
+
+
+def test_update_while_warming_up_is_the_mean_of_all_students():
+    # alpha_t = 1 - 1/(t + 2) makes the teacher the plain mean of the start and of t + 1 students.
+    student = nn.Linear(1, 1, bias=False).double()
+    values = [4.0, -1.0, 0.5, 2.0, 7.0]
+    student.weight.data.fill_(values[0])
+    teacher = EMATeacher(student)
+    for t, value in enumerate(values[1:]):
+        student.weight.data.fill_(value)
+        teacher.update_(student, t)
+        assert teacher.model.weight.item() == pytest.approx(sum(values[: t + 2]) / (t + 2))
+
+
+def test_update_after_the_warm_up_keeps_momentum_of_the_old_value(student):
+    teacher = EMATeacher(student, momentum=0.9)
+    old = copy.deepcopy(teacher.model)
+    randomize_(student)
+    teacher.update_(student, 1000)
+    for name, parameter in teacher.model.named_parameters():
+        expected = 0.9 * old.get_parameter(name) + 0.1 * student.get_parameter(name)
+        torch.testing.assert_close(parameter, expected)
+
+
+def test_update_averages_running_statistics_and_copies_counters(student):
+    teacher = EMATeacher(student)
+    student.body[1].running_var.fill_(5.0)
+    student.body[1].num_batches_tracked.fill_(17)
+    teacher.update_(student, 0)
+    torch.testing.assert_close(teacher.model.body[1].running_var, torch.full((4,), 3.0))  # (1+5)/2
+    assert teacher.model.body[1].num_batches_tracked == 17
+
+
+def test_copy_makes_all_tensors_equal_and_leaves_none_shared(student):
+    teacher = EMATeacher(student)
+    randomize_(student)
+    teacher.copy_(student)
+    theirs = student.state_dict()
+    for name, mine in teacher.model.state_dict().items():
+        assert torch.equal(mine, theirs[name])
+        assert mine.data_ptr() != theirs[name].data_ptr()
+
+
+def test_left_out_modules_are_none_and_the_rest_still_updates(student):
+    teacher = EMATeacher(student, without=[student.auxiliary])
+    assert teacher.model.auxiliary is None
+    assert not any("auxiliary" in name for name in teacher.state_dict())
+    assert student.auxiliary is not None
+    randomize_(student)
+    teacher.copy_(student)
+    teacher.update_(student, 0)
+    assert torch.equal(teacher.model.body[0].weight, student.body[0].weight)
+
+
+def test_left_out_modules_are_never_copied(student, monkeypatch):
+    def fail(*_):
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(nn.Linear, "__deepcopy__", fail, raising=False)
+    EMATeacher(student, without=[student.auxiliary])
+    with pytest.raises(AssertionError, match="copied"):
+        EMATeacher(student)
+
+
+def test_tied_parameters_are_averaged_once():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(1, 1, bias=False)
+            self.second = nn.Linear(1, 1, bias=False)
+            self.second.weight = self.first.weight
+
+    student = Tied()
+    student.first.weight.data.fill_(0.0)
+    teacher = EMATeacher(student)
+    student.first.weight.data.fill_(1.0)
+    teacher.update_(student, 0)
+    assert teacher.model.second.weight.item() == 0.5
+
+
+def test_update_follows_tensors_that_were_rebound(student):
+    teacher = EMATeacher(student)
+    teacher.update_(student, 0)  # pairs are remembered from here on
+    student.body[1].running_mean = torch.full((4,), 8.0)
+    student.body[0].weight = nn.Parameter(torch.ones_like(student.body[0].weight))
+    teacher.copy_(student)
+    assert torch.equal(teacher.model.body[1].running_mean, torch.full((4,), 8.0))
+    assert torch.equal(teacher.model.body[0].weight, torch.ones(4, 3, 1, 1))
+
+
+def test_training_mode_normalises_by_batch_statistics(student):
+    teacher = EMATeacher(student)
+    images = 3 * torch.randn(2, 3, 8, 8) + 5
+    normalised = teacher(images)
+    # gamma = 1 and beta = 0: each channel comes out with mean 0 and variance 1.
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        normalised.var((0, 2, 3), unbiased=False), torch.ones(4), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("value", [1.0, torch.inf])
+def test_forward_in_training_mode_leaves_every_buffer_as_it_was(student, value):
+    teacher = EMATeacher(student)
+    randomize_(teacher.model)
+    before = {name: buffer.clone() for name, buffer in teacher.named_buffers()}
+    teacher(torch.full((2, 3, 4, 4), value))
+    for name, buffer in teacher.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_a_synchronised_batch_norm_of_detectron2_keeps_its_statistics(monkeypatch):
+    layers = pytest.importorskip("detectron2.layers.batch_norm")
+    # Two ranks holding the same images: sums double, so the statistics stay those of one.
+    monkeypatch.setattr(layers.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(layers.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(layers, "differentiable_all_reduce", lambda tensor: 2 * tensor)
+    images = 3 * torch.randn(2, 4, 8, 8) + 5
+    teacher = EMATeacher(nn.Sequential(layers.NaiveSyncBatchNorm(4)))
+    normalised = teacher(images)
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    assert torch.equal(teacher.model[0].running_mean, torch.zeros(4))
+    assert torch.equal(teacher.model[0].running_var, torch.ones(4))
+
+
+def test_evaluation_mode_normalises_by_the_averaged_running_statistics(student):
+    teacher = EMATeacher(student).eval()
+    randomize_(student)
+    teacher.copy_(student)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(teacher(images), student.eval()(images))
+
+
+def test_the_students_batch_norm_keeps_tracking(student):
+    EMATeacher(student)
+    student(torch.randn(2, 3, 8, 8) + 5)
+    assert student.body[1].num_batches_tracked == 1
+    assert student.body[1].momentum == 0.1
+
+
+def test_dropout_stays_off_whatever_the_mode(student):
+    teacher = EMATeacher(student)
+    for mode in (True, False, True):
+        teacher.train(mode)
+        assert teacher.training is mode
+        assert teacher.model.body[1].training is mode
+        assert not teacher.model.body[2].training
+        images = torch.randn(2, 3, 4, 4)
+        assert torch.equal(teacher(images), teacher(images))
+
+
+def test_no_gradient_passes_through_the_teacher(student):
+    teacher = EMATeacher(student)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not teacher(torch.randn(2, 3, 4, 4, requires_grad=True)).requires_grad
+
+
+def test_the_student_is_no_part_of_its_teacher(student):
+    teacher = EMATeacher(student)
+    teacher.update_(student, 0)
+    assert all(module is not student for module in teacher.modules())
+    assert all(name.startswith("model.") for name in teacher.state_dict())
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_momentum_outside_its_range_is_refused(student, momentum):
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\)"):
+        EMATeacher(student, momentum=momentum)
+
+
+def test_a_negative_iteration_is_refused(student):
+    with pytest.raises(ValueError, match="iteration must not be negative, got -1"):
+        EMATeacher(student).update_(student, -1)
+
+
+def test_a_foreign_module_to_leave_out_is_refused(student):
+    with pytest.raises(ValueError, match="without must list sub-modules"):
+        EMATeacher(student, without=[nn.Linear(1, 1)])
+
+
+def test_students_built_otherwise_are_refused(student):
+    teacher = EMATeacher(student, without=[student.auxiliary])
+    extra, wide = copy.deepcopy(student), copy.deepcopy(student)
+    extra.more = nn.Linear(1, 1)
+    wide.body[0] = nn.Conv2d(3, 5, 1)
+    for other in (extra, nn.Sequential(student), nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match="unmatched"):
+            teacher.update_(other, 0)
+    with pytest.raises(ValueError, match=r"body.0.weight must have shape \(4, 3, 1, 1\)"):
+        teacher.copy_(wide)
+
+
+def test_state_survives_a_checkpoint(student, tmp_path):
+    teacher = EMATeacher(student, without=[student.auxiliary])
+    randomize_(teacher.model)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    other = EMATeacher(fresh := Student(), without=[fresh.auxiliary])
+    other.load_state_dict(torch.load(tmp_path / "teacher.pth"))
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)
