@@ -39,8 +39,9 @@ TEST = [
     "pytest-cov>=5.0",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
-    "ruff>=0.17",
-    "mypy>=2.4",
+    # These two change what they accept from one minor version to the next.
+    "ruff>=0.17.6,<0.18",
+    "mypy>=2.4,<2.5",
     "types-PyYAML>=6.0",
     # Independent implementations that the tests compare with.
     "POT>=0.9.3",
