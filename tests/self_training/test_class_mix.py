@@ -8,6 +8,11 @@ import torch
 from mpcl.self_training.class_mix import class_mix, sample_class_mask
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def stripes(labels, height: int = 2, batch: int = 1) -> torch.Tensor:
     """(B, height, len(labels)): one column a label."""
     return torch.tensor(labels).expand(batch, height, -1).contiguous()
