@@ -152,7 +152,7 @@ class Stage(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 class MixTransformer(Backbone):
-    """Hierarchical transformer encoder without positional embeddings; takes images of any size.
+    """Hierarchical transformer encoder without positional embeddings; sizes need not divide by 32.
 
     Source: Xie et al., SegFormer (arXiv:2105.15203), with the layer-norm epsilons of the released
     weights. Differs from the released code in: nothing that changes a number.
@@ -206,7 +206,7 @@ class MixTransformer(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """
         Args:
-            images: (B, 3, H, W) normalised RGB, any H and W.
+            images: (B, 3, H, W) normalised RGB, any H and W of at least 32.
 
         Returns:
             {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),

@@ -84,9 +84,7 @@ class Conversion(NamedTuple):
 
     state: State  # our names, without "backbone."
     source: str  # SEGFORMER, HUGGING_FACE or MPCL
-    left_out: tuple[
-        str, ...
-    ]  # names in the file that belong to no encoder: classifier, decode head, teacher
+    left_out: tuple[str, ...]  # the file's other tensors: classifier, decode head, teacher
 
 
 def load_checkpoint_file(path: str | Path) -> State:

@@ -1,0 +1,60 @@
+"""Original parameter names, written down apart from the package, and the fill rule of the golden values."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+
+def official_encoder_name(name: str) -> str:
+    """``stages.0.blocks.1.ffn.dwconv.bias`` -> ``block1.1.mlp.dwconv.dwconv.bias``: mit_bX.pth."""
+    stage, rest = re.fullmatch(r"stages\.(\d)\.(.+)", name).groups()
+    number = int(stage) + 1
+    if rest.startswith("blocks."):
+        rest = rest.removeprefix("blocks.").replace("ffn.dwconv", "ffn.dwconv.dwconv")
+        return f"block{number}.{rest.replace('ffn.', 'mlp.')}"
+    place, layer = rest.split(".", 1)
+    return f"{place}{number}.{layer}"
+
+
+def official_head_name(name: str) -> str:
+    """``fusion.branches.1.dw.bn.bias`` -> ``fuse_layer.aspp_modules.1.depthwise_conv.bn.bias``."""
+    name = re.sub(r"^fusion\.embed\.(\d)", r"embed_layers.\1.proj", name)
+    name = re.sub(r"^fusion\.branches", "fuse_layer.aspp_modules", name)
+    name = re.sub(r"^fusion\.bottleneck", "fuse_layer.bottleneck", name)
+    name = name.replace(".dw.", ".depthwise_conv.").replace(".pw.", ".pointwise_conv.")
+    return name.replace("classifier", "conv_seg")
+
+
+def golden_value(key: str, like: Tensor) -> Tensor:
+    """A deterministic tensor for an official ``key``: sin(0.7 i + phase of the key), scaled by the role of the key."""
+    phase = 0.2 * (sum(key.encode("ascii")) % 31)
+    wave = torch.sin(0.7 * torch.arange(like.numel(), dtype=torch.float64) + phase).reshape(
+        like.shape
+    )
+    if like.dim() < 2 and key.endswith(("weight", "running_var")):
+        return 1 + 0.1 * wave
+    return 0.05 * wave
+
+
+def fill_golden_(module: nn.Module, prefix: str, official_name) -> nn.Module:
+    """Gives every tensor of ``module`` (float64 from here on) the value that belongs to its official name."""
+    module.double()
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(golden_value(prefix + official_name(name), tensor))
+    return module
+
+
+def golden_images(height: int, width: int) -> Tensor:
+    count = 2 * 3 * height * width
+    return 2 * torch.sin(0.01 * torch.arange(count, dtype=torch.float64)).reshape(
+        2, 3, height, width
+    )
+
+
+def summary(x: Tensor) -> list[float]:
+    """Mean, biased standard deviation, largest magnitude, first and last element."""
+    flat = x.detach().flatten()
+    numbers = [flat.mean(), flat.std(correction=0), flat.abs().max(), flat[0], flat[-1]]
+    return [number.item() for number in numbers]
