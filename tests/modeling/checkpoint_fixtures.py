@@ -1,4 +1,4 @@
-"""Original parameter names, written down apart from the package, and the fill rule of the golden values."""
+"""Original parameter names, written apart from the package, and the fill of the golden values."""
 
 import re
 
@@ -27,18 +27,17 @@ def official_head_name(name: str) -> str:
 
 
 def golden_value(key: str, like: Tensor) -> Tensor:
-    """A deterministic tensor for an official ``key``: sin(0.7 i + phase of the key), scaled by the role of the key."""
+    """A tensor for an official ``key``: sin(0.7 i + phase of the key), scaled by its role."""
     phase = 0.2 * (sum(key.encode("ascii")) % 31)
-    wave = torch.sin(0.7 * torch.arange(like.numel(), dtype=torch.float64) + phase).reshape(
-        like.shape
-    )
+    index = torch.arange(like.numel(), dtype=torch.float64)
+    wave = torch.sin(0.7 * index + phase).reshape(like.shape)
     if like.dim() < 2 and key.endswith(("weight", "running_var")):
         return 1 + 0.1 * wave
     return 0.05 * wave
 
 
 def fill_golden_(module: nn.Module, prefix: str, official_name) -> nn.Module:
-    """Gives every tensor of ``module`` (float64 from here on) the value that belongs to its official name."""
+    """Makes ``module`` float64 and gives every tensor the value of its official name."""
     module.double()
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -47,10 +46,8 @@ def fill_golden_(module: nn.Module, prefix: str, official_name) -> nn.Module:
 
 
 def golden_images(height: int, width: int) -> Tensor:
-    count = 2 * 3 * height * width
-    return 2 * torch.sin(0.01 * torch.arange(count, dtype=torch.float64)).reshape(
-        2, 3, height, width
-    )
+    index = torch.arange(2 * 3 * height * width, dtype=torch.float64)
+    return 2 * torch.sin(0.01 * index).reshape(2, 3, height, width)
 
 
 def summary(x: Tensor) -> list[float]:

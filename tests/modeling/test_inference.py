@@ -5,7 +5,7 @@ from mpcl.modeling.inference import sliding_window, whole_image
 
 
 def network(images: torch.Tensor) -> torch.Tensor:
-    """Stride-4 logits of two classes that depend on the place inside the window, as a padded network's do."""
+    """Stride-4 logits of two classes that depend on the place, as a padded network's do."""
     pooled = F.avg_pool2d(images, 4, ceil_mode=True)
     place = torch.arange(pooled.shape[3], dtype=images.dtype)
     return torch.stack([pooled.sum(1) + place, pooled[:, 0] * place], 1)

@@ -1,0 +1,347 @@
+import importlib.util
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_fixtures import golden_value, official_encoder_name
+from mpcl.modeling.mit import VARIANTS, MixTransformer
+from mpcl.modeling.weights import (
+    WeightsCheckpointer,
+    infer_variant,
+    load_checkpoint_file,
+    save_converted,
+    to_backbone_state,
+)
+from torch import Tensor, nn
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
+
+CONVERT_TOOL = Path(__file__).parents[2] / "tools" / "convert_mit_weights.py"
+
+
+class Segmentor(nn.Module):
+    """The least that has a backbone and something else."""
+
+    def __init__(self, variant: str = "b0") -> None:
+        super().__init__()
+        self.backbone = MixTransformer(variant=variant)
+        self.sem_seg_head = nn.Conv2d(256, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def ours() -> dict[str, Tensor]:
+    """An encoder under our names whose every tensor is different."""
+    with torch.device("meta"):
+        names = MixTransformer(variant="b0").state_dict()
+    return {name: golden_value(name, t).float() for name, t in names.items()}
+
+
+@pytest.fixture(scope="module")
+def official(ours) -> dict[str, Tensor]:
+    """The same encoder as the SegFormer authors would have saved it, with the classifier."""
+    state = {official_encoder_name(name): tensor for name, tensor in ours.items()}
+    return {**state, "head.weight": torch.ones(1000, 256), "head.bias": torch.ones(1000)}
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    config = SegformerConfig(num_labels=7)
+    torch.manual_seed(3)
+    model = SegformerForImageClassification(config).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape), alpha=0.05)
+    return model
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def backbone_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in model.backbone.state_dict().items()}
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+OFFICIAL_LAYOUTS = {
+    "flat": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}},
+    "model": lambda s: {"model": s, "epoch": 3},
+    "data parallel": lambda s: {"state_dict": prefixed(s, "module.")},
+    "segmentor": lambda s: {
+        "state_dict": {**prefixed(s, "backbone."), "decode_head.conv_seg.weight": torch.ones(3, 1)}
+    },
+    "UDA, teacher first": lambda s: {
+        "state_dict": {
+            **prefixed({k: t + 1 for k, t in s.items()}, "ema_model.backbone."),
+            **prefixed({k: t + 2 for k, t in s.items()}, "imnet_model.backbone."),
+            **prefixed(s, "model.backbone."),
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("layout", OFFICIAL_LAYOUTS)
+def test_official_files_of_every_layout_load_into_the_backbone(layout, official, ours, tmp_path):
+    path = tmp_path / "mit_b0.pth"
+    torch.save(OFFICIAL_LAYOUTS[layout](official), path)
+    assert_same(to_backbone_state(load_checkpoint_file(path)), ours)
+    model = Segmentor()
+    head = model.sem_seg_head.weight.clone()
+    WeightsCheckpointer(model).load(str(path))
+    assert_same(backbone_of(model), ours)
+    assert torch.equal(model.sem_seg_head.weight, head)
+
+
+def hugging_face_files(model: SegformerForImageClassification, folder: Path) -> dict[str, Path]:
+    """Every way in which transformers' models end up on a disk."""
+    paths = {}
+    paths["folder"] = folder / "safetensors"
+    model.save_pretrained(paths["folder"])
+    paths["safetensors file"] = paths["folder"] / "model.safetensors"
+    paths["names in memory"] = folder / "memory"
+    model.save_pretrained(paths["names in memory"], save_original_format=False)
+    paths["no classifier"] = folder / "encoder"
+    model.segformer.save_pretrained(paths["no classifier"])
+    paths["bin folder"] = folder / "bin"
+    paths["bin folder"].mkdir()
+    on_disk = load_checkpoint_file(paths["folder"])
+    torch.save(on_disk, paths["bin folder"] / "pytorch_model.bin")
+    paths["bin file"] = paths["bin folder"] / "pytorch_model.bin"
+    segmentation = SegformerForSemanticSegmentation(model.config)
+    segmentation.segformer = model.segformer
+    paths["segmentation"] = folder / "segmentation"
+    segmentation.save_pretrained(paths["segmentation"])
+    paths["flat in memory"] = folder / "flat.pth"
+    torch.save(model.segformer.state_dict(), paths["flat in memory"])
+    return paths
+
+
+def test_hugging_face_files_of_every_layout_compute_what_transformers_computes(
+    hugging_face, tmp_path
+):
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = hugging_face.segformer(images, output_hidden_states=True).hidden_states
+    prefixes = set()
+    for layout, path in hugging_face_files(hugging_face, tmp_path).items():
+        prefixes.add(next(iter(load_checkpoint_file(path))).split(".")[0])
+        model = Segmentor().eval()
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-5  # as in transformers
+        WeightsCheckpointer(model).load(str(path))
+        with torch.no_grad():
+            found = model.backbone(images)
+        for feature, hidden in zip(found.values(), expected):
+            torch.testing.assert_close(feature, hidden, rtol=0, atol=1e-4, msg=layout)
+    assert {"stages", "encoder"} <= prefixes  # both naming schemes were among them
+
+
+def test_rows_of_keys_come_before_rows_of_values(hugging_face):
+    source = hugging_face.state_dict()
+    keys, values = to_backbone_state(source)["stages.1.blocks.0.attn.kv.weight"].chunk(2)
+    block = "segformer.stages.1.blocks.0.attention."
+    assert torch.equal(keys, source[block + "k_proj.weight"])
+    assert torch.equal(values, source[block + "v_proj.weight"])
+    assert not torch.equal(keys, values)
+
+
+def test_a_key_without_its_value_is_refused(hugging_face):
+    source = dict(hugging_face.state_dict())
+    del source["segformer.stages.1.blocks.0.attention.v_proj.bias"]
+    with pytest.raises(ValueError, match="value projection"):
+        to_backbone_state(source)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_variant_is_told_by_widths_and_depths(variant):
+    with torch.device("meta"):
+        assert infer_variant(MixTransformer(variant=variant).state_dict()) == variant
+
+
+def test_an_encoder_of_no_known_variant_is_refused():
+    config = SegformerConfig(hidden_sizes=[16, 32, 80, 128], depths=[1, 1, 1, 1])
+    state = to_backbone_state(SegformerModel(config).state_dict())
+    with pytest.raises(ValueError, match=r"16, 32, 80, 128.*b0.*b5"):
+        infer_variant(state)
+
+
+def test_another_variant_is_refused_by_name_and_changes_nothing(official, ours, tmp_path):
+    torch.save(official, tmp_path / "mit_b0.pth")
+    torch.save({"model": prefixed(ours, "backbone.")}, tmp_path / "own_b0.pth")
+    model = Segmentor("b1")
+    before = backbone_of(model)
+    checkpointer = WeightsCheckpointer(model)
+    for name in ("mit_b0.pth", "own_b0.pth"):
+        with pytest.raises(ValueError, match=r"MiT-b0, but MODEL\.MIT\.VARIANT is b1"):
+            checkpointer.load(str(tmp_path / name))
+    assert_same(backbone_of(model), before)
+
+
+def test_an_incomplete_or_misshapen_encoder_is_refused(official, ours, tmp_path):
+    damaged = dict(official)
+    del damaged["block2.1.attn.sr.bias"]
+    damaged["norm3.weight"] = torch.ones(7)
+    torch.save(damaged, tmp_path / "damaged.pth")
+    expected = r"1 missing \(stages.1.blocks.1.attn.sr.bias\); 1 misshapen \(stages.2.norm.weight\)"
+    model = Segmentor()
+    with pytest.raises(ValueError, match=expected):
+        WeightsCheckpointer(model).load(str(tmp_path / "damaged.pth"))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_unknown_content_is_refused_with_the_known_kinds(nested, tmp_path):
+    state = {f"layer1.{i}.conv.weight": torch.ones(2) for i in range(9)}
+    torch.save({"model": state} if nested else state, tmp_path / "resnet.pth")
+    message = r"layer1\.0\.conv\.weight, .*patch_embed1.*Hugging Face.*backbone\.stages"
+    with pytest.raises(ValueError, match=message):
+        to_backbone_state(load_checkpoint_file(tmp_path / "resnet.pth"))
+    with pytest.raises(ValueError, match=message):
+        WeightsCheckpointer(Segmentor()).load(str(tmp_path / "resnet.pth"))
+
+
+def test_a_file_without_tensors_and_a_folder_without_weights_are_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    with pytest.raises(ValueError, match="found epoch"):
+        load_checkpoint_file(tmp_path / "epoch.pth")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="got list"):
+        load_checkpoint_file(tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"model\.safetensors, pytorch_model\.bin"):
+        load_checkpoint_file(tmp_path)
+
+
+def test_a_file_that_carries_code_is_not_opened(tmp_path):
+    torch.save({"model": {}, "meta": Path("code")}, tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="could run its code"):
+        load_checkpoint_file(tmp_path / "code.pth")
+    with pytest.raises(ValueError, match="could run its code"):
+        WeightsCheckpointer(Segmentor()).load(str(tmp_path / "code.pth"))
+
+
+def test_an_own_checkpoint_resumes_with_optimizer_and_iteration(tmp_path):
+    def build():
+        model = Segmentor()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return model, optimizer, WeightsCheckpointer(model, str(tmp_path), optimizer=optimizer)
+
+    model, optimizer, checkpointer = build()
+    model.sem_seg_head(torch.ones(1, 256, 1, 1)).sum().backward()
+    optimizer.step()
+    checkpointer.save("model_0000004", iteration=4)
+
+    resumed, resumed_optimizer, checkpointer = build()
+    rest = checkpointer.resume_or_load("unused.pth", resume=True)
+    assert rest["iteration"] == 4
+    assert_same(resumed.state_dict(), model.state_dict())
+    assert len(resumed_optimizer.state) == len(optimizer.state) == 2
+
+    started, fresh_optimizer, checkpointer = build()
+    checkpointer.resume_or_load(str(tmp_path / "model_0000004.pth"), resume=False)
+    assert_same(started.state_dict(), model.state_dict())
+    assert not fresh_optimizer.state
+
+
+def test_an_own_checkpoint_with_another_head_keeps_what_fits(tmp_path):
+    torch.manual_seed(0)
+    saved, model = Segmentor(), Segmentor()
+    state = saved.state_dict()
+    state["sem_seg_head.weight"] = torch.ones(9, 256, 1, 1)
+    torch.save({"model": prefixed(state, "module.")}, tmp_path / "other_classes.pth")
+    before = model.sem_seg_head.weight.clone()
+    WeightsCheckpointer(model).load(str(tmp_path / "other_classes.pth"))
+    assert_same(backbone_of(model), backbone_of(saved))
+    assert torch.equal(model.sem_seg_head.weight, before)
+    assert torch.equal(model.sem_seg_head.bias, saved.sem_seg_head.bias)
+
+
+def test_no_path_loads_nothing_and_a_refused_file_does_not_block_the_next(official, ours, tmp_path):
+    model = Segmentor()
+    checkpointer = WeightsCheckpointer(model)
+    assert checkpointer.load("") == {}
+    torch.save({"x": torch.ones(1)}, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match="no Mix Transformer"):
+        checkpointer.load(str(tmp_path / "wrong.pth"))
+    torch.save(official, tmp_path / "right.pth")
+    checkpointer.load(str(tmp_path / "right.pth"))
+    assert_same(backbone_of(model), ours)
+
+
+def test_a_model_zoo_file_of_which_nothing_fits_is_refused(tmp_path):
+    content = {"model": {"stem.conv1.weight": torch.ones(2).numpy()}, "__author__": "zoo"}
+    content["matching_heuristics"] = True
+    with open(tmp_path / "zoo.pkl", "wb") as file:
+        pickle.dump(content, file)
+    with pytest.raises(ValueError, match="no tensor of the weights fits"):
+        WeightsCheckpointer(Segmentor()).load(str(tmp_path / "zoo.pkl"))
+
+
+def test_the_log_counts_matched_missing_and_left_out_tensors(official, tmp_path, caplog):
+    torch.save(official, tmp_path / "mit_b0.pth")
+    checkpointer = WeightsCheckpointer(Segmentor())
+    checkpointer.logger.propagate = True
+    with caplog.at_level(logging.INFO, logger=checkpointer.logger.name):
+        checkpointer.load(str(tmp_path / "mit_b0.pth"))
+    assert (
+        "SegFormer MiT-b0: 176 backbone tensors matched; 2 tensors of the model keep their initial "
+        "values; 2 tensors of the file are left out (head.weight, head.bias)"
+    ) in caplog.text
+    assert "not found in the checkpoint" not in caplog.text
+
+
+def test_a_converted_file_loads_as_an_own_checkpoint(hugging_face, tmp_path):
+    hugging_face.save_pretrained(tmp_path / "mit-b0")
+    conversion = save_converted(tmp_path / "mit-b0", tmp_path / "mit_b0.pth")
+    assert (conversion.source, len(conversion.state)) == ("Hugging Face", 176)
+    assert set(conversion.left_out) == {"classifier.weight", "classifier.bias"}
+    model = Segmentor()
+    WeightsCheckpointer(model).load(str(tmp_path / "mit_b0.pth"))
+    assert_same(backbone_of(model), to_backbone_state(hugging_face.state_dict()))
+
+
+def test_conversion_refuses_incomplete_files_and_odd_endings(official, tmp_path):
+    torch.save({k: t for k, t in official.items() if k != "norm1.bias"}, tmp_path / "src.pth")
+    with pytest.raises(ValueError, match=r"1 missing \(stages.0.norm.bias\)"):
+        save_converted(tmp_path / "src.pth", tmp_path / "dst.pth")
+    with pytest.raises(ValueError, match=r"must end in \.pth"):
+        save_converted(tmp_path / "src.pth", tmp_path / "dst.pkl")
+    assert not (tmp_path / "dst.pth").exists()
+
+
+@pytest.fixture(scope="module")
+def convert_tool():
+    spec = importlib.util.spec_from_file_location("convert_mit_weights", CONVERT_TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_conversion_tool_says_what_matched(convert_tool, official, ours, tmp_path, capsys):
+    torch.save(official, tmp_path / "src.pth")
+    convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
+    output = capsys.readouterr().out
+    assert "SegFormer MiT-b0" in output
+    assert "176 encoder tensors matched" in output
+    assert "2 other tensors left out head.weight head.bias" in output
+    assert_same(to_backbone_state(load_checkpoint_file(tmp_path / "dst.pth")), ours)
+
+
+def test_the_conversion_tool_helps_and_fails_in_one_line(convert_tool, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        convert_tool.main(["--help"])
+    assert "Hugging Face folder" in capsys.readouterr().out
+    torch.save({"x": torch.ones(1)}, tmp_path / "src.pth")
+    with pytest.raises(SystemExit, match="1"):
+        convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
+    assert "no Mix Transformer among 1 tensors" in capsys.readouterr().err
