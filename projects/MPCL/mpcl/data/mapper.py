@@ -1,0 +1,325 @@
+"""From a data set record and a draw to the image (and label) that the networks see.
+
+The transforms and their order are DAFormer's: decode, resize, crop, flip, (colour), pad. As there,
+OpenCV resizes: its bilinear does not antialias and its nearest takes the upper left pixel, Pillow's
+do otherwise, and an image must not look different in training, in testing and to the peers.
+The segmentor normalises.
+
+Everything random comes from a generator seeded by the draw. Boxes are tried on the label alone, and
+only the accepted one is cut from the image.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+
+from .labels import IGNORE_LABEL, LabelMap, read_label
+from .sampler import NO_CLASS, Draw
+
+_TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class
+
+Record = dict[str, Any]
+Size = tuple[int, int]
+Box = tuple[slice, slice]
+
+
+def read_image(path: str) -> np.ndarray:
+    """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order.
+
+    Raises:
+        ValueError: the file is missing, or is no image that OpenCV can decode.
+    """
+    image = cv2.imread(path, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"cannot read the image {path}: it is missing, truncated or not an image")
+    return image
+
+
+def keep_aspect_size(size: Size, box: Size | None) -> Size:
+    """The largest (h, w) with the aspect of ``size`` in a bounding box, long side to long side.
+
+    Rounds as mmcv does, with one ratio for both sides: 1052x1914 in 1280x720 gives 704x1280.
+
+    Args:
+        size: (h, w).
+        box: the sides of the box in either order; ``None`` or (0, 0) keeps the size.
+    """
+    if box is None or not any(box):
+        return size
+    ratio = min(max(box) / max(size), min(box) / min(size))
+    return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
+
+
+def _resize(array: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
+    if array.shape[:2] == size:
+        return array
+    return cv2.resize(array, (size[1], size[0]), interpolation=interpolation)
+
+
+def _random_box(size: Size, crop_size: Size, rng: np.random.Generator) -> Box:
+    """An evenly drawn crop; it ends at the border where the image is smaller than the crop."""
+    top, left = (int(rng.integers(max(n - c, 0) + 1)) for n, c in zip(size, crop_size))
+    return slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
+
+
+def _pad(array: np.ndarray, crop_size: Size, value: tuple[int, ...]) -> np.ndarray:
+    """Fills up to the crop size, below and to the right."""
+    below, right = (c - n for n, c in zip(array.shape, crop_size))
+    if not below and not right:
+        return array
+    return cv2.copyMakeBorder(array, 0, below, 0, right, cv2.BORDER_CONSTANT, value=value)
+
+
+def _result(record: Record, native: np.ndarray, image: np.ndarray) -> Record:
+    """What all mappers return; ``image`` turns from (h, w, 3) BGR into a (3, h, w) RGB tensor."""
+    return {
+        "image": torch.from_numpy(np.stack(cv2.split(image)[::-1])),
+        "file_name": record["file_name"],
+        "height": native.shape[0],
+        "width": native.shape[1],
+    }
+
+
+def _class_counts(label: np.ndarray) -> np.ndarray:
+    """(256,) pixels of each value; OpenCV's histogram spares bincount's copy to int64."""
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def _is_mixed(counts: np.ndarray, max_area: float) -> bool:
+    """More than one class, and none on ``max_area`` or more of the pixels with a label."""
+    counts = np.delete(counts, IGNORE_LABEL)
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_area * counts.sum())
+
+
+def _distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast, saturation and hue of a BGR image, as SSD and mmseg do."""
+    from detectron2.projects.point_rend import ColorAugSSDTransform
+
+    state = random.getstate()  # the transform draws from the global generator: lend it ours
+    random.seed(int(rng.integers(2**31)))
+    try:
+        return ColorAugSSDTransform("BGR").apply_image(image)
+    finally:
+        random.setstate(state)
+
+
+def _crop_settings(cfg: CfgNode) -> dict[str, Any]:
+    """What source and target mapper both read from the configuration."""
+    if cfg.INPUT.FORMAT != "RGB":
+        raise ValueError(f"INPUT.FORMAT must be RGB, got {cfg.INPUT.FORMAT}")
+    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+        raise ValueError(
+            f"unknown INPUT.RANDOM_FLIP {cfg.INPUT.RANDOM_FLIP!r}; known: horizontal, none"
+        )
+    return {
+        "crop_size": tuple(cfg.INPUT.CROP.SIZE),
+        "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+        "pad_colour": tuple(round(mean) for mean in cfg.MODEL.PIXEL_MEAN),
+    }
+
+
+def _label_maps(names: Iterable[str]) -> dict[str, LabelMap]:
+    maps = {name: MetadataCatalog.get(name).get("label_map") for name in names}
+    return {name: label_map for name, label_map in maps.items() if label_map is not None}
+
+
+class SourceMapper:
+    """Labelled record and draw -> random crop of image and label.
+
+    A crop is redrawn, up to 10 times and then taken untested, until it shows more than one class
+    and none of them on ``single_category_max_area`` or more of its labelled pixels. Around this,
+    the whole is repeated up to 10 times until the class that the image was drawn for covers more
+    than ``min_crop_fraction`` of the crop.
+
+    Source: DAFormer (arXiv:2111.14887), Sec. 3.3, and its code. Differs from it in that threshold,
+    here a fraction of the crop, so that it fits every size.
+
+    Args:
+        size: bounding box of the resized image, see :func:`keep_aspect_size`.
+        crop_size: (h, w) of the result. Smaller images are padded below and to the right.
+        flip: mirror half of the images.
+        single_category_max_area: in (0, 1]; 1 accepts every crop.
+        min_crop_fraction: in [0, 1).
+        distort_colours: random brightness, contrast, saturation and hue. For training without
+            adaptation; self-training distorts the mixed images later.
+        pad_colour: RGB of the padding: the mean colour, about 0 once normalised. Labels get 255.
+        label_maps: raw id -> class index, by the name of the data set. Label files of other sets
+            hold class indices.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        size: Size | None,
+        crop_size: Size,
+        flip: bool,
+        single_category_max_area: float,
+        min_crop_fraction: float,
+        distort_colours: bool,
+        pad_colour: tuple[int, int, int],
+        label_maps: Mapping[str, LabelMap],
+    ) -> None:
+        self.size, self.crop_size, self.flip = size, crop_size, flip
+        self.single_category_max_area = single_category_max_area
+        self.min_crop_fraction = min_crop_fraction
+        self.distort_colours = distort_colours
+        self.pad_colour = pad_colour
+        self.label_maps = label_maps
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "size": tuple(cfg.INPUT.SOURCE_SIZE),
+            "label_maps": _label_maps(cfg.DATASETS.TRAIN),
+            "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            "min_crop_fraction": cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
+            "distort_colours": cfg.INPUT.COLOR_AUG_SSD,
+            **_crop_settings(cfg),
+        }
+
+    def __call__(self, record: Record, draw: Draw) -> Record:
+        """Reads, crops and augments one image.
+
+        Args:
+            record: with ``file_name``, ``sem_seg_file_name`` and, where its labels are mapped, the
+                name of its data set as ``dataset``.
+            draw: its seed decides on everything random.
+
+        Returns: ``image`` (3, h, w) uint8 RGB and ``sem_seg`` (h, w) int64 of the crop size;
+            ``file_name``; ``height`` and ``width`` of the file.
+
+        Raises:
+            ValueError: a file cannot be decoded, or image and label differ in size.
+            FileNotFoundError: there is no label file.
+        """
+        rng = np.random.default_rng(draw.seed)
+        image, label = self._read(record)
+        size = keep_aspect_size(label.shape, self.size)
+        label = _resize(label, size, cv2.INTER_NEAREST)
+        box = self._accepted_box(label, draw.rare_class, rng)
+        crop, label = _resize(image, size, cv2.INTER_LINEAR)[box], label[box]
+        if self.flip and rng.random() < 0.5:
+            crop, label = cv2.flip(crop, 1), cv2.flip(label, 1)
+        if self.distort_colours:
+            crop = _distort_colours(crop, rng)
+        label = _pad(label, self.crop_size, (IGNORE_LABEL,)).astype(np.int64)
+        result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
+        return {**result, "sem_seg": torch.from_numpy(label)}
+
+    def _read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        image_file, label_file = record["file_name"], record["sem_seg_file_name"]
+        image = read_image(image_file)
+        label = read_label(label_file, self.label_maps.get(record.get("dataset", "")))
+        if image.shape[:2] != label.shape:
+            raise ValueError(
+                f"image and label differ in size (height, width): {image_file} has "
+                f"{image.shape[:2]}, {label_file} has {label.shape}"
+            )
+        return image, label
+
+    def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:
+        box = _random_box(label.shape, self.crop_size, rng)
+        for _ in range(_TRIES):
+            if self.single_category_max_area >= 1 or _is_mixed(
+                _class_counts(label[box]), self.single_category_max_area
+            ):
+                break
+            box = _random_box(label.shape, self.crop_size, rng)
+        return box
+
+    def _accepted_box(self, label: np.ndarray, rare_class: int, rng: np.random.Generator) -> Box:
+        box = self._mixed_box(label, rng)
+        if rare_class == NO_CLASS:
+            return box
+        enough = self.min_crop_fraction * self.crop_size[0] * self.crop_size[1]
+        for _ in range(_TRIES):
+            if _class_counts(label[box])[rare_class] > enough:
+                break
+            box = self._mixed_box(label, rng)
+        return box
+
+
+def without_label(record: Record) -> Record:
+    """The record itself; ValueError if it names a label file."""
+    if "sem_seg_file_name" in record:
+        raise ValueError(
+            f"the target record of {record['file_name']} names a label file; adaptation must not "
+            "see target labels: put an image-only data set into DATASETS.TRAIN_TARGET"
+        )
+    return record
+
+
+class TargetMapper:
+    """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
+
+    Arguments as for :class:`SourceMapper`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        size: Size | None,
+        crop_size: Size,
+        flip: bool,
+        pad_colour: tuple[int, int, int],
+    ) -> None:
+        self.size, self.crop_size, self.flip, self.pad_colour = size, crop_size, flip, pad_colour
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"size": tuple(cfg.INPUT.TARGET_SIZE), **_crop_settings(cfg)}
+
+    def __call__(self, record: Record, draw: Draw) -> Record:
+        """As :meth:`SourceMapper.__call__`, without ``sem_seg``.
+
+        Raises:
+            ValueError: the record names a label file, or the image cannot be read.
+        """
+        rng = np.random.default_rng(draw.seed)
+        image = read_image(without_label(record)["file_name"])
+        size = keep_aspect_size(image.shape[:2], self.size)
+        crop = _resize(image, size, cv2.INTER_LINEAR)[_random_box(size, self.crop_size, rng)]
+        if self.flip and rng.random() < 0.5:
+            crop = cv2.flip(crop, 1)
+        return _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
+
+
+class TestMapper:
+    """Record -> the whole image at the size that the target is trained at.
+
+    The prediction is evaluated at the ``height`` and ``width`` of the file; the evaluator reads the
+    label itself.
+
+    Args:
+        size: bounding box of the resized image, see :func:`keep_aspect_size`.
+    """
+
+    __test__ = False  # the name starts with Test, but it is none
+
+    @configurable
+    def __init__(self, *, size: Size | None) -> None:
+        self.size = size
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {"size": tuple(cfg.INPUT.TARGET_SIZE)}
+
+    def __call__(self, record: Record) -> Record:
+        """Reads and resizes one image.
+
+        Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file.
+
+        Raises:
+            ValueError: the image cannot be read.
+        """
+        image = read_image(record["file_name"])
+        size = keep_aspect_size(image.shape[:2], self.size)
+        return _result(record, image, _resize(image, size, cv2.INTER_LINEAR))

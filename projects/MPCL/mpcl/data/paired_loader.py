@@ -1,0 +1,190 @@
+"""Batches of source and target for each iteration, the same in every run, resumed or not."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .datasets import load_records
+from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
+from .rare_class import RareClassSampler
+from .sampler import Draw, Draws, RareClassDraws, UniformDraws, rank_positions
+from .statistics import class_statistics
+
+_SOURCE_STREAM, _TARGET_STREAM = 0, 1
+
+Batch = dict[str, list[Record]]
+
+
+class DomainStream(Dataset[Record]):
+    """The endless stream of augmented images of one domain; item p depends on the draw p alone.
+
+    Args:
+        records: what the draws' ``index`` counts. Kept serialised: workers share their memory.
+        draws: which image comes at position p, and its seed.
+        mapper: (record, draw) -> image, and label if the domain has one.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], draws: Draws, mapper: Callable[[Record, Draw], Record]
+    ) -> None:
+        self.records = DatasetFromList(list(records), copy=False)
+        self.draws, self.mapper = draws, mapper
+
+    def __getitem__(self, position: int) -> Record:
+        draw = self.draws[position]
+        return self.mapper(self.records[draw.index], draw)
+
+
+class _Together(Dataset[Record]):
+    """The same position of several streams, so that one set of workers serves all domains."""
+
+    def __init__(self, streams: Mapping[str, DomainStream]) -> None:
+        self.streams = dict(streams)
+
+    def __getitem__(self, position: int) -> Record:
+        return {domain: stream[position] for domain, stream in self.streams.items()}
+
+
+def _by_domain(items: list[Record]) -> Batch:
+    return {domain: [item[domain] for item in items] for domain in items[0]}
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+
+
+class PairedLoader:
+    """Endless iterable of ``{"source": [record, ...], "target": [record, ...]}``, one an iteration.
+
+    Iterating starts at iteration 0, or where :meth:`seek` says. The DataLoader and its workers come
+    to life with the first batch and live as long as the iterator; they draw nothing from the global
+    generators. What a batch holds does not depend on the number of workers, and the batches of all
+    ranks together are the batch of a single process.
+
+    Args:
+        streams: by domain. Without a target set there is only ``"source"``, also in the batches.
+        batch_size: images of each domain in an iteration, over all ranks.
+        num_workers: of this rank; 0 loads in the calling process.
+        rank, world_size: of this process, and their number.
+
+    Raises:
+        ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, DomainStream],
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        rank_positions(0, batch_size, rank, world_size)  # a bad size fails here, not at first use
+        self._dataset = _Together(streams)
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._num_workers = num_workers
+        self._start = 0
+
+    def seek(self, iteration: int) -> None:
+        """Makes iterators whose first batch is still to come start at ``iteration``.
+
+        Raises:
+            ValueError: ``iteration`` is negative.
+        """
+        rank_positions(iteration, self._batch_size, self._rank, self._world_size)
+        self._start = iteration
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from DataLoader(
+            self._dataset,
+            batch_sampler=self._positions(),
+            num_workers=self._num_workers,
+            collate_fn=_by_domain,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+
+    def _positions(self) -> Iterator[list[int]]:
+        for iteration in count(self._start):
+            yield list(rank_positions(iteration, self._batch_size, self._rank, self._world_size))
+
+
+def _labelled_records(names: Sequence[str]) -> list[Record]:
+    """Records of the source sets; each names its set, which decides how its label is read."""
+    records = [{**record, "dataset": name} for name in names for record in load_records([name])]
+    for record in records:
+        if "sem_seg_file_name" not in record:
+            raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
+    return records
+
+
+def _rare_class_sampler(cfg: CfgNode, names: Sequence[str]) -> RareClassSampler:
+    """Counts the classes on the first rank; the others wait and then read what it has kept."""
+    if not comm.is_main_process():
+        comm.synchronize()
+    statistics = [class_statistics(name, cfg.DATALOADER.NUM_WORKERS) for name in names]
+    if comm.is_main_process():
+        comm.synchronize()
+    num_classes = {name: s.counts.shape[1] for name, s in zip(names, statistics)}
+    if len(set(num_classes.values())) > 1:
+        raise ValueError(f"the sets of DATASETS.TRAIN differ in their classes: {num_classes}")
+    rare_class = cfg.DATALOADER.RARE_CLASS
+    return RareClassSampler(
+        np.concatenate([s.counts for s in statistics]),
+        np.concatenate([s.sizes for s in statistics]),
+        rare_class.TEMPERATURE,
+        rare_class.MIN_IMAGE_FRACTION,
+    )
+
+
+def build_paired_loader(cfg: CfgNode) -> PairedLoader:
+    """The training loader that a configuration describes. All ranks must call it.
+
+    Reads ``DATASETS.TRAIN`` (source), ``DATASETS.TRAIN_TARGET`` (image-only; left alone when
+    ``SELF_TRAINING.ENABLED`` is off), ``DATALOADER``, ``INPUT`` and ``SOLVER.IMS_PER_BATCH``, the
+    images of each domain in an iteration over all ranks.
+
+    Args:
+        cfg: with the keys of :func:`mpcl.config.add_mpcl_config`. ``SEED`` alone decides on all
+            that is random, so it must not be negative.
+
+    Raises:
+        ValueError: the batch cannot be split over the ranks, a source set has no labels or classes
+            of its own, a target set has labels, or a setting is unknown or out of range.
+    """
+    if cfg.SEED < 0:
+        raise ValueError(f"SEED must not be negative, got {cfg.SEED}")
+    names = list(cfg.DATASETS.TRAIN)
+    records = _labelled_records(names)
+    draws = (
+        RareClassDraws(_rare_class_sampler(cfg, names), seed=cfg.SEED, stream=_SOURCE_STREAM)
+        if cfg.DATALOADER.RARE_CLASS.ENABLED
+        else UniformDraws(len(records), seed=cfg.SEED, stream=_SOURCE_STREAM)
+    )
+    streams = {"source": DomainStream(records, draws, SourceMapper(cfg))}
+    if cfg.SELF_TRAINING.ENABLED:
+        targets = [without_label(r) for r in load_records(cfg.DATASETS.TRAIN_TARGET)]
+        uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
+        streams["target"] = DomainStream(targets, uniform, TargetMapper(cfg))
+    return PairedLoader(
+        streams,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
+    """Detectron2's test loader, with images of the size that the target is trained at."""
+    return build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))

@@ -1,0 +1,111 @@
+"""Endless streams of draws, in which draw p depends on (seed, stream, p) alone.
+
+Nothing is carried from one draw to the next. A run that resumes at iteration i continues as if it
+had never stopped, and the ranks of a job split the stream of a single process among them, whatever
+the number of loader workers.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..utils.seeding import fold_seed
+from .rare_class import RareClassSampler
+
+NO_CLASS = -1  # Draw.rare_class of a draw that was not made for the sake of a class
+
+_ORDER, _AUGMENTATION = 0, 1  # keeps the seed of epoch e apart from the seed of draw p = e
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one position of a stream stands for.
+
+    Attributes:
+        index: which image of the data set.
+        seed: of everything random that happens to the image afterwards.
+        rare_class: the class that the image was drawn for, or ``NO_CLASS``.
+    """
+
+    index: int
+    seed: int
+    rare_class: int = NO_CLASS
+
+
+class Draws(Protocol):
+    """An endless stream: ``draws[p]`` for every p >= 0."""
+
+    def __getitem__(self, position: int) -> Draw: ...
+
+
+class UniformDraws:
+    """Every image once in each epoch, in an order of its own for each epoch.
+
+    Args:
+        num_images: size of the data set, at least 1.
+        seed: of the run, not negative.
+        stream: keeps streams of one run apart (source and target), not negative.
+
+    Raises:
+        ValueError: ``num_images`` is not positive.
+    """
+
+    def __init__(self, num_images: int, *, seed: int, stream: int = 0) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images, self.seed, self.stream = num_images, seed, stream
+        self._epoch = -1  # of the order at hand: a cache, it never changes what is drawn
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> Draw:
+        """Draw ``position``. Raises ValueError if it is negative."""
+        epoch, place = divmod(position, self.num_images)
+        seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
+        if epoch != self._epoch:
+            rng = np.random.default_rng(fold_seed(self.seed, self.stream, _ORDER, epoch))
+            self._epoch, self._order = epoch, rng.permutation(self.num_images)
+        return Draw(int(self._order[place]), seed)
+
+
+class RareClassDraws:
+    """Independent draws of a rare-class sampler. Arguments as for :class:`UniformDraws`."""
+
+    def __init__(self, sampler: RareClassSampler, *, seed: int, stream: int = 0) -> None:
+        self.sampler, self.seed, self.stream = sampler, seed, stream
+
+    def __getitem__(self, position: int) -> Draw:
+        """Draw ``position``. Raises ValueError if it is negative."""
+        rng = np.random.default_rng(fold_seed(self.seed, self.stream, _ORDER, position))
+        rare_class, index = self.sampler.draw(rng)
+        seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
+        return Draw(index, seed, rare_class)
+
+
+def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: int = 1) -> range:
+    """The positions of a stream that one rank takes in one iteration.
+
+    Iteration i takes positions [i * batch_size, (i + 1) * batch_size) and rank r the r-th equal
+    part of them, so that the ranks in their order see what a single process sees.
+
+    Args:
+        iteration: not negative.
+        batch_size: images in an iteration, over all ranks.
+        rank: in [0, world_size).
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: ``batch_size`` is not a positive multiple of ``world_size``, or ``rank`` or
+            ``iteration`` is out of its range.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {world_size} ranks, got {batch_size}"
+        )
+    if not 0 <= rank < world_size or iteration < 0:
+        raise ValueError(
+            f"expected 0 <= rank < {world_size} and iteration >= 0, got {rank} and {iteration}"
+        )
+    per_rank = batch_size // world_size
+    first = iteration * batch_size + rank * per_rank
+    return range(first, first + per_rank)

@@ -1,0 +1,406 @@
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mpcl.config import get_cfg_from
+from mpcl.data import mapper as mapper_module
+from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, keep_aspect_size, read_image
+from mpcl.data.sampler import Draw
+from PIL import Image
+
+MEAN = (124, 116, 104)
+
+
+def noise(height=64, width=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def stripes(height=64, width=64, num_classes=4):
+    """Vertical stripes of the classes 0, 1, 2, ..."""
+    return np.tile(np.arange(width) * num_classes // width, (height, 1)).astype(np.uint8)
+
+
+def write(folder: Path, image, label=None, name="a"):
+    record = {"file_name": str(folder / f"{name}.png")}
+    Image.fromarray(image).save(record["file_name"])
+    if label is not None:
+        record["sem_seg_file_name"] = str(folder / f"{name}_label.png")
+        Image.fromarray(label).save(record["sem_seg_file_name"])
+    return record
+
+
+def source_mapper(**changes):
+    settings = {
+        "size": None,
+        "crop_size": (32, 32),
+        "flip": False,
+        "single_category_max_area": 1.0,
+        "min_crop_fraction": 0.0,
+        "distort_colours": False,
+        "pad_colour": MEAN,
+        "label_maps": {},
+    }
+    return SourceMapper(**(settings | changes))
+
+
+def target_mapper(**changes):
+    settings = {"size": None, "crop_size": (32, 32), "flip": False, "pad_colour": MEAN}
+    return TargetMapper(**(settings | changes))
+
+
+def find(crop, image):
+    """Top left corner of a crop in an image of noise."""
+    places = [
+        (y, x)
+        for y in range(image.shape[0] - crop.shape[0] + 1)
+        for x in range(image.shape[1] - crop.shape[1] + 1)
+        if (image[y, x] == crop[0, 0]).all()
+        and (image[y : y + crop.shape[0], x : x + crop.shape[1]] == crop).all()
+    ]
+    assert len(places) == 1
+    return places[0]
+
+
+def hwc(result):
+    return result["image"].permute(1, 2, 0).numpy()
+
+
+# ---- sizes and resampling
+
+
+@pytest.mark.parametrize(
+    ("native", "box", "expected"),
+    [
+        ((1052, 1914), (1280, 720), (704, 1280)),
+        ((1046, 1914), (1280, 720), (700, 1280)),
+        ((1052, 1914), (2560, 1440), (1407, 2560)),
+        ((1046, 1914), (2560, 1440), (1399, 2560)),
+        ((760, 1280), (1280, 760), (760, 1280)),
+        ((760, 1280), (2560, 1520), (1520, 2560)),
+        ((1024, 2048), (1024, 512), (512, 1024)),
+        ((1080, 1920), (960, 540), (540, 960)),
+        ((1914, 1052), (1280, 720), (1280, 704)),  # the box turns with the image
+        ((33, 77), None, (33, 77)),
+        ((33, 77), (0, 0), (33, 77)),
+    ],
+)
+def test_sizes_are_those_of_the_published_pipelines(native, box, expected):
+    assert keep_aspect_size(native, box) == expected
+
+
+def test_halved_labels_keep_pixels_0_2_4(tmp_path):
+    label = np.arange(64, dtype=np.uint8).reshape(1, 64).repeat(64, axis=0)
+    record = write(tmp_path, noise(), label)
+    result = source_mapper(size=(32, 32))(record, Draw(0, 0))
+    assert result["sem_seg"][5].tolist() == list(range(0, 64, 2))
+
+
+def test_halved_images_are_means_of_four_pixels(tmp_path):
+    # At factor 1/2 bilinear interpolation without antialias samples between the middle of 2 x 2.
+    image = noise()
+    result = target_mapper(size=(32, 32))(write(tmp_path, image), Draw(0, 0))
+    means = image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert np.abs(hwc(result) - means).max() <= 0.5
+
+
+def test_images_shrunk_by_four_are_not_antialiased(tmp_path):
+    # The four pixels around each sampling point count, the other twelve of 4 x 4 do not.
+    image = noise()
+    result = target_mapper(size=(16, 16), crop_size=(16, 16))(write(tmp_path, image), Draw(0, 0))
+    middle = image.reshape(16, 4, 16, 4, 3)[:, 1:3, :, 1:3].mean(axis=(1, 3))
+    assert np.abs(hwc(result) - middle).max() <= 0.5
+
+
+def test_images_are_rgb_uint8_and_labels_int64(tmp_path):
+    image = np.zeros((40, 50, 3), np.uint8)
+    image[..., 0], image[..., 2] = 200, 10
+    result = source_mapper()(write(tmp_path, image, stripes(40, 50)), Draw(0, 0))
+    assert result["image"].dtype == torch.uint8 and result["image"].shape == (3, 32, 32)
+    assert result["image"][:, 0, 0].tolist() == [200, 0, 10]
+    assert result["sem_seg"].dtype == torch.int64 and result["sem_seg"].shape == (32, 32)
+    assert (result["height"], result["width"]) == (40, 50)
+
+
+# ---- crop, flip, padding
+
+
+def test_image_and_label_are_cut_and_flipped_together(tmp_path):
+    image = noise()
+    record = write(tmp_path, image, image[..., 1].copy())
+    mapper = source_mapper(flip=True)
+    for seed in range(20):
+        result = mapper(record, Draw(0, seed))
+        assert torch.equal(result["image"][1].long(), result["sem_seg"])
+
+
+def test_half_of_the_images_are_mirrored(tmp_path):
+    image = noise(16, 16)
+    record = write(tmp_path, image)
+    mapper = target_mapper(crop_size=(16, 16), flip=True)
+    mirrored = 0
+    for seed in range(400):
+        result = hwc(mapper(record, Draw(0, seed)))
+        flipped = np.array_equal(result, image[:, ::-1])
+        assert flipped or np.array_equal(result, image)
+        mirrored += flipped
+    assert abs(mirrored - 200) < 4 * 10  # four standard deviations
+
+
+def test_crops_reach_every_place_evenly(tmp_path):
+    image = noise(18, 17)
+    record, mapper = write(tmp_path, image), target_mapper(crop_size=(16, 16))
+    places = [find(hwc(mapper(record, Draw(0, seed))), image) for seed in range(600)]
+    counts = [places.count((y, x)) for y in range(3) for x in range(2)]
+    assert sum(counts) == 600
+    # 100 expected of each, standard deviation (600 * 1/6 * 5/6) ** 0.5 = 9.1
+    assert max(abs(count - 100) for count in counts) < 4 * 9.2
+
+
+@pytest.mark.parametrize("build", [source_mapper, target_mapper])
+def test_small_images_are_padded_below_and_right_with_the_mean(tmp_path, build):
+    image = noise(20, 24)
+    result = build()(
+        write(tmp_path, image, stripes(20, 24) if build is source_mapper else None), Draw(0, 0)
+    )
+    assert np.array_equal(hwc(result)[:20, :24], image)
+    assert (hwc(result)[20:] == MEAN).all() and (hwc(result)[:, 24:] == MEAN).all()
+    if build is source_mapper:
+        label = result["sem_seg"].numpy()
+        assert np.array_equal(label[:20, :24], stripes(20, 24))
+        assert (label[20:] == 255).all() and (label[:, 24:] == 255).all()
+
+
+def test_an_image_smaller_on_one_side_is_cut_on_the_other(tmp_path):
+    result = target_mapper()(write(tmp_path, noise(20, 64)), Draw(0, 0))
+    assert result["image"].shape == (3, 32, 32)
+    assert (hwc(result)[20:] == MEAN).all() and not (hwc(result)[:20] == MEAN).all()
+
+
+# ---- which crops are taken
+
+
+def boxes_tried(monkeypatch, mapper, record, draw):
+    """Runs the mapper and returns its result and the boxes that it drew."""
+    boxes, draw_box = [], mapper_module._random_box
+    monkeypatch.setattr(
+        mapper_module, "_random_box", lambda *a: boxes.append(draw_box(*a)) or boxes[-1]
+    )
+    result = mapper(record, draw)
+    monkeypatch.undo()
+    return result, boxes
+
+
+def test_crops_show_more_than_one_class_and_none_on_three_quarters(tmp_path):
+    label = np.zeros((64, 64), np.uint8)
+    label[:, 40:] = 1
+    record = write(tmp_path, noise(), label)
+    strict, free = source_mapper(single_category_max_area=0.75), source_mapper()
+    shares = []
+    for seed in range(30):
+        assert 0.25 < (strict(record, Draw(0, seed))["sem_seg"] == 0).float().mean() < 0.75
+        shares.append((free(record, Draw(0, seed))["sem_seg"] == 0).float().mean())
+    assert max(shares) >= 0.75  # without the rule, some crops break it
+
+
+def test_a_share_of_exactly_the_limit_is_refused_and_ignored_pixels_do_not_count():
+    counts = np.zeros(256, np.int64)
+    counts[[0, 1, 255]] = 75, 25, 10_000
+    assert not mapper_module._is_mixed(counts, 0.75)
+    counts[0] = 74
+    assert mapper_module._is_mixed(counts, 0.75)
+    counts[1] = 0
+    assert not mapper_module._is_mixed(counts, 0.75)
+
+
+@pytest.mark.parametrize("value", [3, 255])
+def test_after_ten_refused_crops_the_eleventh_is_taken(tmp_path, monkeypatch, value):
+    image, label = noise(), np.full((64, 64), value, np.uint8)  # one class, or none: never mixed
+    mapper = source_mapper(single_category_max_area=0.75)
+    result, boxes = boxes_tried(monkeypatch, mapper, write(tmp_path, image, label), Draw(0, 5))
+    assert len(boxes) == 11
+    assert np.array_equal(hwc(result), image[boxes[-1]])
+    assert (result["sem_seg"] == value).all()
+
+
+def test_crops_for_a_rare_class_show_enough_of_it(tmp_path):
+    label = np.zeros((64, 64), np.uint8)
+    label[8:40, 56:] = 7
+    record = write(tmp_path, noise(), label)
+    mapper = source_mapper(min_crop_fraction=0.1)
+    aimed = [(mapper(record, Draw(0, s, 7))["sem_seg"] == 7).float().mean() for s in range(30)]
+    blind = [(mapper(record, Draw(0, s))["sem_seg"] == 7).float().mean() for s in range(30)]
+    # A crop shows more than 10 % in about one place of six, hence ten retries find one in 87 %.
+    assert np.mean([share > 0.1 for share in aimed]) > 0.6
+    assert np.mean([share > 0.1 for share in blind]) < 0.4
+
+
+def test_after_ten_crops_without_the_rare_class_the_next_is_taken(tmp_path, monkeypatch):
+    record = write(tmp_path, noise(), stripes())
+    mapper = source_mapper(min_crop_fraction=0.1)
+    result, boxes = boxes_tried(monkeypatch, mapper, record, Draw(0, 5, rare_class=9))
+    assert len(boxes) == 11
+    assert np.array_equal(hwc(result), noise()[boxes[-1]])
+
+
+def test_the_rare_class_must_exceed_its_share_of_the_crop(tmp_path, monkeypatch):
+    label = np.zeros((32, 32), np.uint8)
+    label[0, :16] = 1  # 1/64 of the crop
+    record = write(tmp_path, noise(32, 32), label)
+    for fraction, expected in ((1 / 64, 11), (15 / 1024, 1)):
+        mapper = source_mapper(min_crop_fraction=fraction)
+        assert len(boxes_tried(monkeypatch, mapper, record, Draw(0, 0, 1))[1]) == expected
+
+
+# ---- randomness
+
+
+@pytest.mark.parametrize("distort", [False, True])
+def test_the_seed_of_the_draw_alone_decides(tmp_path, distort):
+    record = write(tmp_path, noise(), stripes())
+    mapper = source_mapper(flip=True, distort_colours=distort, single_category_max_area=0.75)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    first = mapper(record, Draw(0, 1))
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    random.random(), np.random.rand(), torch.rand(1)
+    again, other = mapper(record, Draw(0, 1)), mapper(record, Draw(0, 2))
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["sem_seg"], again["sem_seg"])
+    assert not torch.equal(first["image"], other["image"])
+
+
+def test_colour_distortion_changes_colours_but_neither_place_nor_label_nor_padding(tmp_path):
+    record = write(tmp_path, noise(24, 64), stripes(24, 64))
+    plain, distorted = source_mapper(), source_mapper(distort_colours=True)
+    changed = 0
+    for seed in range(10):
+        a, b = plain(record, Draw(0, seed)), distorted(record, Draw(0, seed))
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
+        assert torch.equal(a["image"][:, 24:], b["image"][:, 24:])
+        changed += not torch.equal(a["image"], b["image"])
+    assert changed >= 5  # all four parts are left out with probability 1/16
+
+
+# ---- target and test
+
+
+def test_the_target_mapper_refuses_a_record_that_names_a_label(tmp_path):
+    record = write(tmp_path, noise(), stripes())
+    with pytest.raises(ValueError, match="label"):
+        target_mapper()(record, Draw(0, 0))
+
+
+def test_target_images_do_not_depend_on_the_label_files_beside_them(tmp_path, monkeypatch):
+    record = write(tmp_path, noise())
+    before = target_mapper()(record, Draw(0, 0))
+    write(tmp_path, noise(), stripes())
+    opened = []
+    monkeypatch.setattr(mapper_module, "read_label", lambda *a: opened.append(a))
+    after = target_mapper()(record, Draw(0, 0))
+    assert torch.equal(before["image"], after["image"]) and not opened
+    assert set(after) == {"image", "file_name", "height", "width"}
+
+
+def test_test_images_are_whole_resized_and_remember_their_native_size(tmp_path):
+    record = write(tmp_path, noise(48, 64), stripes(48, 64))
+    result = TestMapper(size=(32, 24))(record)
+    assert result["image"].shape == (3, 24, 32)
+    assert (result["height"], result["width"]) == (48, 64)
+    assert result["file_name"] == record["file_name"]
+    assert np.array_equal(hwc(TestMapper(size=(0, 0))(record)), noise(48, 64))
+
+
+def test_test_images_are_resized_like_training_images(tmp_path):
+    record = write(tmp_path, noise(48, 64))
+    train = target_mapper(size=(32, 24), crop_size=(24, 32))(record, Draw(0, 0))
+    assert torch.equal(TestMapper(size=(32, 24))(record)["image"], train["image"])
+
+
+# ---- files that are not what they should be
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", "half"])
+def test_unreadable_images_are_named(tmp_path, content):
+    record = write(tmp_path, noise())
+    path = Path(record["file_name"])
+    if content is None:
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if content == "half" else content)
+    for read in (lambda: read_image(str(path)), lambda: target_mapper()(record, Draw(0, 0))):
+        with pytest.raises(ValueError, match=r"a\.png"):
+            read()
+
+
+@pytest.mark.parametrize("content", [None, b"no image", "half"])
+def test_unreadable_labels_are_named(tmp_path, content):
+    record = write(tmp_path, noise(), noise()[..., 0])
+    path = Path(record["sem_seg_file_name"])
+    if content is None:
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if content == "half" else content)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"a_label\.png"):
+        source_mapper()(record, Draw(0, 0))
+
+
+def test_image_and_label_of_different_sizes_are_named_with_both_sizes(tmp_path):
+    record = write(tmp_path, noise(64, 64), stripes(64, 60))
+    with pytest.raises(ValueError) as error:
+        source_mapper()(record, Draw(0, 0))
+    for part in ("a.png", "a_label.png", "(64, 64)", "(64, 60)"):
+        assert part in str(error.value)
+
+
+# ---- configuration
+
+
+def test_label_ids_are_mapped_as_their_data_set_says(tmp_path):
+    label = np.tile(np.arange(32) // 16 + 7, (32, 1)).astype(np.uint8)  # ids 7 and 8
+    record = write(tmp_path, noise(32, 32), label)
+    mapper = source_mapper(label_maps={"raw": {7: 0}})
+    assert mapper(record, Draw(0, 0))["sem_seg"].unique().tolist() == [7, 8]
+    mapped = mapper({**record, "dataset": "raw"}, Draw(0, 0))["sem_seg"]
+    assert mapped.unique().tolist() == [0, 255]
+
+
+def test_configuration_reaches_the_mappers(tmp_path):
+    cfg = get_cfg_from()
+    cfg.INPUT.SOURCE_SIZE, cfg.INPUT.TARGET_SIZE = (64, 48), (32, 24)
+    cfg.INPUT.CROP.SIZE = (24, 32)
+    cfg.DATASETS.TRAIN = ()
+    source, target, test = SourceMapper(cfg), TargetMapper(cfg), TestMapper(cfg)
+    assert source.size == (64, 48) and target.size == test.size == (32, 24)
+    assert source.crop_size == target.crop_size == (24, 32)
+    assert source.pad_colour == target.pad_colour == MEAN
+    assert source.min_crop_fraction == cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION
+    assert source.flip and target.flip and not source.distort_colours
+
+
+@pytest.mark.parametrize(("key", "value"), [("FORMAT", "BGR"), ("RANDOM_FLIP", "diagonal")])
+def test_unknown_settings_are_refused(key, value):
+    cfg = get_cfg_from()
+    cfg.INPUT[key] = value
+    with pytest.raises(ValueError, match=key):
+        TargetMapper(cfg)
+
+
+def test_threads_of_opencv_do_not_change_an_image(tmp_path):
+    record, mapper = write(tmp_path, noise(200, 300)), target_mapper(size=(170, 113))
+    threads = cv2.getNumThreads()
+    try:
+        results = []
+        for cv2_threads in (0, 2):
+            cv2.setNumThreads(cv2_threads)
+            results.append(mapper(record, Draw(0, 0))["image"])
+    finally:
+        cv2.setNumThreads(threads)
+    assert torch.equal(*results)

@@ -1,0 +1,323 @@
+import itertools
+import pickle
+import re
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from mpcl.config import get_cfg_from
+from mpcl.data import paired_loader
+from mpcl.data.paired_loader import (
+    DomainStream,
+    PairedLoader,
+    build_paired_loader,
+    build_test_loader,
+)
+from mpcl.data.sampler import RareClassDraws, UniformDraws
+from PIL import Image
+
+NUM_IMAGES = 6
+
+
+def write_images(folder, num_images=NUM_IMAGES, labelled=True, num_classes=3):
+    """64x64 images of noise; class 2 only in the first of them."""
+    rng = np.random.default_rng(len(folder.name))
+    folder.mkdir()
+    records = []
+    for i in range(num_images):
+        record = {"file_name": str(folder / f"{i}.png"), "image_id": str(i)}
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(record["file_name"])
+        if labelled:
+            record["sem_seg_file_name"] = str(folder / f"{i}_label.png")
+            label = rng.integers(0, num_classes if i == 0 else 2, (64, 64), dtype=np.uint8)
+            Image.fromarray(label).save(record["sem_seg_file_name"])
+        records.append(record)
+    return records
+
+
+@pytest.fixture
+def register():
+    """Registers records under a new name, for as long as the test runs."""
+    names = []
+
+    def add(records, **metadata):
+        names.append(f"paired_loader_{uuid.uuid4().hex}")
+        DatasetCatalog.register(names[-1], lambda: records)
+        described = {"stuff_classes": ["a", "b", "c"], "ignore_label": 255, "label_map": None}
+        MetadataCatalog.get(names[-1]).set(**(described | metadata))
+        return names[-1]
+
+    yield add
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def cfg(tmp_path, register):
+    cfg = get_cfg_from()
+    cfg.DATASETS.TRAIN = (register(write_images(tmp_path / "source")),)
+    cfg.DATASETS.TRAIN_TARGET = (register(write_images(tmp_path / "target", labelled=False)),)
+    cfg.INPUT.SOURCE_SIZE = cfg.INPUT.TARGET_SIZE = (48, 48)
+    cfg.INPUT.CROP.SIZE = (32, 32)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    return cfg
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second):
+        assert a.keys() == b.keys()
+        for x, y in zip(itertools.chain(*a.values()), itertools.chain(*b.values())):
+            assert x.keys() == y.keys() and x["file_name"] == y["file_name"]
+            assert torch.equal(x["image"], y["image"])
+            assert "sem_seg" not in x or torch.equal(x["sem_seg"], y["sem_seg"])
+
+
+def test_a_batch_holds_labelled_source_and_unlabelled_target_images(cfg):
+    (batch,) = take(build_paired_loader(cfg), 1)
+    assert set(batch) == {"source", "target"}
+    assert len(batch["source"]) == len(batch["target"]) == 4
+    for image in batch["source"] + batch["target"]:
+        assert image["image"].shape == (3, 32, 32) and image["image"].dtype == torch.uint8
+    assert all(image["sem_seg"].shape == (32, 32) for image in batch["source"])
+    assert not any("sem_seg" in image for image in batch["target"])
+
+
+def test_without_self_training_there_is_no_target(cfg):
+    cfg.SELF_TRAINING.ENABLED = False
+    cfg.DATASETS.TRAIN_TARGET = ("a set that does not exist",)
+    (batch,) = take(build_paired_loader(cfg), 1)
+    assert set(batch) == {"source"}
+
+
+@pytest.mark.parametrize("distort", [False, True])
+def test_workers_do_not_change_a_byte(cfg, distort):
+    cfg.INPUT.COLOR_AUG_SSD = distort
+    alone = take(build_paired_loader(cfg), 5)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert_same(alone, take(build_paired_loader(cfg), 5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sought_loader_goes_on_like_a_straight_one(cfg, num_workers):
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    straight = take(build_paired_loader(cfg), 7)
+    resumed = build_paired_loader(cfg)
+    iterator = iter(resumed)
+    resumed.seek(4)  # after iter(), before the first batch
+    assert_same(straight[4:], [next(iterator) for _ in range(3)])
+
+
+def test_iterations_differ(cfg):
+    first, second = take(build_paired_loader(cfg), 2)
+    for domain in first:
+        a, b = (torch.stack([image["image"] for image in x[domain]]) for x in (first, second))
+        assert not torch.equal(a, b)
+
+
+def test_source_and_target_are_drawn_independently(cfg):
+    cfg.DATALOADER.RARE_CLASS.ENABLED = False
+    batches = take(build_paired_loader(cfg), 3)
+    order = {
+        domain: [image["file_name"][-5] for batch in batches for image in batch[domain]]
+        for domain in ("source", "target")
+    }
+    assert order["source"] != order["target"]
+    for names in order.values():  # twelve draws of six images: two epochs
+        assert sorted(names[:6]) == sorted(names[6:]) == list("012345")
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_see_the_batches_of_one_process(cfg, monkeypatch, world_size):
+    whole = take(build_paired_loader(cfg), 3)
+    parts = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    for rank in range(world_size):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        parts.append(take(build_paired_loader(cfg), 3))
+    joined = [
+        {d: [image for part in batch for image in part[d]] for d in ("source", "target")}
+        for batch in zip(*parts)
+    ]
+    assert_same(whole, joined)
+
+
+def test_a_batch_that_ranks_cannot_split_is_refused(cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"batch_size.*3 ranks.*4"):
+        build_paired_loader(cfg)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_leaves_the_global_generators_alone(cfg, num_workers):
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    torch.manual_seed(3), np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    take(build_paired_loader(cfg), 2)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_the_seed_changes_the_stream(cfg):
+    (first,) = take(build_paired_loader(cfg), 1)
+    cfg.SEED = 1
+    (second,) = take(build_paired_loader(cfg), 1)
+    for domain in first:
+        a, b = (torch.stack([image["image"] for image in x[domain]]) for x in (first, second))
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_a_corrupt_image_is_named_wherever_it_is_read(cfg, tmp_path, num_workers, domain):
+    for path in (tmp_path / domain).glob("?.png"):
+        path.write_bytes(b"broken")
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    message = ""
+    try:
+        take(build_paired_loader(cfg), 1)
+    except ValueError as error:
+        message = str(error)
+        # The traceback holds the iterator in a cycle: torch waits ten seconds for such workers.
+        error.__traceback__ = None
+    assert re.search(rf"{domain}/\d\.png", message)
+
+
+def test_nothing_is_read_before_the_first_batch(cfg, monkeypatch):
+    cfg.DATALOADER.RARE_CLASS.ENABLED = False
+    monkeypatch.setattr(paired_loader, "DataLoader", None)
+    iterator = iter(build_paired_loader(cfg))
+    with pytest.raises(TypeError):
+        next(iterator)
+
+
+def test_rare_classes_are_drawn_from_the_images_that_show_them(cfg):
+    # Class 2 has a third of one of six images, and DAFormer's temperature makes it near certain.
+    batches = take(build_paired_loader(cfg), 3)
+    assert {image["file_name"][-5] for batch in batches for image in batch["source"]} == {"0"}
+
+
+def test_statistics_and_records_of_several_sets_stay_in_step(cfg, tmp_path, register):
+    cfg.DATASETS.TRAIN = (
+        register(write_images(tmp_path / "none_of_class_2", num_classes=2)),
+        *cfg.DATASETS.TRAIN,
+    )
+    batches = take(build_paired_loader(cfg), 2)
+    drawn = {image["file_name"] for batch in batches for image in batch["source"]}
+    assert drawn == {str(tmp_path / "source" / "0.png")}
+
+
+def test_several_target_sets_are_one_stream(cfg, tmp_path, register):
+    more = register(write_images(tmp_path / "more", labelled=False))
+    cfg.DATASETS.TRAIN_TARGET = (*cfg.DATASETS.TRAIN_TARGET, more)
+    batches = take(build_paired_loader(cfg), 3)
+    drawn = {image["file_name"] for batch in batches for image in batch["target"]}
+    assert len(drawn) == 12
+
+
+def test_each_source_set_has_its_own_label_map(cfg, tmp_path, register):
+    swapped = register(write_images(tmp_path / "swapped"), label_map={0: 1, 1: 0, 2: 2})
+    cfg.DATASETS.TRAIN = (*cfg.DATASETS.TRAIN, swapped)
+    cfg.DATALOADER.RARE_CLASS.ENABLED = False
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.SOURCE_SIZE, cfg.INPUT.CROP.SIZE = (0, 0), (64, 64)
+    seen = set()
+    for image in itertools.chain(*(b["source"] for b in take(build_paired_loader(cfg), 3))):
+        raw = np.array(Image.open(image["file_name"].replace(".png", "_label.png")))
+        folder = image["file_name"].split("/")[-2]
+        expected = np.array([1, 0, 2])[raw] if folder == "swapped" else raw
+        assert np.array_equal(image["sem_seg"].numpy(), expected)
+        seen.add(folder)
+    assert seen == {"source", "swapped"}
+
+
+def test_source_sets_with_different_numbers_of_classes_are_refused(cfg, tmp_path, register):
+    name = register(write_images(tmp_path / "more"), stuff_classes=["a", "b", "c", "d"])
+    cfg.DATASETS.TRAIN = (*cfg.DATASETS.TRAIN, name)
+    with pytest.raises(ValueError, match=rf"{name}.*4"):
+        build_paired_loader(cfg)
+
+
+def test_a_labelled_target_set_is_refused(cfg):
+    cfg.DATASETS.TRAIN_TARGET = cfg.DATASETS.TRAIN
+    with pytest.raises(ValueError, match="TRAIN_TARGET"):
+        build_paired_loader(cfg)
+
+
+def test_an_unlabelled_source_set_is_refused(cfg):
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TRAIN_TARGET
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN "):
+        build_paired_loader(cfg)
+
+
+def test_a_run_without_a_seed_is_refused(cfg):
+    cfg.SEED = -1
+    with pytest.raises(ValueError, match="SEED"):
+        build_paired_loader(cfg)
+
+
+def test_only_the_first_rank_counts_before_the_others_read(cfg, monkeypatch):
+    for is_main in (True, False):
+        events = []
+        count = paired_loader.class_statistics
+        monkeypatch.setattr(comm, "is_main_process", lambda is_main=is_main: is_main)
+        monkeypatch.setattr(comm, "synchronize", lambda events=events: events.append("wait"))
+        monkeypatch.setattr(
+            paired_loader,
+            "class_statistics",
+            lambda *a, events=events, count=count: events.append("count") or count(*a),
+        )
+        build_paired_loader(cfg)
+        assert events == (["count", "wait"] if is_main else ["wait", "count"])
+        monkeypatch.undo()
+
+
+def test_streams_can_be_sent_to_a_worker_of_any_start_method(cfg):
+    loader = pickle.loads(pickle.dumps(build_paired_loader(cfg)))
+    assert_same(take(build_paired_loader(cfg), 2), take(loader, 2))
+
+
+def test_a_stream_is_a_function_of_the_position():
+    stream = DomainStream(
+        [{"name": str(i)} for i in range(5)],
+        UniformDraws(5, seed=0),
+        lambda record, draw: {"name": record["name"], "index": draw.index, "seed": draw.seed},
+    )
+    items = [stream[p] for p in range(10)]
+    assert [stream[p] for p in reversed(range(10))] == items[::-1]
+    assert all(item["name"] == str(item["index"]) for item in items)
+    loader = PairedLoader({"source": stream}, batch_size=2)
+    assert take(loader, 2) == [{"source": items[:2]}, {"source": items[2:4]}]
+
+
+def test_seeking_before_the_start_is_refused(cfg):
+    with pytest.raises(ValueError, match="iteration"):
+        build_paired_loader(cfg).seek(-1)
+
+
+def test_the_sampler_follows_the_configuration(cfg):
+    for enabled, kind in ((True, RareClassDraws), (False, UniformDraws)):
+        cfg.DATALOADER.RARE_CLASS.ENABLED = enabled
+        streams = build_paired_loader(cfg)._dataset.streams
+        assert isinstance(streams["source"].draws, kind)
+        assert isinstance(streams["target"].draws, UniformDraws)
+
+
+def test_the_test_loader_shows_every_image_once_at_the_target_size(cfg, tmp_path, register):
+    cfg.INPUT.TARGET_SIZE = (32, 32)
+    name = register(write_images(tmp_path / "val"))
+    images = [image for batch in build_test_loader(cfg, name) for image in batch]
+    assert [image["file_name"][-5] for image in images] == list("012345")
+    for image in images:
+        assert image["image"].shape == (3, 32, 32)
+        assert (image["height"], image["width"]) == (64, 64)
