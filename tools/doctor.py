@@ -96,8 +96,8 @@ def check_detectron2() -> Iterator[Finding]:
         yield Finding(STOP, "detectron2", str(error), remedy)
         return
     yield Finding(OK, "detectron2", f"{distribution_version('detectron2')}, {Path(file).parent}")
-    compiled = importlib.util.find_spec("detectron2._C") is not None
-    text = "present" if compiled else "absent"
+    compiled = check_module("detectron2._C", "")
+    text = "present" if compiled.mark == OK else "absent or made for another Python or torch"
     yield Finding(OK, "detectron2._C", f"{text}; not needed here")
 
 
