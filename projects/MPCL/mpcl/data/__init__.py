@@ -1,0 +1,5 @@
+"""What comes in: data sets, sampling, augmentation and the paired loader. Importing it registers the data sets."""
+
+from . import datasets
+
+__all__ = ["datasets"]

@@ -1,7 +1,8 @@
 """Sums and gathers over the ranks of a job; the identity in a single process.
 
-Everything that is kept outside DDP's parameters (prototypes, feature bank) is *replicated*: each rank starts from the
-same state and updates it with values from these functions only, so the ranks never drift apart.
+Everything that is kept outside DDP's parameters (prototypes, feature bank) is *replicated*: each
+rank starts from the same state and updates it with values from these functions only, so the ranks
+never drift apart.
 """
 
 import torch
@@ -30,7 +31,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def gather_over_ranks(tensor: Tensor) -> Tensor:
-    """Concatenates equally shaped tensors of all ranks along dim 0, in rank order. No gradient flows through it."""
+    """Concatenates equally shaped tensors of all ranks along dim 0, in rank order. No gradient
+    flows through it."""
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor

@@ -1,8 +1,8 @@
 """Seeds that are a function of names, not of history.
 
-A run that is stopped and resumed must draw the same random numbers as one that was not. Saving generator states is
-fragile (workers, ranks, devices), so every consumer derives its seed from what it works on instead: (run seed, rank,
-iteration), or (run seed, stream, draw).
+A run that is stopped and resumed must draw the same random numbers as one that was not. Saving
+generator states is fragile (workers, ranks, devices), so every consumer derives its seed from what
+it works on instead: (run seed, rank, iteration), or (run seed, stream, draw).
 """
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 def fold_seed(*parts: int) -> int:
     """Folds non-negative integers into one well-mixed 31-bit seed.
 
-    Equal parts give equal seeds on every platform; neighbouring parts give unrelated ones (NumPy ``SeedSequence``).
+    Equal parts give equal seeds on every platform; neighbouring parts give unrelated ones (NumPy
+    ``SeedSequence``).
 
     Raises:
         ValueError: no part was given, or one is negative.

@@ -1,0 +1,313 @@
+"""Every configuration key that the project adds to detectron2's, with its meaning, unit and source.
+
+``mpcl.md`` section numbers in comments refer to docs/METHOD.md, the list of readings and
+deviations.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+__all__ = ["add_mpcl_config", "get_cfg_from"]
+
+
+def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
+    """The project's defaults, then a YAML file, then ``KEY VALUE`` pairs. Not frozen.
+
+    Also registers the data sets that ``DATASETS.FILES`` describes, so that the names in the config
+    can be looked up.
+
+    Raises:
+        KeyError: an unknown key, in the file or in ``opts``.
+        ValueError: a value of the wrong type, or a combination that cannot be trained; the message
+            names the keys.
+    """
+    cfg = get_cfg()
+    add_mpcl_config(cfg)
+    if config_file:
+        cfg.merge_from_file(config_file)
+    unknown = [key for key in list(opts)[::2] if not _exists(cfg, str(key))]
+    if unknown:
+        raise KeyError("; ".join(_advice(cfg, str(key)) for key in unknown))
+    cfg.merge_from_list(list(opts))
+    validate(cfg)
+    if cfg.DATASETS.FILES:
+        from .data.custom import register_from_yaml
+
+        for path in cfg.DATASETS.FILES:
+            register_from_yaml(path)
+    return cfg
+
+
+def add_mpcl_config(cfg: CN) -> None:
+    """Adds the project's keys to detectron2's default config and sets the defaults of the method's
+    paper."""
+    _add_data_config(cfg)
+    _add_model_config(cfg)
+    _add_self_training_config(cfg)
+    _add_prototype_config(cfg)
+    _add_solver_config(cfg)
+    _add_test_config(cfg)
+
+
+def _add_data_config(cfg: CN) -> None:
+    # DATASETS.TRAIN names the labelled source sets; DATASETS.TRAIN_TARGET the image-only target
+    # sets.
+    cfg.DATASETS.TRAIN_TARGET = ()
+    # YAML descriptions of a user's own data sets (datasets/README.md), registered before the names
+    # are looked up.
+    cfg.DATASETS.FILES = ()
+    cfg.INPUT.FORMAT = "RGB"
+    # (width, height) of a bounding box: images are resized, aspect ratio kept, to fit in it (0, 0 =
+    # native size). GTA5 at 1280x720 therefore becomes 1280x704. TARGET_SIZE is also the size of
+    # images at test time.
+    cfg.INPUT.SOURCE_SIZE = (1280, 720)
+    cfg.INPUT.TARGET_SIZE = (1280, 640)
+    # (height, width) in pixels of the training crops of both domains.
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = (640, 640)
+    # Source crops in which one class fills this share of the labelled pixels are drawn again (1.0 =
+    # never).
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    # Photometric distortion in the loader: for source-only baselines; self-training augments the
+    # mixed image instead.
+    cfg.INPUT.COLOR_AUG_SSD = False
+
+    # Rare-class sampling (DAFormer, arXiv:2111.14887, Eq. 6-7).
+    cfg.DATALOADER.RARE_CLASS = CN()
+    cfg.DATALOADER.RARE_CLASS.ENABLED = True
+    cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 0.01
+    # An image is a candidate for a class that covers more than this share of it (DAFormer: 3000
+    # pixels).
+    cfg.DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION = 0.0015
+    # A crop is drawn again, up to ten times, until the class covers more than this share (DAFormer:
+    # 1500 of 512x512).
+    cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION = 0.00572
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "MPCLSegmentor"
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # ImageNet, RGB, 0-255
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.MODEL.BACKBONE.NAME = "MixTransformer"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.MIT = CN()
+    cfg.MODEL.MIT.VARIANT = "b5"  # b0 ... b5
+    cfg.MODEL.MIT.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME = "DAFormerHead"
+    head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    head.NUM_CLASSES = 19
+    head.IGNORE_VALUE = 255
+    head.CONVS_DIM = 256  # channels of the level embeddings and of the fused features
+    # "BN" becomes SyncBN on several GPUs, so that all ranks keep equal statistics and the
+    # checkpoint holds them.
+    head.NORM = "BN"
+    head.DROPOUT = 0.1  # channel dropout before the classifier
+    head.DILATIONS = (1, 6, 12, 18)  # of the context-aware fusion
+
+
+def _add_self_training_config(cfg: CN) -> None:
+    # Self-training of DAFormer. False trains on the source alone.
+    cfg.SELF_TRAINING = CN()
+    st = cfg.SELF_TRAINING
+    st.ENABLED = True
+    st.TEACHER_MOMENTUM = (
+        0.999  # weight kept of the teacher per iteration (Eq. 2), after a warm-up 1 - 1/(t + 2)
+    )
+    st.CONFIDENCE_THRESHOLD = 0.968  # theta in (16)
+    # Confidence weight (16): one scalar for the whole batch (DAFormer) or one per image.
+    st.CONFIDENCE = "batch"
+    # Share of the crop's rows at the top and bottom whose pseudo-labels get weight 0 (rectification
+    # artefacts and the ego vehicle of Cityscapes; DAFormer: 15 and 120 of 512 rows).
+    st.IGNORE_TOP = 0.0
+    st.IGNORE_BOTTOM = 0.0
+    # Strong augmentation of the mixed image (DACS).
+    st.JITTER_PROBABILITY = 0.8
+    st.JITTER_STRENGTH = 0.2
+    st.BLUR_PROBABILITY = 0.5
+    # Feature distance to the frozen ImageNet encoder (DAFormer, Eq. 9-11). Needs MODEL.WEIGHTS; 0
+    # switches it off.
+    st.FEATURE_DISTANCE = CN()
+    st.FEATURE_DISTANCE.WEIGHT = 0.0
+    st.FEATURE_DISTANCE.CLASSES = (
+        6,
+        7,
+        11,
+        12,
+        13,
+        14,
+        15,
+        16,
+        17,
+        18,
+    )  # the "things" of Cityscapes
+    st.FEATURE_DISTANCE.MIN_RATIO = 0.75  # share of a feature cell that one such class must fill
+
+
+def _add_prototype_config(cfg: CN) -> None:
+    cfg.PROTOTYPES = CN()
+    p = cfg.PROTOTYPES
+    p.TYPE = "none"  # none | centroid | gauss: Eq. (5), (7)
+    p.NUM_PER_CLASS = 5  # K
+    p.DIM = 256  # D, channels of the embedding
+    # shared: 1x1 convolution on the decode head's fused features; separate: a context-aware fusion
+    # of its own.
+    p.HEAD = "shared"
+    p.NORMALIZE = (
+        "layer"  # layer | l2 | none: of the embedding over its channels, without affine parameters
+    )
+    p.DISTANCE = "squared"  # squared | euclidean: reading of (8), for centroids
+    p.SIMILARITY_SCALE = (
+        "mean"  # mean | sum over the channels (8), (9); "sum" saturates at this temperature
+    )
+    p.MIN_VARIANCE = 0.05  # floor of the Gaussians' variances inside the similarity (9)
+    p.MOMENTUM = 0.999  # alpha in (20), (21); 0.99 when features move quickly (short schedules)
+    p.TEMPERATURE = 0.1  # tau in (11), (15), (17)
+    p.CONTRAST_WEIGHT = 0.1  # lambda_1
+    p.CONSISTENCY_WEIGHT = 0.1  # lambda_2
+    # Views that enter the contrast (15), (17): source | mixed | target (the mixed view without its
+    # source pixels).
+    p.CONTRAST_VIEWS = ("source", "mixed")
+    p.IN_CLASS_NEGATIVES = True  # siblings of the same class are negatives, too (False: Table VI)
+    p.CONSISTENCY_WEIGHTED = True  # (12) weighted by w^M; False = as printed
+    # Clustering (13), (14).
+    p.CLUSTER_POOL = "bank"  # bank: batch and feature bank together; batch: the literal (13)
+    p.POOL_SIZE = 20000  # pixels of the pool, half from the bank, balanced over the classes
+    p.SINKHORN = CN()
+    p.SINKHORN.EPSILON = 0.05  # entropic weight on the mean-scaled similarity; 0.1 for Gaussians
+    p.SINKHORN.SWEEPS = 10
+    p.BANK = CN()
+    p.BANK.SIZE = 20000  # embeddings a class, kept in half precision: C * SIZE * D * 2 bytes
+    p.BANK.SAMPLES_PER_IMAGE = 64  # at most, of each class
+    p.INIT = CN()
+    p.INIT.ITER = (
+        1500  # iteration at which prototypes start; before it the prototype losses are zero
+    )
+    p.INIT.METHOD = "kmeans"  # kmeans on the bank | random (Algorithm 1, line 2)
+    p.INIT.MIN_SAMPLES = 10  # banked embeddings a prototype that a class needs to start
+    p.DEAD_AFTER = 1000  # updates without a pixel after which a prototype counts as dead
+    p.REVIVE = False  # re-start dead prototypes at the farthest banked embeddings of their class
+    p.GRADIENT_SHARE_PERIOD = (
+        500  # iterations between two measurements of the losses' gradient norms; 0 = never
+    )
+
+
+def _add_solver_config(cfg: CN) -> None:
+    cfg.SEED = 0
+    cfg.VIS_PERIOD = 500  # iterations between two sets of pictures in TensorBoard; 0 = never
+    cfg.LOG_PERIOD = (
+        20  # iterations between two lines of the log: the only time the device is read from
+    )
+    cfg.SOLVER.IMS_PER_BATCH = 2  # images of *each* domain, over all ranks
+    cfg.SOLVER.BASE_LR = 6e-5
+    cfg.SOLVER.HEAD_LR_FACTOR = 10.0  # for everything outside the encoder
+    cfg.SOLVER.WEIGHT_DECAY = 0.01
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0  # of the encoder's LayerNorms
+    cfg.SOLVER.MAX_ITER = 60000
+    cfg.SOLVER.WARMUP_ITERS = 1500
+    cfg.SOLVER.WARMUP_FACTOR = 1e-6
+    cfg.SOLVER.POLY_POWER = 1.0
+    cfg.SOLVER.CHECKPOINT_PERIOD = 4000
+    cfg.SOLVER.AMP.PRECISION = (
+        "bfloat16"  # bfloat16 | float16 of the forward passes when AMP is enabled
+    )
+
+
+def _add_test_config(cfg: CN) -> None:
+    cfg.TEST.EVAL_PERIOD = 4000
+    cfg.TEST.INFERENCE = "whole"  # whole | slide
+    cfg.TEST.SLIDE = CN()
+    cfg.TEST.SLIDE.CROP = (1024, 1024)  # (height, width) of a window, pixels
+    cfg.TEST.SLIDE.STRIDE = (512, 512)
+    cfg.TEST.SLIDE.BATCH = 4  # windows a forward pass
+    # classifier | prototypes: prediction by (10). Prototypes belong to the student; the teacher has
+    # none.
+    cfg.TEST.OUTPUT = "classifier"
+
+
+_CHOICES = {
+    "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
+    "PROTOTYPES.TYPE": ("none", "centroid", "gauss"),
+    "PROTOTYPES.HEAD": ("shared", "separate"),
+    "PROTOTYPES.NORMALIZE": ("layer", "l2", "none"),
+    "PROTOTYPES.DISTANCE": ("squared", "euclidean"),
+    "PROTOTYPES.SIMILARITY_SCALE": ("mean", "sum"),
+    "PROTOTYPES.CLUSTER_POOL": ("bank", "batch"),
+    "PROTOTYPES.INIT.METHOD": ("kmeans", "random"),
+    "SOLVER.AMP.PRECISION": ("bfloat16", "float16"),
+    "TEST.INFERENCE": ("whole", "slide"),
+    "TEST.OUTPUT": ("classifier", "prototypes"),
+}
+
+
+def validate(cfg: CN) -> None:
+    """Refuses, before anything is built, a config that could not be trained as written.
+
+    Raises:
+        ValueError: naming the key, its value and what was expected.
+    """
+    for key, known in _CHOICES.items():
+        if (value := _get(cfg, key)) not in known:
+            raise ValueError(f"{key} is {value!r}; expected one of {', '.join(known)}")
+    views = set(cfg.PROTOTYPES.CONTRAST_VIEWS)
+    if unknown := views - {"source", "mixed", "target"}:
+        raise ValueError(
+            f"PROTOTYPES.CONTRAST_VIEWS holds {sorted(unknown)}; "
+            "expected some of source, mixed, target"
+        )
+    if {"mixed", "target"} <= views:
+        raise ValueError(
+            "PROTOTYPES.CONTRAST_VIEWS: 'target' is a part of 'mixed'; name one of them"
+        )
+    if cfg.PROTOTYPES.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
+        raise ValueError(
+            "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
+        )
+    if (
+        cfg.SELF_TRAINING.ENABLED
+        and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0
+        and not cfg.MODEL.WEIGHTS
+    ):
+        raise ValueError(
+            "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0 compares with the ImageNet encoder in "
+            "MODEL.WEIGHTS, which is empty; name a weight file, or set the weight to 0 to train "
+            "from random initialisation"
+        )
+    if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
+        raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
+
+
+def _exists(cfg: CN, dotted: str) -> bool:
+    try:
+        _get(cfg, dotted)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def _advice(cfg: CN, dotted: str) -> str:
+    similar = get_close_matches(dotted, _leaves(cfg), n=3)
+    return f"Unknown config key {dotted}" + (
+        f"; did you mean {', '.join(similar)}?" if similar else ""
+    )
+
+
+def _leaves(node: CN, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in node.items():
+        names += _leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
+    return names
+
+
+def _get(cfg: CN, dotted: str) -> object:
+    node: object = cfg
+    for part in dotted.split("."):
+        node = node[part]  # type: ignore[index]
+    return node

@@ -1,0 +1,119 @@
+"""From the config to the objects of the training step."""
+
+import logging
+
+import torch
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from ..modeling.weights import load_checkpoint_file, to_backbone_state
+from ..self_training.strong_augmentation import StrongAugmentation
+from ..self_training.teacher import EMATeacher
+from .criterion import Criterion, PrototypeCriterion
+from .hooks import AdaptationHook
+from .prototype_learning import PrototypeLearner
+
+logger = logging.getLogger(__name__)
+
+
+def build_teacher(cfg, student: nn.Module) -> EMATeacher:
+    """A copy of the student without its prototype head, on the same device."""
+    without = [] if student.prototype_head is None else [student.prototype_head]
+    return EMATeacher(student, momentum=cfg.SELF_TRAINING.TEACHER_MOMENTUM, without=without)
+
+
+def build_adaptation_hook(cfg, student: nn.Module, teacher: EMATeacher) -> AdaptationHook:
+    st, head = cfg.SELF_TRAINING, cfg.MODEL.SEM_SEG_HEAD
+    augment = StrongAugmentation(
+        cfg.MODEL.PIXEL_MEAN,
+        cfg.MODEL.PIXEL_STD,
+        jitter_probability=st.JITTER_PROBABILITY,
+        jitter_strength=st.JITTER_STRENGTH,
+        blur_probability=st.BLUR_PROBABILITY,
+    )
+    return AdaptationHook(
+        student,
+        teacher,
+        augment=augment,
+        confidence_threshold=st.CONFIDENCE_THRESHOLD,
+        confidence_scope=st.CONFIDENCE,
+        ignore_top=st.IGNORE_TOP,
+        ignore_bottom=st.IGNORE_BOTTOM,
+        num_classes=head.NUM_CLASSES,
+        ignore_value=head.IGNORE_VALUE,
+        reference_encoder=build_reference_encoder(cfg) if st.FEATURE_DISTANCE.WEIGHT > 0 else None,
+        prototype_learner=build_prototype_learner(cfg, student)
+        if cfg.PROTOTYPES.TYPE != "none"
+        else None,
+    )
+
+
+def build_reference_encoder(cfg) -> nn.Module:
+    """The encoder with the weights of MODEL.WEIGHTS, frozen, in evaluation mode (DAFormer's
+    ImageNet model).
+
+    Built from the file, not from the student: a resumed student has long left its ImageNet weights.
+    """
+    encoder = build_backbone(cfg).to(cfg.MODEL.DEVICE)
+    encoder.load_state_dict(to_backbone_state(load_checkpoint_file(cfg.MODEL.WEIGHTS)))
+    return encoder.requires_grad_(False).eval()
+
+
+def build_prototype_learner(cfg, student: nn.Module) -> PrototypeLearner:
+    proto, head = cfg.PROTOTYPES, student.prototype_head
+    logger.info(
+        f"Feature bank: {head.bank.num_bytes / 2**20:.0f} MiB on {student.device} "
+        f"({cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes x {proto.BANK.SIZE} embeddings "
+        f"of {proto.DIM} channels)"
+    )
+    return PrototypeLearner(
+        head.prototypes,
+        head.bank,
+        pool=proto.CLUSTER_POOL,
+        pool_size=proto.POOL_SIZE,
+        epsilon=proto.SINKHORN.EPSILON,
+        sweeps=proto.SINKHORN.SWEEPS,
+        start_iter=proto.INIT.ITER,
+        start_method=proto.INIT.METHOD,
+        start_samples=proto.INIT.MIN_SAMPLES,
+        dead_after=proto.DEAD_AFTER,
+        revive=proto.REVIVE,
+        check_period=cfg.LOG_PERIOD,
+        ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        seed=cfg.SEED,
+    )
+
+
+def build_criterion(cfg, student: nn.Module) -> Criterion:
+    distance, head = cfg.SELF_TRAINING.FEATURE_DISTANCE, cfg.MODEL.SEM_SEG_HEAD
+    return Criterion(
+        num_classes=head.NUM_CLASSES,
+        ignore_value=head.IGNORE_VALUE,
+        feature_distance_weight=distance.WEIGHT,
+        feature_distance_classes=distance.CLASSES,
+        feature_distance_min_ratio=distance.MIN_RATIO,
+        prototype_criterion=build_prototype_criterion(cfg, student)
+        if cfg.PROTOTYPES.TYPE != "none"
+        else None,
+    )
+
+
+def build_prototype_criterion(cfg, student: nn.Module) -> PrototypeCriterion:
+    proto = cfg.PROTOTYPES
+    return PrototypeCriterion(
+        student.prototype_head.prototypes,
+        temperature=proto.TEMPERATURE,
+        contrast_weight=proto.CONTRAST_WEIGHT,
+        consistency_weight=proto.CONSISTENCY_WEIGHT,
+        contrast_views=proto.CONTRAST_VIEWS,
+        in_class_negatives=proto.IN_CLASS_NEGATIVES,
+        consistency_weighted=proto.CONSISTENCY_WEIGHTED,
+    )
+
+
+def precision_in_words(cfg) -> str:
+    """What the log says about the arithmetic of the forward passes."""
+    if cfg.SOLVER.AMP.ENABLED:
+        return f"{cfg.SOLVER.AMP.PRECISION} autocast forward, float32 losses and prototypes"
+    tf32 = cfg.MODEL.DEVICE != "cpu" and torch.backends.cuda.matmul.allow_tf32
+    return "float32" + (" (TF32 matrix products)" if tf32 else "")

@@ -1,0 +1,121 @@
+"""What the algorithm does around the student's forward, and when."""
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor, nn
+
+from ..self_training.class_mix import class_mix, sample_class_mask
+from ..self_training.pseudo_label import PseudoLabel, pseudo_label
+from ..self_training.strong_augmentation import StrongAugmentation
+from ..self_training.teacher import EMATeacher
+from ..views import View
+from .prototype_learning import PrototypeLearner
+from .step import AdaptationStep
+
+
+class AdaptationHookBase(HookBase):
+    """A hook with two more phases than detectron2's, on either side of the student's forward.
+
+    :class:`AdaptationTrainer` calls them for every such hook, in the order of registration.
+    """
+
+    def before_forward(self, step: AdaptationStep) -> None:
+        """May add views for the student to ``step``."""
+
+    def after_forward(self, step: AdaptationStep) -> None:
+        """May add targets for the losses to ``step``; ``step.outputs`` is there."""
+
+
+class AdaptationHook(AdaptationHookBase):
+    """EMA teacher, class-mix, Sinkhorn clustering and prototype updates, each iteration, on the
+    device.
+
+    Owns the objects and their order; the mathematics is in ``self_training`` and ``prototypes``.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: EMATeacher,
+        *,
+        augment: StrongAugmentation,
+        confidence_threshold: float,
+        confidence_scope: str,
+        ignore_top: float,
+        ignore_bottom: float,
+        num_classes: int,
+        ignore_value: int,
+        reference_encoder: nn.Module | None = None,
+        prototype_learner: PrototypeLearner | None = None,
+    ) -> None:
+        """
+        Args:
+            student: the trained model, outside DDP.
+            teacher: its exponential moving average.
+            reference_encoder: frozen ImageNet encoder of the feature distance; None = the distance
+                is off.
+            prototype_learner: None = self-training without prototypes.
+        """
+        self.student = student
+        self.teacher = teacher
+        self.augment = augment
+        self.confidence_threshold = confidence_threshold
+        self.confidence_scope = confidence_scope
+        self.ignore_top = ignore_top
+        self.ignore_bottom = ignore_bottom
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.reference_encoder = reference_encoder
+        self.prototype_learner = prototype_learner
+
+    def before_train(self) -> None:
+        self.teacher.train()
+        if self.trainer.start_iter == 0:
+            # Only now: at construction the student did not have its pre-trained weights yet.
+            self.teacher.copy_(self.student)
+
+    @torch.no_grad()
+    def before_forward(self, step: AdaptationStep) -> None:
+        with self.trainer.autocast():
+            step.pseudo_label = self.label_target(step.target)
+            if self.reference_encoder is not None:
+                step.reference_features = self._reference_features(step.source.images)
+        step.mixed = self.mix(step.source, step.target, step.pseudo_label)
+        self.trainer.metrics.add(
+            {"pseudo_label/confident_fraction": step.pseudo_label.confident_fraction}
+        )
+
+    def after_forward(self, step: AdaptationStep) -> None:
+        if self.prototype_learner is not None:
+            self.trainer.metrics.add(self.prototype_learner(step))
+
+    def after_step(self) -> None:
+        self.teacher.update_(self.student, self.trainer.iter)
+        momentum = self.teacher.momentum_at(self.trainer.iter)
+        self.trainer.storage.put_scalar("teacher/momentum", momentum, smoothing_hint=False)
+
+    def label_target(self, target: Tensor) -> PseudoLabel:
+        """The teacher's labels of un-augmented target images, with their confidence."""
+        return pseudo_label(
+            self.teacher({"target": target})["target"].logits,
+            target.shape[-2:],
+            threshold=self.confidence_threshold,
+            scope=self.confidence_scope,
+            ignore_top=self.ignore_top,
+            ignore_bottom=self.ignore_bottom,
+        )
+
+    def mix(self, source: View, target: Tensor, pseudo: PseudoLabel) -> View:
+        """Half of the source's classes pasted onto the target (ClassMix), then strongly
+        augmented."""
+        mask = sample_class_mask(source.label, self.num_classes, self.ignore_value)
+        return View(
+            images=self.augment(class_mix(mask, source.images, target)),
+            label=class_mix(mask, source.label, pseudo.label),
+            weight=class_mix(mask, torch.ones_like(pseudo.weight), pseudo.weight),
+            trusted=class_mix(mask, source.trusted, pseudo.confident),
+            from_source=mask,
+        )
+
+    def _reference_features(self, images: Tensor) -> Tensor:
+        return self.reference_encoder(images)[self.student.deepest_feature]

@@ -1,0 +1,106 @@
+"""Auxiliary prototype head: pixel embeddings, the prototypes and the feature bank. Used in training
+only."""
+
+import logging
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ..prototypes.bank import FeatureBank
+from ..prototypes.centroid import CentroidPrototypes
+from ..prototypes.embedding import normalize_embeddings
+from ..prototypes.gaussian import GaussianPrototypes
+from .daformer_head import ContextAwareFusion
+
+logger = logging.getLogger(__name__)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PrototypeHead(nn.Module):
+    """Projects fused features to the prototype space and owns what lives there (h_proto of the
+    paper).
+
+    The prototypes and the bank are buffers: they are saved in the model's checkpoint and never see
+    the optimizer.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        prototypes: CentroidPrototypes,
+        bank: FeatureBank,
+        fused_channels: int,
+        separate: bool,
+        dilations: tuple[int, ...],
+        norm: str,
+        normalize: str,
+    ) -> None:
+        """
+        Args:
+            input_shape: encoder features that a separate fusion reads.
+            fused_channels: channels of the decode head's fused features (and of a separate fusion).
+            separate: True = a context-aware fusion of its own; False = project the decode head's
+                features.
+            normalize: ``layer``, ``l2`` or ``none``, see :func:`normalize_embeddings`.
+        """
+        super().__init__()
+        self.fusion = (
+            ContextAwareFusion(input_shape, channels=fused_channels, dilations=dilations, norm=norm)
+            if separate
+            else None
+        )
+        self.projection = nn.Conv2d(fused_channels, prototypes.mean.shape[-1], kernel_size=1)
+        self.prototypes = prototypes
+        self.bank = bank
+        self.normalize = normalize
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        head, proto = cfg.MODEL.SEM_SEG_HEAD, cfg.PROTOTYPES
+        common = {"momentum": proto.MOMENTUM, "scale": proto.SIMILARITY_SCALE}
+        shape = (head.NUM_CLASSES, proto.NUM_PER_CLASS, proto.DIM)
+        if proto.TYPE == "gauss":
+            prototypes = GaussianPrototypes(*shape, min_variance=proto.MIN_VARIANCE, **common)
+        else:
+            prototypes = CentroidPrototypes(*shape, distance=proto.DISTANCE, **common)
+        bank = FeatureBank(
+            head.NUM_CLASSES,
+            proto.BANK.SIZE,
+            proto.DIM,
+            samples_per_image=proto.BANK.SAMPLES_PER_IMAGE,
+        )
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "prototypes": prototypes,
+            "bank": bank,
+            "fused_channels": head.CONVS_DIM,
+            "separate": proto.HEAD == "separate",
+            "dilations": tuple(head.DILATIONS),
+            "norm": head.NORM,
+            "normalize": proto.NORMALIZE,
+        }
+
+    def forward(self, features: dict[str, Tensor], fused: Tensor) -> Tensor:
+        """Embeddings (B, D, h, w), float32, normalised over D.
+
+        Args:
+            features: encoder features; read only by a separate fusion.
+            fused: (B, channels, h, w) fused features of the decode head, before its dropout and
+                classifier.
+        """
+        if self.fusion is not None:
+            fused = self.fusion(features)
+        return normalize_embeddings(self.projection(fused), self.normalize)
+
+    def class_scores(self, features: dict[str, Tensor], fused: Tensor) -> Tensor:
+        """max_k sim(p_k^(c), F) of Eq. (10), (B, C, h, w); classes without prototypes never win."""
+        embeddings = self(features, fused)
+        batch, _, height, width = embeddings.shape
+        similarity = self.prototypes.similarity(embeddings.permute(0, 2, 3, 1).flatten(0, 2))
+        # Finite, because resizing would turn infinities into NaN.
+        scores = similarity.amax(-1).masked_fill(~self.prototypes.started, -1e4)
+        return scores.view(batch, height, width, -1).permute(0, 3, 1, 2)

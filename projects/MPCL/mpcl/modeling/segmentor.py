@@ -1,0 +1,144 @@
+"""Meta-architecture: views in, logits and embeddings out in training; dataset dicts in, predictions
+out at test time."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from torch import Tensor, nn
+
+from ..losses import pixel_cross_entropy
+from ..views import ViewOutputs
+from .daformer_head import DAFormerHead
+from .inference import sliding_window, whole_image
+from .prototype_head import PrototypeHead
+
+Inference = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+@META_ARCH_REGISTRY.register()
+class MPCLSegmentor(nn.Module):
+    """MiT backbone, DAFormer head and an auxiliary prototype head.
+
+    Knows nothing of teachers, mixing or losses between domains: those are the trainer's.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: DAFormerHead,
+        prototype_head: PrototypeHead | None,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        inference: Inference = whole_image,
+        predict_by_prototypes: bool = False,
+        ignore_value: int = 255,
+    ) -> None:
+        """
+        Args:
+            inference: maps (network, images) to logits at the images' size: whole image or sliding
+                window.
+            predict_by_prototypes: predict by (10) where there is a prototype head.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.prototype_head = prototype_head
+        shapes = backbone.output_shape()
+        self.deepest_feature = max(shapes, key=lambda name: shapes[name].stride)
+        self.inference = inference
+        self.predict_by_prototypes = predict_by_prototypes
+        self.ignore_value = ignore_value
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        shape = backbone.output_shape()
+        slide = cfg.TEST.SLIDE
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, shape),
+            "prototype_head": PrototypeHead(cfg, shape) if cfg.PROTOTYPES.TYPE != "none" else None,
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "inference": partial(
+                sliding_window, crop=slide.CROP, stride=slide.STRIDE, batch_size=slide.BATCH
+            )
+            if cfg.TEST.INFERENCE == "slide"
+            else whole_image,
+            "predict_by_prototypes": cfg.TEST.OUTPUT == "prototypes",
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, inputs: Mapping[str, Tensor] | list[dict]):
+        """Three contracts, told apart by the input and the mode.
+
+        - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: ViewOutputs}``. Views pass
+          one after the other, so that batch norm sees one domain at a time.
+        - list of dataset dicts, training: detectron2's contract, ``{"loss_sem_seg": scalar}``.
+        - list of dataset dicts, evaluation: ``[{"sem_seg": (C, height, width) logits}]``.
+        """
+        if isinstance(inputs, Mapping):
+            return {name: self.forward_view(images) for name, images in inputs.items()}
+        if self.training:
+            return self.supervised_losses(inputs)
+        return self.predict(inputs)
+
+    def forward_view(self, images: Tensor) -> ViewOutputs:
+        features = self.backbone(images)
+        fused = self.sem_seg_head.fuse(features)
+        embeddings = None if self.prototype_head is None else self.prototype_head(features, fused)
+        logits = self.sem_seg_head.classify(fused)
+        return ViewOutputs(logits, embeddings, features[self.deepest_feature])
+
+    def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
+        labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
+        logits = self.sem_seg_head(self.backbone(self.normalize(batch)))
+        return {"loss_sem_seg": pixel_cross_entropy(logits, labels, None, self.ignore_value)}
+
+    def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:
+        """Logits at each record's own ``height`` and ``width`` (the image's size where they are
+        missing).
+
+        Two successive bilinear resizes, as the baselines: stride 4 to network input, network input
+            to native size.
+        """
+        results = []
+        for record in batch:
+            images = self.normalize([record])
+            logits = self.inference(self.score, images)
+            size = (record.get("height", images.shape[-2]), record.get("width", images.shape[-1]))
+            if logits.shape[-2:] != size:
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            results.append({"sem_seg": logits[0]})
+        return results
+
+    def score(self, images: Tensor) -> Tensor:
+        """Class scores (B, C, h, w) at stride 4: the classifier's logits, or prototype similarities
+        (10)."""
+        features = self.backbone(images)
+        fused = self.sem_seg_head.fuse(features)
+        if self.predict_by_prototypes and self.prototype_head is not None:
+            return self.prototype_head.class_scores(features, fused)
+        return self.sem_seg_head.classify(fused)
+
+    def normalize(self, batch: list[dict]) -> Tensor:
+        """Images of dataset dicts, all of one size, as one normalised float batch (B, 3, H, W) on
+        the device."""
+        images = torch.stack([record["image"] for record in batch])
+        return (
+            images.to(self.device, non_blocking=True).float() - self.pixel_mean
+        ) / self.pixel_std

@@ -1,0 +1,82 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from mpcl.engine.build import build_adaptation_hook, build_teacher
+from mpcl.engine.metrics import DeviceMetrics
+from mpcl.engine.step import AdaptationStep
+from mpcl.views import View
+
+
+@pytest.fixture
+def hook(tiny_cfg):
+    cfg = tiny_cfg("daformer")
+    torch.manual_seed(0)
+    student = build_model(cfg)
+    hook = build_adaptation_hook(cfg, student, build_teacher(cfg, student))
+    hook.trainer = SimpleNamespace(
+        iter=0,
+        storage=EventStorage(0),
+        start_iter=0,
+        metrics=DeviceMetrics(),
+        autocast=lambda: torch.autocast("cpu", enabled=False),
+    )
+    hook.before_train()
+    return hook
+
+
+def make_step(label=None):
+    label = torch.randint(0, 4, (2, 64, 64)) if label is None else label
+    source = View(torch.randn(2, 3, 64, 64), label, None, label != 255)
+    return AdaptationStep(0, source, target=torch.randn(2, 3, 64, 64))
+
+
+def test_mixed_view_is_source_where_pasted_and_pseudo_label_elsewhere(hook):
+    hook.augment = lambda images: images
+    step = make_step()
+    hook.before_forward(step)
+    mask, mixed, pseudo = step.mixed.from_source, step.mixed, step.pseudo_label
+    assert mask.any() and not mask.all()
+    assert torch.equal(mixed.label[mask], step.source.label[mask])
+    assert torch.equal(mixed.label[~mask], pseudo.label[~mask])
+    assert (mixed.weight[mask] == 1).all()
+    assert torch.equal(mixed.weight[~mask], pseudo.weight[~mask])
+    assert mixed.trusted[mask].all()
+    assert torch.equal(mixed.trusted[~mask], pseudo.confident[~mask])
+    pixels = mask[:, None].expand_as(step.target)
+    assert torch.equal(mixed.images[pixels], step.source.images[pixels])
+    assert torch.equal(mixed.images[~pixels], step.target[~pixels])
+
+
+def test_pseudo_labels_come_from_the_teacher_on_unaugmented_target(hook):
+    step = make_step()
+    hook.before_forward(step)
+    logits = hook.teacher({"target": step.target})["target"].logits
+    logits = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")
+    assert torch.equal(step.pseudo_label.label, logits.argmax(1))
+    assert not step.pseudo_label.weight.requires_grad
+
+
+def test_all_ignored_source_leaves_a_usable_step(hook):
+    step = make_step(torch.full((2, 64, 64), 255))
+    hook.before_forward(step)
+    assert torch.isfinite(step.mixed.images).all()
+    assert not (step.mixed.trusted & (step.mixed.label == 255)).any()
+
+
+def test_inputs_are_not_modified(hook):
+    step = make_step()
+    before = step.source.images.clone(), step.target.clone(), step.source.label.clone()
+    hook.before_forward(step)
+    assert torch.equal(step.source.images, before[0]) and torch.equal(step.target, before[1])
+    assert torch.equal(step.source.label, before[2])
+
+
+def test_teacher_follows_after_the_step(hook):
+    start = hook.teacher.model.sem_seg_head.classifier.weight.clone()
+    with torch.no_grad():
+        hook.student.sem_seg_head.classifier.weight.add_(1.0)
+    hook.after_step()
+    torch.testing.assert_close(hook.teacher.model.sem_seg_head.classifier.weight, start + 0.5)

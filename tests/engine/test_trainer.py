@@ -1,0 +1,210 @@
+"""The whole training step on a tiny two-domain world."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mpcl.engine import AdaptationTrainer
+from mpcl.engine.trainer import evaluate_checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+
+METHODS = ["source_only", "daformer", "daformer_centroid", "daformer_gauss"]
+
+
+def train(cfg, resume=False):
+    trainer = AdaptationTrainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def written_metrics(cfg) -> list[dict]:
+    return [
+        json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    ]
+
+
+def states(trainer) -> dict[str, torch.Tensor]:
+    """Everything that training changes, by name."""
+    found = {f"student.{k}": v for k, v in trainer.student.state_dict().items()}
+    if trainer.teacher is not None:
+        found |= {f"teacher.{k}": v for k, v in trainer.teacher.state_dict().items()}
+    for i, state in trainer.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    return found
+
+
+def assert_equal_bytes(left: dict, right: dict):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_trains_and_evaluates(tiny_cfg, method):
+    cfg = tiny_cfg(method)
+    trainer = train(cfg)
+    seen = set().union(*written_metrics(cfg))
+    results = trainer._last_eval_results
+    assert {"loss_sem_seg", "total_loss", "lr", "time", "data_time", "sem_seg/mIoU"} <= seen
+    assert 0 <= results["sem_seg"]["mIoU"] <= 100
+    assert ("sem_seg_student" in results) == (method != "source_only")
+    assert ("loss_sem_seg_mix" in seen) == (method != "source_only")
+    assert ("loss_contrast" in seen) == ("_" in method and method != "source_only")
+
+
+def test_prototypes_start_at_their_iteration_and_then_move(tiny_cfg):
+    cfg = tiny_cfg("daformer_gauss")
+    trainer = train(cfg)
+    by_iteration = {}
+    for row in written_metrics(cfg):
+        by_iteration.setdefault(row["iteration"], {}).update(row)
+    start = cfg.PROTOTYPES.INIT.ITER
+    assert by_iteration[start - 1]["loss_contrast"] == 0
+    assert by_iteration[start]["loss_contrast"] > 0 and by_iteration[start]["loss_consistency"] > 0
+    prototypes = trainer.student.prototype_head.prototypes
+    assert prototypes.started.all()
+    assert torch.isfinite(prototypes.mean).all() and (prototypes.variance >= 0).all()
+    logged = set().union(*by_iteration.values())
+    assert {
+        "pseudo_label/confident_fraction",
+        "prototypes/marginal_violation",
+        "prototypes/usage_entropy",
+        "gradient_share/contrast",
+        "gradient_share/consistency",
+        "teacher/momentum",
+    } <= logged
+
+
+def test_loss_falls_on_a_repeated_world(tiny_cfg):
+    cfg = tiny_cfg("daformer_gauss", "SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 100)
+    train(cfg)
+    losses = [row["loss_sem_seg"] for row in written_metrics(cfg) if "loss_sem_seg" in row]
+    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_straight_run(tiny_cfg, method, workers):
+    if workers and method != "daformer_gauss":
+        pytest.skip("loader workers do not depend on the method")
+    straight = train(tiny_cfg(method, "DATALOADER.NUM_WORKERS", workers))
+    expected = {k: v.clone() for k, v in states(straight).items()}
+    output = Path(straight.cfg.OUTPUT_DIR)
+    # As after a kill in iteration 4: the checkpoint after iteration 2 is the newest.
+    (output / "last_checkpoint").write_text("model_0000002.pth")
+    resumed = train(tiny_cfg(method, "DATALOADER.NUM_WORKERS", workers), resume=True)
+    assert resumed.start_iter == 3
+    assert_equal_bytes(expected, states(resumed))
+
+
+def test_resume_with_another_seed_is_refused(tiny_cfg):
+    train(tiny_cfg("daformer", "SOLVER.MAX_ITER", 3))
+    trainer = AdaptationTrainer(tiny_cfg("daformer", "SEED", 5))
+    with pytest.raises(ValueError, match="SEED was 0 and is 5"):
+        trainer.resume_or_load(resume=True)
+
+
+def test_eval_only_gives_the_scores_of_the_run(tiny_cfg):
+    cfg = tiny_cfg("daformer_gauss")
+    expected = train(cfg)._last_eval_results
+    assert evaluate_checkpoint(cfg, resume=True) == expected
+    again = tiny_cfg("daformer_gauss", "MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth")
+    assert evaluate_checkpoint(again) == expected
+
+
+def test_eval_only_without_a_checkpoint_says_what_is_missing(tiny_cfg):
+    with pytest.raises(ValueError, match="name a checkpoint"):
+        evaluate_checkpoint(tiny_cfg("daformer"))
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        evaluate_checkpoint(tiny_cfg("daformer"), resume=True)
+
+
+def test_prediction_by_prototypes_is_an_option_of_evaluation(tiny_cfg):
+    cfg = tiny_cfg("daformer_centroid")
+    by_classifier = train(cfg)._last_eval_results
+    by_prototypes = evaluate_checkpoint(
+        tiny_cfg("daformer_centroid", "TEST.OUTPUT", "prototypes"), resume=True
+    )
+    assert by_prototypes["sem_seg"] == by_classifier["sem_seg"]  # the teacher has none
+    assert by_prototypes["sem_seg_student"] != by_classifier["sem_seg_student"]
+
+
+def test_teacher_has_no_prototypes_and_starts_as_the_student(tiny_cfg):
+    trainer = AdaptationTrainer(tiny_cfg("daformer_gauss", "SOLVER.MAX_ITER", 1))
+    assert not [name for name, _ in trainer.teacher.named_modules() if "prototype" in name]
+    with torch.no_grad():
+        trainer.student.backbone.stages[0].norm.weight.fill_(7.0)  # as if weights were loaded late
+    trainer.train()
+    # After iteration 0 the teacher is the mean of its start and the updated student.
+    expected = (7.0 + trainer.student.backbone.stages[0].norm.weight) / 2
+    torch.testing.assert_close(trainer.teacher.model.backbone.stages[0].norm.weight, expected)
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails on operators that make the host wait for the device."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "nonzero",
+        "_unique",
+        "unique_",
+        "masked_select",
+        "is_nonzero",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in self.FORBIDDEN), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["daformer_centroid", "daformer_gauss"])
+def test_training_step_never_waits_for_the_device(tiny_cfg, method):
+    # Nothing is logged or measured after iteration 0; prototypes start at iteration 2, which reads
+    # the bank's fill.
+    quiet = ("LOG_PERIOD", 100, "PROTOTYPES.GRADIENT_SHARE_PERIOD", 0, "VIS_PERIOD", 0)
+    trainer = AdaptationTrainer(tiny_cfg(method, "SOLVER.MAX_ITER", 8, *quiet))
+    run_step, checked = trainer.run_step, []
+
+    def checked_step():
+        if trainer.iter in (0, 4, 5):
+            with NoHostReads():
+                run_step()
+            checked.append(trainer.iter)
+        else:
+            run_step()
+
+    trainer.run_step = checked_step
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert checked == [0, 4, 5]
+    assert trainer.student.prototype_head.prototypes.started.all()
+
+
+def test_diverged_loss_stops_the_run_and_is_named(tiny_cfg):
+    trainer = AdaptationTrainer(tiny_cfg("daformer"))
+    with torch.no_grad():
+        trainer.student.sem_seg_head.classifier.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="loss_sem_seg"):
+        trainer.train()
+
+
+def test_bfloat16_training_keeps_prototypes_in_float32(tiny_cfg):
+    cfg = tiny_cfg("daformer_gauss", "SOLVER.AMP.ENABLED", True)
+    trainer = train(cfg)
+    step = trainer.last_step
+    assert step.outputs["mixed"].logits.dtype == torch.bfloat16
+    assert step.outputs["mixed"].embeddings.dtype == torch.float32
+    assert trainer.student.prototype_head.prototypes.mean.dtype == torch.float32
+
+
+def test_pictures_of_the_step_reach_tensorboard(tiny_cfg):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = tiny_cfg("daformer")
+    train(cfg)
+    events = EventAccumulator(cfg.OUTPUT_DIR).Reload()
+    expected = {"source/image", "target/image", "mixed/image", "target/pseudo_label"}
+    assert expected | {"source/prediction", "mixed/prediction"} <= set(events.Tags()["images"])

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+from detectron2.modeling import build_model
+from mpcl.config import get_cfg_from
+
+CONFIGS = Path(__file__).parents[1] / "projects" / "MPCL" / "configs"
+FRAGMENTS = {"baselines", "prototypes", "benchmarks"}
+LEAVES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FRAGMENTS)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_config_builds_a_model_and_says_how_to_run_it(path):
+    cfg = get_cfg_from(str(path), ["MODEL.DEVICE", "cpu", "MODEL.MIT.VARIANT", "b0"])
+    model = build_model(cfg)
+    assert (model.prototype_head is not None) == (cfg.PROTOTYPES.TYPE != "none")
+    assert (path.stem != "source_only") == cfg.SELF_TRAINING.ENABLED
+    expected = {"centroid": "centroid", "gauss": "gauss"}.get(path.stem.split("_")[-1], "none")
+    assert expected == cfg.PROTOTYPES.TYPE
+    head = path.read_text().split("_BASE_")[0]
+    assert f"--config-file projects/MPCL/configs/{path.relative_to(CONFIGS)}" in head
+
+
+def test_output_folders_of_configs_differ():
+    folders = [get_cfg_from(str(path)).OUTPUT_DIR for path in LEAVES]
+    assert len(set(folders)) == len(folders)
+
+
+def test_gta5_config_has_the_papers_hyper_parameters():
+    cfg = get_cfg_from(str(CONFIGS / "daformer_gauss.yaml"))
+    proto, st = cfg.PROTOTYPES, cfg.SELF_TRAINING
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS) == (
+        60000,
+        2,
+        1500,
+    )
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.HEAD_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY) == (
+        6e-5,
+        10,
+        0.01,
+    )
+    assert tuple(cfg.INPUT.CROP.SIZE) == (640, 640) and cfg.MODEL.MIT.VARIANT == "b5"
+    assert (proto.NUM_PER_CLASS, proto.DIM, proto.TEMPERATURE, proto.MOMENTUM) == (
+        5,
+        256,
+        0.1,
+        0.999,
+    )
+    assert (proto.CONTRAST_WEIGHT, proto.CONSISTENCY_WEIGHT, proto.BANK.SIZE) == (0.1, 0.1, 20000)
+    assert (st.TEACHER_MOMENTUM, st.CONFIDENCE_THRESHOLD, st.FEATURE_DISTANCE.WEIGHT) == (
+        0.999,
+        0.968,
+        0.005,
+    )
+    # 640 rows: DAFormer's 15 and 120 of 512, scaled.
+    assert (round(st.IGNORE_TOP * 640), round(st.IGNORE_BOTTOM * 640)) == (19, 150)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["PROTOTYPES.TYPE", "gaussian"], "PROTOTYPES.TYPE is 'gaussian'.*none, centroid, gauss"),
+        (["PROTOTYPES.CONTRAST_VIEWS", ("sauce",)], "sauce.*source, mixed, target"),
+        (["PROTOTYPES.CONTRAST_VIEWS", ("mixed", "target")], "part of 'mixed'"),
+        (["PROTOTYPES.TYPE", "gauss", "SELF_TRAINING.ENABLED", False], "needs SELF_TRAINING"),
+        (["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.005], "MODEL.WEIGHTS"),
+        (["TEST.OUTPUT", "prototypes"], "PROTOTYPES.TYPE"),
+        (["TEST.INFERENCE", "sliding"], "whole, slide"),
+    ],
+)
+def test_impossible_config_is_refused(opts, message):
+    with pytest.raises(ValueError, match=message):
+        get_cfg_from("", opts)
+
+
+def test_misspelt_key_is_refused():
+    with pytest.raises(KeyError, match="did you mean PROTOTYPES.TYPE"):
+        get_cfg_from("", ["PROTOTYPE.TYPE", "gauss"])
