@@ -178,6 +178,13 @@ def test_cells_dominated_by_other_classes_are_dropped():
     assert result.item() == 1.0
 
 
+def test_cells_mostly_outside_the_image_are_dropped():
+    # 6 x 8 pixels under 2 x 2 cells of 4 x 4: half of each lower cell lies outside.
+    student = torch.tensor([1.0, 3.0, 7.0, 7.0]).view(1, 1, 2, 2)
+    label = torch.zeros(1, 6, 8, dtype=torch.int64)
+    assert feature_distance(student, torch.zeros(1, 1, 2, 2), label, (0,), 19).item() == 2.0
+
+
 def test_distance_without_a_selected_cell_is_an_attached_zero():
     student = randn(2, 4, 2, 2).requires_grad_()
     loss = feature_distance(student, randn(2, 4, 2, 2), torch.full((2, 8, 8), 255), THINGS, 19)
