@@ -224,10 +224,16 @@ def test_a_file_without_tensors_and_a_folder_without_weights_are_refused(tmp_pat
 
 def test_a_file_that_carries_code_is_not_opened(tmp_path):
     torch.save({"model": {}, "meta": Path("code")}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="could run its code"):
+    with pytest.raises(ValueError, match="could run code"):
         load_checkpoint_file(tmp_path / "code.pth")
-    with pytest.raises(ValueError, match="could run its code"):
+    with pytest.raises(ValueError, match="could run code"):
         WeightsCheckpointer(Segmentor()).load(str(tmp_path / "code.pth"))
+
+
+def test_a_web_page_saved_in_place_of_weights_is_named_as_such(tmp_path):
+    (tmp_path / "mit_b5.pth").write_text("<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(ValueError, match=r"mit_b5\.pth is no weight file"):
+        load_checkpoint_file(tmp_path / "mit_b5.pth")
 
 
 def test_an_own_checkpoint_resumes_with_optimizer_and_iteration(tmp_path):

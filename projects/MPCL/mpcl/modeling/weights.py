@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -88,7 +89,7 @@ class Conversion(NamedTuple):
 
 
 def load_checkpoint_file(path: str | Path) -> State:
-    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or of a Hugging Face folder.
+    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or of a Hugging Face folder.
 
     A state dict nested under ``state_dict`` or ``model`` is unwrapped.
 
@@ -96,11 +97,11 @@ def load_checkpoint_file(path: str | Path) -> State:
         ValueError: the folder holds no weight file, or the file holds objects other than tensors
             and containers, or no tensors.
     """
-    return _unwrap(_read(find_weight_file(path)))
+    return _unwrap(_read(PathManager.get_local_path(find_weight_file(path))))
 
 
 def find_weight_file(path: str | Path) -> str:
-    """The weight file inside a Hugging Face folder; any other path as it is."""
+    """The weight file inside a Hugging Face folder; any other path, or URL, as it is."""
     if not Path(path).is_dir():
         return str(path)
     for name in _WEIGHT_FILES:
@@ -266,7 +267,8 @@ def _read(path: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and plain containers: opening it could run its code"
+            f"{path} is no weight file, or holds objects that could run code when opened; expected "
+            "tensors and plain containers"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
