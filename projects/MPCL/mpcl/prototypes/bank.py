@@ -91,19 +91,14 @@ class FeatureBank(nn.Module):
         """(B, C, n, D) float16 samples of each class of each image; places without a pixel hold
         NaN.
         """
-        num_images, dim, height, width = embeddings.shape
-        label = label.flatten(1)
-        image = torch.arange(num_images, device=label.device).unsqueeze(1)
+        num_images, _, height, width = embeddings.shape
+        image = torch.arange(num_images, device=label.device).view(-1, 1, 1)
+        group = torch.where(label < self.num_classes, image * self.num_classes + label, -1)
         num_groups = num_images * self.num_classes
-        group = torch.where(label < self.num_classes, image * self.num_classes + label, num_groups)
         index, valid = sample_per_group(group.flatten(), num_groups, self.samples_per_image)
-        per_class = index.shape[1]  # fewer than samples_per_image only in images of a few pixels
-        pixel = (index % max(1, height * width)).view(num_images, 1, -1).expand(-1, dim, -1)
-        rows = embeddings.flatten(2).gather(2, pixel).transpose(1, 2).to(self.features.dtype)
-        rows = rows.reshape(num_images, self.num_classes, per_class, dim)
-        return rows.masked_fill(
-            ~valid.view(num_images, self.num_classes, per_class, 1), float("nan")
-        )
+        pixel = (index % max(1, height * width)).view(num_images, self.num_classes, index.shape[1])
+        rows = embeddings.flatten(2).transpose(1, 2)[image, pixel].to(self.features.dtype)
+        return rows.masked_fill(~valid.view_as(pixel).unsqueeze(-1), float("nan"))
 
     @torch.no_grad()
     def sample(self, num_per_class: int) -> tuple[Tensor, Tensor]:

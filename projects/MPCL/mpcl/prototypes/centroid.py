@@ -113,8 +113,10 @@ class CentroidPrototypes(nn.Module):
 
     def _compare(self, points: Tensor, mean: Tensor) -> Tensor:
         """(..., n, D) points against (..., m, D) prototypes -> (..., n, m)."""
-        distance = squared_distance(points, mean) / self.divisor
-        return -distance if self.distance == "squared" else -(distance + _ROOT_EPS).sqrt()
+        if self.distance == "squared":
+            return squared_distance(points, mean).mul_(-1 / self.divisor)
+        distance = squared_distance(points, mean).mul_(1 / self.divisor)
+        return -(distance.clamp_min(0) + _ROOT_EPS).sqrt()
 
     # --- start, update, revival ---
 
@@ -157,13 +159,14 @@ class CentroidPrototypes(nn.Module):
 
     def _cluster_sums(self, embeddings: Tensor, cluster: Tensor) -> list[Tensor]:
         """Pixels (C, K), and sums (C, K, D) of their embeddings' powers, over all ranks."""
+        squares = embeddings.square()
         # The squared length overflows or is NaN whenever a channel would spoil the sums.
-        finite = embeddings.square().sum(1, keepdim=True).isfinite()
-        embeddings = torch.where(finite, embeddings, 0.0)
+        finite = squares.sum(1, keepdim=True).isfinite()
+        powers = (embeddings, squares)[: self._highest_moment]
         with full_float32(embeddings.device):
             member = (one_hot(cluster, self.num_classes * self.num_prototypes) * finite).t()
-            powers = (embeddings**order for order in range(1, self._highest_moment + 1))
-            sums = [member.sum(1, keepdim=True), *(member @ power for power in powers)]
+            sums = [member @ torch.where(finite, power, 0.0) for power in powers]
+        sums.insert(0, member.sum(1, keepdim=True))
         total = sum_over_ranks(torch.cat(sums, dim=1))  # one message for all of them
         total = total.view(self.num_classes, self.num_prototypes, -1)
         return [total[..., 0], *total[..., 1:].chunk(self._highest_moment, dim=-1)]

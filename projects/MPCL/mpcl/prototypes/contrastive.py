@@ -48,7 +48,7 @@ def pixel_prototype_contrast(
     """
     _check_temperature(temperature)
     _, num_classes, num_prototypes = similarity.shape
-    logits = _mask_classes(at_least_float32(similarity) / temperature, started).flatten(1)
+    logits = _logits(similarity, temperature, started.view(1, -1, 1)).flatten(1)
     none = num_classes * num_prototypes
     has_prototypes = torch.cat([started, started.new_zeros(1)])
     target = torch.where(has_prototypes[cluster // num_prototypes], cluster, none)
@@ -89,7 +89,7 @@ def prototype_consistency(
     """
     _check_temperature(temperature)
     num_classes = similarity.shape[1]
-    logits = class_scores(at_least_float32(similarity) / temperature, started)
+    logits = _logits(similarity.amax(2), temperature, started)
     has_prototypes = torch.cat([started, started.new_zeros(1)])
     target = torch.where(has_prototypes[label], label, num_classes)
     return _weighted_mean(
@@ -97,18 +97,14 @@ def prototype_consistency(
     )
 
 
-def class_scores(similarity: Tensor, started: Tensor) -> Tensor:
-    """g(c, F), the largest similarity (N, C, K) -> (N, C) of each class; its argmax is the
-    prediction (10).
+def _logits(similarity: Tensor, temperature: float, started: Tensor) -> Tensor:
+    """similarity / temperature; for classes that have not started, a number far below all others.
 
-    Classes that have not started get the lowest finite number and no gradient.
+    A finite one, half the lowest: with -inf a batch before any class has started would be NaN.
     """
-    return _mask_classes(similarity, started).amax(2)
-
-
-def _mask_classes(similarity: Tensor, started: Tensor) -> Tensor:
-    # Finite: with -inf a batch before any class has started would be NaN.
-    return similarity.masked_fill(~started.view(1, -1, 1), torch.finfo(similarity.dtype).min)
+    similarity = at_least_float32(similarity)
+    penalty = (~started).to(similarity.dtype) * (torch.finfo(similarity.dtype).min / 2)
+    return torch.add(penalty, similarity, alpha=1 / temperature)
 
 
 def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

@@ -65,8 +65,10 @@ class GaussianPrototypes(CentroidPrototypes):
         precision = 1 / (variance * self.divisor)
         constant = (mean.square() * precision).sum(-1)
         constant = constant + (variance.log() + math.log(2 * math.pi)).sum(-1) / self.divisor
-        linear = points @ (mean * precision).mT
-        return linear - points.square() @ (0.5 * precision).mT - 0.5 * constant.unsqueeze(-2)
+        log_density = points @ (mean * precision).mT
+        log_density -= points.square() @ (0.5 * precision).mT
+        log_density -= 0.5 * constant.unsqueeze(-2)
+        return log_density
 
     @torch.no_grad()
     def start_(self, classes: Tensor, mean: Tensor, variance: Tensor) -> None:

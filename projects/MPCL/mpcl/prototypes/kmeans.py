@@ -153,7 +153,7 @@ def _cluster_sums(
         chunk, is_point = points[:, part].float(), valid[:, part, None]
         distance = squared_distance(chunk, centers.flatten(1, 2))
         least, nearest = distance.view(*chunk.shape[:2], *size.shape[1:]).min(-1)  # (C, s, R)
-        inertia += (least * is_point).sum(1)
+        inertia += (least.clamp_min(0) * is_point).sum(1)
         member = one_hot(nearest, size.shape[-1]) * is_point.unsqueeze(-1)  # (C, s, R, K)
         size += member.sum(1)
         member = member.flatten(2).mT

@@ -51,13 +51,14 @@ def one_hot(index: Tensor, num: int, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def squared_distance(points: Tensor, centers: Tensor) -> Tensor:
-    """Squared Euclidean distances by matrix product: (..., n, D), (..., m, D) -> (..., n, m), never
-    negative.
+    """Squared Euclidean distances (..., n, D), (..., m, D) -> (..., n, m) by matrix product.
+
+    Rounding may leave a distance of 0 slightly negative.
     """
-    points_squared = points.square().sum(-1, keepdim=True)
-    centers_squared = centers.square().sum(-1).unsqueeze(-2)
-    distance = points @ (-2 * centers).mT + centers_squared + points_squared
-    return distance.clamp_min(0)
+    distance = points @ (-2 * centers).mT
+    distance += centers.square().sum(-1).unsqueeze(-2)
+    distance += points.square().sum(-1, keepdim=True)
+    return distance
 
 
 def chunks_of_points(points: Tensor) -> list[slice]:
@@ -68,9 +69,10 @@ def chunks_of_points(points: Tensor) -> list[slice]:
 
 
 def squared_distance_in_chunks(points: Tensor, centers: Tensor) -> Tensor:
-    """As `squared_distance`, for points (C, S, D) of any float type and centers (C, m, D)."""
+    """`squared_distance`, never negative, of points (C, S, D) of any float type; no gradient."""
     parts = chunks_of_points(points)
-    return torch.cat([squared_distance(points[:, p].float(), centers) for p in parts], dim=1)
+    distances = [squared_distance(points[:, part].float(), centers) for part in parts]
+    return torch.cat(distances, dim=1).clamp_min_(0)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

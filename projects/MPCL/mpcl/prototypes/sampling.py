@@ -12,7 +12,7 @@ def sample_per_group(group: Tensor, num_groups: int, count: int) -> tuple[Tensor
     sample is where it begins.
 
     Args:
-        group: (N,) int64; members with ``num_groups`` or more belong to no group.
+        group: (N,) int64; members outside [0, G) belong to no group.
         num_groups: G.
         count: wanted members per group.
     Returns:
@@ -24,7 +24,7 @@ def sample_per_group(group: Tensor, num_groups: int, count: int) -> tuple[Tensor
     # the next group.
     keys = group.double() + torch.rand(num_members, device=group.device)
     ordered, order = keys.sort()
-    edges = torch.arange(num_groups + 1, device=group.device, dtype=torch.float64)
-    begin, end = torch.searchsorted(ordered, edges).unsqueeze(1).unfold(0, 2, 1).unbind(-1)
-    place = begin + torch.arange(min(count, num_members), device=group.device)
-    return order[place.clamp(max=num_members - 1)], place < end
+    starts = torch.arange(num_groups + 1, device=group.device, dtype=torch.float64)
+    edges = torch.searchsorted(ordered, starts).unsqueeze(1)
+    place = edges[:-1] + torch.arange(min(count, num_members), device=group.device)
+    return order[place.clamp(max=num_members - 1)], place < edges[1:]
