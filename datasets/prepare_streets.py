@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Write Streets, a small two-domain street benchmark that needs no download.
 
-Streets is drawn by a program: ``source`` looks like a game, ``target`` and ``val`` like a dash camera in autumn weather. It has the
-19 classes and the folders of Cityscapes, and serves the five-minute run, the tests and quick comparisons; it replaces no
-real benchmark.
+Streets is drawn by a program: ``source`` looks like a game, ``target`` and ``val`` like a dash
+camera in autumn weather. It has the 19 classes and the folders of Cityscapes, and serves the
+five-minute run, the tests and quick comparisons; it replaces no real benchmark.
 
     python datasets/prepare_streets.py                          # 240 + 240 + 60 images of 256 x 512
     python datasets/prepare_streets.py --preview streets.png    # also draws a contact sheet
@@ -11,10 +11,12 @@ real benchmark.
 Below the output folder appear
 
     streets/leftImg8bit/{source,target,val}/<seq>/<seq>_<nnnnnn>_leftImg8bit.png
-    streets/gtFine/{source,val}/<seq>/<seq>_<nnnnnn>_gtFine_labelTrainIds.png   8-bit grey, 255 = ignore
-    streets/manifest.json                                                       the parameters; written last
+    streets/gtFine/{source,val}/<seq>/<seq>_<nnnnnn>_gtFine_labelTrainIds.png
+    streets/manifest.json
 
-Target has no labels on disk. The same parameters give the same bytes, whatever the number of workers.
+Labels are 8-bit grey train ids, 255 = ignore; target has none on disk. The manifest holds the
+parameters: a second call with the same ones finds it and ends at once. The same parameters give
+the same bytes, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -26,11 +28,10 @@ import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -43,16 +44,6 @@ logger = logging.getLogger("streets")
 NAME = "streets"
 SEQUENCE_LENGTH = 30  # images in one folder
 LABELLED = ("source", "val")
-MODULES = ("streets_canvas.py", "streets_looks.py", "streets_objects.py", "streets_scene.py")
-COLOURS = np.array(  # the Cityscapes palette, RGB
-    [
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
-        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
-        (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
-    ]
-    + [(0, 0, 0)] * 237,
-    np.uint8,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,8 @@ class Parameters:
 
     def manifest(self) -> dict[str, object]:
         """The parameters and a fingerprint of the code that draws."""
-        code = b"".join((Path(__file__).parent / module).read_bytes() for module in MODULES)
+        modules = sorted(Path(__file__).parent.glob("streets_*.py"))
+        code = b"".join(module.read_bytes() for module in modules)
         return {"name": NAME, **asdict(self), "generator": hashlib.sha256(code).hexdigest()[:16]}
 
 
@@ -172,41 +164,31 @@ def _read_manifest(folder: Path) -> dict[str, object]:
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator:
+def _mapper(workers: int) -> Iterator[Callable[[list[Task]], Iterator[None]]]:
     """A function that draws many tasks, in this process or in several."""
+    cv2.setNumThreads(1)
     if workers <= 1:
         yield lambda tasks: map(draw, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
         yield lambda tasks: pool.map(draw, tasks, chunksize=4)
 
 
-def contact_sheet(folder: Path, rows: int = 6) -> np.ndarray:
-    """RGB sheet: two columns each (image, label) of source and of val, spread over the rare classes."""
-    columns = [
-        _column(folder, domain, range(start, start + rows))
-        for domain in LABELLED
-        for start in (0, rows)
-    ]
-    height = min(column.shape[0] for column in columns)
-    return np.concatenate([column[:height] for column in columns], axis=1)
+def contact_sheet(folder: Path, rows: int = 8) -> np.ndarray:
+    """RGB sheet with a row per image: image and label of source, image and label of val."""
+    from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-
-def _column(folder: Path, domain: str, places: Iterable[int]) -> np.ndarray:
-    images = sorted((folder / "leftImg8bit" / domain).rglob("*.png"))
-    labels = sorted((folder / "gtFine" / domain).rglob("*.png"))
-    pairs = [(images[p % len(images)], labels[p % len(labels)]) for p in places]
-    cells = [
-        np.concatenate(
-            [cv2.imread(str(i))[..., ::-1], COLOURS[cv2.imread(str(g), cv2.IMREAD_GRAYSCALE)]],
-            axis=1,
-        )
-        for i, g in pairs
-    ]
-    return np.concatenate(cells, axis=0)
+    colours = np.zeros((256, 3), np.uint8)
+    for category in CITYSCAPES_CATEGORIES:
+        colours[category["trainId"]] = category["color"]
+    columns = []
+    for domain in LABELLED:
+        images = sorted((folder / "leftImg8bit" / domain).rglob("*.png"))[:rows]
+        labels = sorted((folder / "gtFine" / domain).rglob("*.png"))[:rows]
+        columns.append([cv2.imread(str(path))[..., ::-1] for path in images])
+        columns.append([colours[cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)] for path in labels])
+    return np.concatenate([np.concatenate(row, axis=1) for row in zip(*columns)], axis=0)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,14 +1,17 @@
 """A pinhole camera over a flat world, and a canvas that paints image, label and depth together.
 
-World: X to the right, Y up, Z along the road, metres; the camera stands at (x, eye, 0) and looks along Z. Things are painted
-from far to near, so a later stroke hides an earlier one in all three layers.
+World: X to the right, Y up, Z along the road, metres; the camera stands at (x, eye, 0) and looks
+along Z. Things are painted from far to near, so a later stroke hides an earlier one in all three
+layers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +24,7 @@ Shader = Callable[[Array, Array, Array, Array], Array]
 NEAR = 0.8  # metres; nothing nearer to the camera plane is painted
 SUBPIXEL = 4  # bits after the point in OpenCV's fixed-point coordinates
 TILE = 512  # side of the noise tile, a power of two
+CIRCLE = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * np.pi, 16, endpoint=False)]
 
 
 @lru_cache(maxsize=1)
@@ -43,8 +47,8 @@ def white_table() -> Array:
 
 def noise(u: Array, v: Array, size: float) -> Array:
     """Noise at plane coordinates (metres) whose finest grains measure ``size`` metres."""
-    column = np.floor(u * (1 / size)).astype(np.int32) & (TILE - 1)
-    row = np.floor(v * (1 / size)).astype(np.int32) & (TILE - 1)
+    column = (u * np.float32(1 / size)).astype(np.int32) & (TILE - 1)
+    row = (v * np.float32(1 / size)).astype(np.int32) & (TILE - 1)
     return noise_tile()[row, column]
 
 
@@ -55,7 +59,7 @@ def hash_cells(column: Array, row: Array, salt: int = 0) -> Array:
 
 
 def fade(detail: float, footprint: Array) -> Array:
-    """Visibility in [0, 1] of a detail of that size (metres) when a pixel covers ``footprint`` metres."""
+    """Visibility in [0, 1] of a detail of so many metres where a pixel covers ``footprint``."""
     return np.clip(detail / footprint - 0.5, 0, 1)
 
 
@@ -72,7 +76,7 @@ class Material:
     mottle: float = 0.08  # difference between cells
 
     def shade(self, u: Array, v: Array, du: Array, dv: Array) -> Array:
-        """Colours (n, 3) at plane coordinates (n,), given how many metres a pixel covers along each."""
+        """Colours (n, 3) at plane coordinates (n,) where a pixel covers (du, dv) metres."""
         footprint = np.maximum(du, dv)
         grain = (noise(u, v, self.grain_size) - 0.5) * fade(4 * self.grain_size, footprint)
         tone = 1 + self.grain * (2 * grain + noise(u + 9, v, 16 * self.grain_size) - 0.5)
@@ -89,41 +93,50 @@ class Material:
         return tone[:, None] * np.asarray(self.colour, np.float32)
 
 
-@dataclass(frozen=True)
 class Camera:
     """Pinhole camera: sizes in pixels, ``x`` and ``eye`` in metres, ``yaw`` in radians."""
 
-    width: int
-    height: int
-    focal: float
-    horizon: float
-    eye: float
-    x: float
-    yaw: float
+    def __init__(
+        self, size: tuple[int, int], focal: float, horizon: float, eye: float, x: float, yaw: float
+    ) -> None:
+        self.height, self.width = size
+        self.focal, self.horizon = float(focal), float(horizon)
+        self.eye, self.x, self.yaw = float(eye), float(x), float(yaw)
+        self.sin, self.cos = math.sin(yaw), math.cos(yaw)
 
     def view(self, points: Sequence[Point] | Array) -> Array:
         """World points (n, 3) -> right, up, depth (n, 3) seen from the camera."""
-        p = np.asarray(points, np.float64).reshape(-1, 3)
-        sin, cos = np.sin(self.yaw), np.cos(self.yaw)
+        p = np.asarray(points, np.float64)
+        view = np.empty_like(p)
         dx = p[:, 0] - self.x
-        return np.stack([dx * cos - p[:, 2] * sin, p[:, 1] - self.eye, dx * sin + p[:, 2] * cos], 1)
+        view[:, 0] = dx * self.cos - p[:, 2] * self.sin
+        view[:, 1] = p[:, 1] - self.eye
+        view[:, 2] = dx * self.sin + p[:, 2] * self.cos
+        return view
 
     def pixels(self, view: Array) -> Array:
-        """View coordinates (n, 3) of positive depth -> pixel coordinates (n, 2)."""
-        scale = self.focal / view[:, 2]
-        column = self.width / 2 + view[:, 0] * scale
-        return np.stack([column, self.horizon - view[:, 1] * scale], 1)
+        """View coordinates (n, 3) of positive depth -> column, row (n, 2)."""
+        pixels = view[:, :2] * (self.focal / view[:, 2:])
+        pixels[:, 0] += self.width / 2
+        pixels[:, 1] = self.horizon - pixels[:, 1]
+        return pixels
+
+    def locate(self, point: Point) -> tuple[float, float, float]:
+        """Column, row and depth of one world point; the quick way for the many small things."""
+        dx = point[0] - self.x
+        depth = dx * self.sin + point[2] * self.cos
+        if depth < NEAR:
+            return 0.0, 0.0, depth
+        scale = self.focal / depth
+        column = self.width / 2 + (dx * self.cos - point[2] * self.sin) * scale
+        return column, self.horizon - (point[1] - self.eye) * scale, depth
 
     def rays(self, columns: Array, rows: Array) -> tuple[Array, Array, Array]:
-        """World directions (X, Y, Z) of pixels, of unit depth."""
-        right = (columns + 0.5 - self.width / 2) / self.focal
-        up = (self.horizon - rows - 0.5) / self.focal
-        sin, cos = np.sin(self.yaw), np.cos(self.yaw)
+        """World directions (X, Y, Z), float32, of pixels; their depth is 1."""
+        right = ((columns + 0.5 - self.width / 2) / self.focal).astype(np.float32)
+        up = ((self.horizon - rows - 0.5) / self.focal).astype(np.float32)
+        sin, cos = np.float32(self.sin), np.float32(self.cos)
         return right * cos + sin, up, cos - right * sin
-
-    def depth(self, x: float, z: float) -> float:
-        """Depth of the vertical line through (x, z)."""
-        return float((x - self.x) * np.sin(self.yaw) + z * np.cos(self.yaw))
 
 
 def clip_near(view: Array) -> Array:
@@ -182,10 +195,10 @@ class Canvas:
     def face(
         self, points: Sequence[Point] | Array, colour: RGB, label: int, outward: Array
     ) -> bool:
-        """Fill a face lit by the sun unless it looks away from the camera; say whether it was seen."""
+        """Fill a face in the light of the sun unless it looks away; return whether it was seen."""
         p = np.asarray(points, np.float64)
         eye = np.array([self.camera.x, self.camera.eye, 0.0])
-        if np.dot(outward, eye - p.mean(0)) <= 0:
+        if np.dot(outward, eye - p[0]) <= 0:
             return False
         self.polygon(p, scale(colour, self.light(outward)), label)
         return True
@@ -203,30 +216,52 @@ class Canvas:
         self, a: Point, b: Point, radius: float, colour: RGB | None, label: int | None
     ) -> None:
         """A round bar of ``radius`` metres between two world points."""
-        view = self.camera.view([a, b])
+        x0, y0, near = self.camera.locate(a)
+        x1, y1, far = self.camera.locate(b)
+        if near < NEAR or far < NEAR or max(abs(x0), abs(x1), abs(y0), abs(y1)) > 30000:
+            return
+        depth = (near + far) / 2
+        thickness = max(1, round(2 * radius * self.camera.focal / depth))
+        ends = (round(x0), round(y0)), (round(x1), round(y1))
+        if colour is not None:
+            cv2.line(self.image, *ends, rgb(colour), thickness)
+        if label is not None:
+            cv2.line(self.label, *ends, label, thickness)
+            cv2.line(self.depth, *ends, depth, thickness)
+
+    def ball(self, centre: Point, radius: float, colour: RGB, label: int) -> None:
+        """A disc that faces the camera."""
+        x, y, depth = self.camera.locate(centre)
+        size = round(radius * self.camera.focal / max(depth, NEAR))
+        inside = -size <= x <= self.camera.width + size and -size <= y <= self.camera.height + size
+        if depth >= NEAR and inside:
+            at = (round(x), round(y))
+            cv2.circle(self.image, at, size, rgb(colour), -1)
+            cv2.circle(self.label, at, size, label, -1)
+            cv2.circle(self.depth, at, size, depth, -1)
+
+    def blobs(self, centres: Array, radii: Array, colours: Array, label: int) -> None:
+        """Many discs (n, 3), (n,), (n, 3) of one thing, in the order given."""
+        view = self.camera.view(centres)
         if (view[:, 2] < NEAR).any():
             return
         depth = float(view[:, 2].mean())
-        thickness = max(1, round(2 * radius * self.camera.focal / depth))
-        ends = [tuple(int(c) for c in p) for p in np.round(self.camera.pixels(view))]
-        if max(abs(c) for p in ends for c in p) > 30000:
+        places = np.round(self.camera.pixels(view)).astype(int)
+        sizes = np.maximum(1, np.round(radii * self.camera.focal / view[:, 2])).astype(int)
+        low, high = (places - sizes[:, None]).min(0), (places + sizes[:, None]).max(0)
+        if (high < 0).any() or (low > [self.camera.width, self.camera.height]).any():
             return
-        if colour is not None:
-            cv2.line(self.image, ends[0], ends[1], rgb(colour), thickness)
-        if label is not None:
-            cv2.line(self.label, ends[0], ends[1], label, thickness)
-            cv2.line(self.depth, ends[0], ends[1], depth, thickness)
-
-    def ball(self, centre: Point, radius: float, colour: RGB | None, label: int | None) -> None:
-        """A disc that faces the camera."""
-        self.limb(centre, centre, radius, colour, label)
+        tones = np.clip(colours, 0, 255).astype(int).tolist()
+        for at, size, tone in zip(places.tolist(), sizes.tolist(), tones):
+            cv2.circle(self.image, at, size, tone, -1)
+            cv2.circle(self.label, at, size, label, -1)
+            cv2.circle(self.depth, at, size, depth, -1)
 
     def glow(self, centre: Point, radius: float, colour: RGB) -> None:
         """Remember a light source; the weather decides how much of it shines."""
-        view = self.camera.view([centre])
-        if view[0, 2] > NEAR:
-            x, y = self.camera.pixels(view)[0]
-            self.glows.append((x, y, radius * self.camera.focal / view[0, 2], colour))
+        x, y, depth = self.camera.locate(centre)
+        if depth >= NEAR:
+            self.glows.append((x, y, radius * self.camera.focal / depth, colour))
 
     def surface(
         self,
@@ -236,9 +271,10 @@ class Canvas:
         label: int,
         brightness: float = 1.0,
     ) -> None:
-        """Paint a vertical polygon in the plane X = const (axis 0) or Z = const (axis 2) pixel by pixel.
+        """Paint a vertical polygon in the plane X = const (axis 0) or Z = const (axis 2).
 
-        The shader receives the coordinate along the ground, the height, and the metres a pixel covers along each.
+        The shader gives the colour of each pixel from the coordinate along the ground, the
+        height, and the metres that the pixel covers along each.
         """
         view = clip_near(self.camera.view(corners))
         box = self._mask(self.camera.pixels(view)) if len(view) >= 3 else None
@@ -247,7 +283,7 @@ class Canvas:
         (top, left), mask = box
         rows, columns = np.nonzero(mask)
         rows, columns = rows + top, columns + left
-        x, y, z = (d.astype(np.float32) for d in self.camera.rays(columns, rows))
+        x, y, z = self.camera.rays(columns, rows)
         if axis == 0:
             distance = np.float32(corners[0][0] - self.camera.x)
             depth = distance / np.where(np.abs(x) < 1e-4, 1e-4, x)
@@ -262,7 +298,7 @@ class Canvas:
         self.depth[rows, columns] = depth
 
     def _mask(self, pixels: Array) -> tuple[tuple[int, int], Array] | None:
-        """Top-left corner and 0/1 mask of a polygon's part inside the frame; None where there is none."""
+        """Top-left corner and 0/1 mask of the part of a polygon that is inside the image."""
         low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)
         high = np.minimum(
             np.ceil(pixels.max(0)) + 1, [self.camera.width, self.camera.height]
@@ -277,8 +313,8 @@ class Canvas:
 
 def rgb(colour: RGB) -> tuple[int, int, int]:
     """A colour as OpenCV takes it, clipped to [0, 255]."""
-    r, g, b = (int(min(255, max(0, c))) for c in colour)
-    return r, g, b
+    r, g, b = colour
+    return min(255, max(0, int(r))), min(255, max(0, int(g))), min(255, max(0, int(b)))
 
 
 def scale(colour: RGB, factor: float) -> RGB:
@@ -293,19 +329,28 @@ def vary(rng: np.random.Generator, colour: RGB, amount: float = 0.08) -> RGB:
     return r, g, b
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The local axes of a thing on the ground: along (its front is positive), up, across (its left is positive)."""
+def choose(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    """One of the options, all as likely."""
+    return options[int(rng.integers(len(options)))]
 
-    x: float
-    z: float
-    heading: float = 0.0  # radians; 0 looks along Z, pi/2 along X
+
+class Frame:
+    """The local axes of a thing on the ground, in metres.
+
+    Along: towards its front; up; across: towards its left. Heading 0 looks along Z, pi/2 along X.
+    """
+
+    def __init__(self, x: float, z: float, heading: float = 0.0) -> None:
+        self.x, self.z = float(x), float(z)
+        self.sin, self.cos = math.sin(heading), math.cos(heading)
 
     def world(self, along: float, up: float, across: float) -> Point:
-        """Local metres -> world point."""
-        sin, cos = np.sin(self.heading), np.cos(self.heading)
-        return self.x + along * sin - across * cos, up, self.z + along * cos + across * sin
+        """A local point in the world."""
+        x = self.x + along * self.sin - across * self.cos
+        return x, up, self.z + along * self.cos + across * self.sin
 
     def direction(self, along: float, up: float, across: float) -> Array:
-        """A local direction in world axes."""
-        return np.array(self.world(along, up, across)) - np.array((self.x, 0.0, self.z))
+        """A local direction in the world."""
+        return np.array(
+            (along * self.sin - across * self.cos, up, along * self.cos + across * self.sin)
+        )
