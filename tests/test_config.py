@@ -74,5 +74,5 @@ def test_impossible_config_is_refused(opts, message):
 
 
 def test_misspelt_key_is_refused():
-    with pytest.raises(KeyError, match="did you mean PROTOTYPES.TYPE"):
+    with pytest.raises(KeyError, match=r"did you mean PROTOTYPES\.TYPE"):
         get_cfg_from("", ["PROTOTYPE.TYPE", "gauss"])

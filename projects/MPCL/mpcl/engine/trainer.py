@@ -229,9 +229,9 @@ class AdaptationTrainer(DefaultTrainer):
         ]
         if changed:
             raise ValueError(
-                f"Cannot resume: {'; '.join(changed)}. The run would draw other images than the one "
-                "it goes on from. Restore these values, or start a new run from the checkpoint with "
-                "MODEL.WEIGHTS."
+                f"Cannot resume: {'; '.join(changed)}. The run would draw other images than the "
+                "one it goes on from. Restore these values, or start a new run from the checkpoint "
+                "with MODEL.WEIGHTS."
             )
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
