@@ -97,6 +97,15 @@ def test_samples_come_from_the_filled_slots_of_each_class_and_reach_all_of_them(
     assert (counts > 35).all()  # 66.7 expected, standard deviation 6.7
 
 
+def test_a_draw_that_rounds_up_to_one_still_hits_a_filled_slot(monkeypatch):
+    bank = FeatureBank(C, 10, D)
+    label = torch.tensor([[[0, 0, 0, 1]]])
+    bank.push_(numbered(label) + 1, label)
+    monkeypatch.setattr(torch, "rand", torch.ones)
+    points, _ = bank.sample(2)
+    assert (points[:2] > 0).all()
+
+
 def test_memory_is_two_bytes_a_number():
     bank = FeatureBank(19, 200, 256)
     assert bank.num_bytes == 19 * 200 * 256 * 2

@@ -119,7 +119,7 @@ def _mixed_pool(
     halves = [(similarity[index], valid)]
     if bank is not None:
         points, filled = bank.sample(per_class)
-        halves.append((prototypes.own_similarity(points), filled & prototypes.started.unsqueeze(1)))
+        halves.append((prototypes.own_similarity(points), filled))
     pool_similarity = torch.cat([half for half, _ in halves], dim=1)
     pool_valid = torch.cat([mask for _, mask in halves], dim=1)
     classes = torch.arange(prototypes.num_classes, device=label.device).unsqueeze(1)
