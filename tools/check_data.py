@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--workers",
         type=int,
         default=min(16, os.cpu_count() or 1),
-        help="processes that read files side by side (default: %(default)s); 0: none",
+        help="files to read side by side (default: %(default)s)",
     )
     parsed = parser.parse_args(arguments)
     if not (parsed.names or parsed.file or parsed.list):

@@ -14,7 +14,7 @@ from PIL import Image
 from .datasets import load_records
 from .files import MissingLabels, Record
 from .labels import IGNORE_LABEL, LabelMap, read_label_histogram
-from .parallel import map_in_processes
+from .parallel import map_in_threads
 from .statistics import class_table, fold_histogram
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
@@ -105,7 +105,7 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
         missing = tuple(f"image {file} has no label" for file in error.images)
         return DatasetReport(dataset_name, classes, True, (), (*missing, str(error)))
     check = partial(check_record, label_map=metadata.get("label_map"), num_classes=len(classes))
-    files = tuple(map_in_processes(check, records, num_workers, f"checking {dataset_name}"))
+    files = tuple(map_in_threads(check, records, num_workers, f"checking {dataset_name}"))
     faults = tuple(fault for file in files for fault in file.faults)
     return DatasetReport(dataset_name, classes, "sem_seg_file_name" in records[0], files, faults)
 

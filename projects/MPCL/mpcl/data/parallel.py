@@ -1,39 +1,40 @@
-"""One function over many files, in several processes, with a progress bar."""
+"""One function over many files, side by side, with a progress bar."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import cv2
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_in_processes(
+def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], num_workers: int, description: str
 ) -> list[Result]:
-    """``[function(item) for item in items]``, in this order, by ``num_workers`` processes.
+    """``[function(item) for item in items]``, in this order, by ``num_workers`` threads.
+
+    Threads, not processes: Pillow and OpenCV decode, resize and encode without Python's lock, and
+    forking a process that runs threads of its own (OpenCV, CUDA, a progress bar) may hang.
+    The first exception ends the work; what has not begun by then is dropped.
 
     Args:
-        function: a module-level function (or ``functools.partial`` of one), so that it can be sent
-            to a process.
-        items: what to work on; each should take milliseconds or more.
-        num_workers: processes; 0 works in the calling process.
+        function: safe to run in several threads at once.
+        items: what to work on.
+        num_workers: threads; 0 works in the calling one.
         description: shown in front of the progress bar, which goes to standard error.
 
     Raises:
         ValueError: ``num_workers`` is negative.
     """
     if num_workers < 0:
-        raise ValueError(f"num_workers expects 0 or more processes, got {num_workers}")
+        raise ValueError(f"num_workers expects 0 or more threads, got {num_workers}")
     progress = {"total": len(items), "desc": description, "unit": "file", "smoothing": 0.05}
-    num_workers = min(num_workers, len(items))
     if num_workers == 0:
         return list(tqdm(map(function, items), **progress))
-    chunk = max(1, min(32, len(items) // (4 * num_workers)))
-    # One thread a process: OpenCV's own threads would fight over the cores, and may hang after a
-    # fork.
-    with multiprocessing.Pool(num_workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        return list(tqdm(pool.imap(function, items, chunksize=chunk), **progress))
+    executor = ThreadPoolExecutor(num_workers)
+    try:
+        return list(tqdm(executor.map(function, items), **progress))
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -25,7 +25,7 @@ from .datasets import root_in_words
 from .files import list_files
 from .labels import LabelMap, lookup_table, read_label
 from .mapper import keep_aspect_size, read_image
-from .parallel import map_in_processes
+from .parallel import map_in_threads
 from .statistics import class_statistics, class_table
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def convert_labels(conversion: Conversion, num_workers: int) -> int:
         )
     missing = [file for file in raw if not conversion.target(file).exists()]
     logger.info("%s: %d labels, %d to convert", conversion.folder, len(raw), len(missing))
-    map_in_processes(partial(_convert, conversion), missing, num_workers, "train ids")
+    map_in_threads(partial(_convert, conversion), missing, num_workers, "train ids")
     return len(missing)
 
 
@@ -136,7 +136,7 @@ def resize_set(
         destination: folder to write; remembers ``box``.
         label_suffix: end of the names of train-id labels.
         box: (width, height) as in :func:`mpcl.data.mapper.keep_aspect_size`.
-        num_workers: processes; 0 works in this one.
+        num_workers: threads; 0 works in this one.
 
     Returns:
         how many files were written.
@@ -152,7 +152,7 @@ def resize_set(
             target = destination / part / f"{key}{suffix}"
             if not target.exists():
                 jobs.append((file, target, part == "labels"))
-    map_in_processes(partial(_resize, box), jobs, num_workers, f"resizing to {destination.name}")
+    map_in_threads(partial(_resize, box), jobs, num_workers, f"resizing to {destination.name}")
     return len(jobs)
 
 
@@ -190,7 +190,7 @@ def argument_parser(description: str, epilog: str) -> argparse.ArgumentParser:
         "--workers",
         type=int,
         default=min(16, os.cpu_count() or 1),
-        help="processes that work side by side (default: %(default)s); 0: none beside this one",
+        help="files to work on side by side (default: %(default)s)",
     )
     return parser
 

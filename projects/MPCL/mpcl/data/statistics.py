@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .datasets import load_records
 from .labels import IGNORE_LABEL, LabelMap, lookup_table, read_label_histogram
-from .parallel import map_in_processes
+from .parallel import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics
 
     Args:
         dataset_name: a labelled set (``<name>_sem_seg_<split>``).
-        num_workers: processes that read labels; 0 reads in this one.
+        num_workers: threads that read labels; 0 reads in this one.
 
     Raises:
         ValueError: the set has no labels, or a label holds an id that is neither a class nor
@@ -77,7 +77,7 @@ def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics
         if cached is not None:
             return ClassStatistics(files, *cached)
     count = partial(_count, label_map=metadata.get("label_map"), num_classes=num_classes)
-    rows = map_in_processes(count, files, num_workers, f"counting classes of {dataset_name}")
+    rows = map_in_threads(count, files, num_workers, f"counting classes of {dataset_name}")
     statistics = ClassStatistics(
         files, np.stack([row[0] for row in rows]), np.array([row[1] for row in rows], np.int64)
     )

@@ -1,0 +1,174 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from mpcl.data import custom
+from PIL import Image
+from tiny_files import write_image, write_label
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
+
+
+@pytest.fixture(scope="module")
+def check_data():
+    spec = importlib.util.spec_from_file_location("check_data", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def world(tmp_path, check_data, capsys):
+    """Four good pairs, and a function that runs the tool on them."""
+    for i in range(4):
+        write_image(tmp_path / f"images/{i}.png", (4, 6))
+        write_label(tmp_path / f"labels/{i}.png", [[0] * 6, [1] * 6, [255] * 6, [0] * 6])
+    description = {
+        "name": "checked",
+        "classes": ["ground", "tree", "boat"],
+        "splits": {
+            "train": {"images": "images", "labels": "labels"},
+            "target": {"images": "images"},
+        },
+    }
+    file = tmp_path / "checked.yaml"
+    file.write_text(yaml.safe_dump(description, sort_keys=False))
+
+    def run(*names: str, workers: int = 0) -> tuple[int, str]:
+        status = check_data.main(["--file", str(file), "--workers", str(workers), *names])
+        return status, capsys.readouterr().out
+
+    yield tmp_path, run
+    for name in ("checked_sem_seg_train", "checked_images_target"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+            custom._registered.pop(name, None)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_good_data_passes_with_its_shares(world, workers):
+    _, run = world
+    status, out = run(workers=workers)
+    assert status == 0
+    assert "checked_sem_seg_train: 4 images, labelled" in out
+    assert "checked_images_target: 4 images, image-only" in out
+    assert "6x4 (4)" in out
+    assert "RGB (4)" in out
+    assert "ignored: 25.00% of all pixels" in out
+    assert "classes without a pixel: boat" in out
+    (ground,) = (line for line in out.splitlines() if line.startswith("ground"))
+    assert ground.split()[1:3] == ["66.6667%", "100.0%"]
+    assert out.count("no faults") == 2
+
+
+def truncate(root):
+    rng = np.random.default_rng(0)
+    file = root / "images/2.png"
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:2000])
+    write_label(root / "labels/2.png", np.zeros((64, 64)))
+
+
+def other_size(root):
+    write_label(root / "labels/2.png", np.zeros((6, 4)))
+
+
+def strange_id(root):
+    write_label(root / "labels/2.png", np.full((4, 6), 3))
+
+
+def rgb_label(root):
+    write_image(root / "labels/2.png", (4, 6))
+
+
+def no_label(root):
+    (root / "labels/2.png").unlink()
+
+
+def deep_image(root):
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save(root / "images/2.png")
+
+
+def no_image(root):
+    (root / "images/2.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (truncate, "images/2.png cannot be decoded"),
+        (other_size, "labels/2.png: found height x width (6, 4), its image has (4, 6)"),
+        (strange_id, "labels/2.png: found the ids [3], expected class indices below 3"),
+        (rgb_label, "labels/2.png: found mode 'RGB'"),
+        (no_label, "images/2.png has no label"),
+        (deep_image, "images/2.png: found mode 'I;16', expected 8 bits"),
+        (no_image, "labels/2.png"),
+    ],
+)
+def test_every_fault_is_named_and_gives_exit_status_1(world, spoil, said):
+    root, run = world
+    spoil(root)
+    status, out = run("checked_sem_seg_train")
+    assert status == 1
+    assert any(line.startswith("FAULT") and said in line for line in out.splitlines()), out
+
+
+def test_all_faults_are_listed_and_not_only_the_first(world):
+    root, run = world
+    strange_id(root)
+    write_label(root / "labels/0.png", np.full((2, 2), 254))
+    status, out = run("checked_sem_seg_train")
+    assert status == 1
+    assert out.count("FAULT") == 3  # the id and the size of 0, the id of 2
+    assert "checked_sem_seg_train: 3 faults" in out
+
+
+def test_every_image_without_a_label_is_named(world):
+    root, run = world
+    for i in (1, 3):
+        (root / f"labels/{i}.png").unlink()
+    _, out = run("checked_sem_seg_train")
+    assert "images/1.png has no label" in out
+    assert "images/3.png has no label" in out
+
+
+def test_a_faulty_set_does_not_hide_the_next_one(world):
+    root, run = world
+    no_label(root)
+    status, out = run("checked_sem_seg_train", "checked_images_target")
+    assert status == 1
+    assert "checked_images_target: no faults" in out
+
+
+def test_a_rotated_photo_is_compared_as_the_loader_decodes_it(world):
+    root, run = world
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a phone held upright: stored as 6x4, shown as 4x6
+    (root / "images/2.png").unlink()
+    Image.new("RGB", (4, 6)).save(root / "images/2.jpg", exif=exif)
+    assert run("checked_sem_seg_train")[0] == 0
+
+
+def test_unknown_names_and_broken_descriptions_are_faults(check_data, capsys, tmp_path):
+    assert check_data.main(["no_such_set"]) == 1
+    assert "'no_such_set' is no registered data set" in capsys.readouterr().out
+    (tmp_path / "bad.yaml").write_text("name: x\n")
+    assert check_data.main(["--file", str(tmp_path / "bad.yaml")]) == 1
+    assert "bad.yaml: key 'classes'" in capsys.readouterr().out
+
+
+def test_the_list_holds_the_registered_names(check_data, capsys):
+    assert check_data.main(["--list"]) == 0
+    assert {"gta5_sem_seg_train", "cityscapes_fine_sem_seg_val"} <= set(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_no_name_at_all_is_a_usage_error(check_data):
+    with pytest.raises(SystemExit) as caught:
+        check_data.main([])
+    assert caught.value.code == 2

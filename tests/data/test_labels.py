@@ -1,0 +1,141 @@
+import cv2
+import numpy as np
+import pytest
+from mpcl.data.labels import (
+    identity_except,
+    label_loader,
+    lookup_table,
+    read_label,
+    read_label_histogram,
+)
+from PIL import Image
+from tiny_files import write_label, write_palette_label
+
+IDS = [[0, 7, 8], [33, 255, 11]]
+
+
+def test_an_8_bit_grey_label_is_read_as_it_is(tmp_path):
+    label = read_label(write_label(tmp_path / "a.png", IDS))
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, IDS)
+
+
+def test_of_a_palette_label_the_index_counts_and_not_the_colour(tmp_path):
+    path = write_palette_label(tmp_path / "a.png", IDS)
+    np.testing.assert_array_equal(read_label(path), IDS)
+    assert not np.array_equal(np.array(Image.open(path).convert("L")), IDS)
+
+
+def test_a_palette_of_two_bits_a_pixel_keeps_its_indices(tmp_path):
+    ids = [[0, 1], [2, 3]]
+    image = Image.fromarray(np.array(ids, np.uint8))
+    image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
+    image.save(tmp_path / "a.png", bits=2)
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png"), ids)
+
+
+def test_a_one_bit_mask_has_the_ids_0_and_1(tmp_path):
+    ids = np.array([[0, 1, 1], [0, 0, 1]])
+    Image.fromarray(ids.astype(bool)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png"), ids)
+    counts, _ = read_label_histogram(tmp_path / "a.png")
+    assert (counts[0], counts[1], counts.sum()) == (3, 3, 6)
+
+
+def test_the_map_is_applied_and_unnamed_ids_are_ignored(tmp_path):
+    path = write_label(tmp_path / "a.png", IDS)
+    expected = [[255, 0, 1], [18, 255, 2]]
+    np.testing.assert_array_equal(read_label(path, {7: 0, 8: 1, 11: 2, 33: 18}), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
+def test_the_map_keeps_the_shape_of_thin_labels(tmp_path, shape):
+    path = write_label(tmp_path / "a.png", np.full(shape, 3))
+    np.testing.assert_array_equal(read_label(path, {3: 1}), np.full(shape, 1))
+
+
+def test_the_identity_except_some_ids_leaves_strange_ids_visible():
+    table = lookup_table(identity_except(11))
+    assert (table[11], table[10], table[12], table[255]) == (255, 10, 12, 255)
+
+
+@pytest.mark.parametrize("label_map", [{-1: 0}, {256: 0}, {0: 256}, {0: -1}])
+def test_a_map_outside_8_bits_is_refused(label_map):
+    with pytest.raises(ValueError, match="label_map"):
+        lookup_table(label_map)
+
+
+def save_rgb(path):
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
+
+
+def save_16_bit(path):
+    cv2.imwrite(str(path), np.zeros((2, 2), np.uint16))
+
+
+def save_grey_and_alpha(path):
+    Image.new("LA", (2, 2)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "mode"), [(save_rgb, "RGB"), (save_16_bit, "I;16"), (save_grey_and_alpha, "LA")]
+)
+def test_a_file_without_class_ids_is_refused_by_name_and_mode(tmp_path, save, mode):
+    path = tmp_path / "wrong.png"
+    save(path)
+    for read in (read_label, read_label_histogram):
+        with pytest.raises(ValueError, match="expected an 8-bit grey or palette") as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert mode in str(caught.value)
+
+
+def test_a_jpeg_label_is_refused_because_its_edges_are_invented(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="JPEG"):
+        read_label(tmp_path / "a.jpg")
+
+
+def test_4_bit_grey_is_refused_because_its_ids_would_be_spread(tmp_path):
+    # the same pixels as 8-bit grey, re-declared in the header as 4 bits a pixel
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)  # 2x1, 4-bit grey
+    pixels = zlib.compress(b"\x00\x12")  # no filter; ids 1 and 2
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
+    (tmp_path / "a.png").write_bytes(png + chunk(b"IEND", b""))
+    assert np.array(Image.open(tmp_path / "a.png")).tolist() == [[17, 34]]
+    with pytest.raises(ValueError, match="L;4"):
+        read_label(tmp_path / "a.png")
+
+
+def test_a_truncated_label_is_refused_by_name(tmp_path):
+    path = write_label(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 9, (64, 64)))
+    path.write_bytes(path.read_bytes()[:300])
+    for read in (read_label, read_label_histogram):
+        with pytest.raises(ValueError, match=r"cut\.png cannot be decoded"):
+            read(path)
+
+
+@pytest.mark.parametrize("write", [write_label, write_palette_label])
+def test_the_histogram_counts_raw_ids_and_gives_the_size(tmp_path, write):
+    ids = np.random.default_rng(0).integers(0, 256, (33, 17))
+    counts, size = read_label_histogram(write(tmp_path / "a.png", ids))
+    np.testing.assert_array_equal(counts, np.bincount(ids.ravel(), minlength=256))
+    assert size == (33, 17)
+
+
+def test_the_evaluators_loader_maps_converts_and_may_be_written_to(tmp_path):
+    path = str(write_label(tmp_path / "a.png", IDS))
+    load = label_loader({7: 0, 8: 1})
+    assert load(path).dtype == np.uint8
+    label = load(path, copy=False, dtype=int)
+    assert label.dtype == int
+    label[label == 255] = 2  # as SemSegEvaluator does in place
+    np.testing.assert_array_equal(label, [[2, 0, 1], [2, 2, 2]])
+    np.testing.assert_array_equal(label_loader(None)(path, dtype=np.int64), IDS)
