@@ -89,7 +89,7 @@ class Conversion(NamedTuple):
 
 
 def load_checkpoint_file(path: str | Path) -> State:
-    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or of a Hugging Face folder.
+    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or a Hugging Face folder.
 
     A state dict nested under ``state_dict`` or ``model`` is unwrapped.
 
