@@ -316,10 +316,16 @@ def test_test_images_are_whole_resized_and_remember_their_native_size(tmp_path):
     assert np.array_equal(hwc(TestMapper(size=(0, 0))(record)), noise(48, 64))
 
 
-def test_test_images_are_resized_like_training_images(tmp_path):
-    record = write(tmp_path, noise(48, 64))
-    train = target_mapper(size=(32, 24), crop_size=(24, 32))(record, Draw(0, 0))
-    assert torch.equal(TestMapper(size=(32, 24))(record)["image"], train["image"])
+def test_source_target_and_test_images_are_resized_alike(tmp_path):
+    record = write(tmp_path, noise(48, 64), stripes(48, 64))
+    unlabelled = {"file_name": record["file_name"]}
+    whole = {"size": (20, 15), "crop_size": (15, 20)}
+    images = [
+        source_mapper(**whole)(record, Draw(0, 0))["image"],
+        target_mapper(**whole)(unlabelled, Draw(0, 0))["image"],
+        TestMapper(size=(20, 15))(record)["image"],
+    ]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[1], images[2])
 
 
 # ---- files that are not what they should be

@@ -92,9 +92,9 @@ def _class_counts(label: np.ndarray) -> np.ndarray:
 
 
 def _is_mixed(counts: np.ndarray, max_area: float) -> bool:
-    """More than one class, and none on ``max_area`` or more of the pixels with a label."""
+    """No class on ``max_area`` or more of the pixels with a label; hence more than one class."""
     counts = np.delete(counts, IGNORE_LABEL)
-    return bool(np.count_nonzero(counts) > 1 and counts.max() < max_area * counts.sum())
+    return bool(counts.max() < max_area * counts.sum())
 
 
 def _distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
