@@ -109,6 +109,13 @@ def _write(path: Path, pixels: np.ndarray) -> None:
         raise OSError(f"cannot write {path}")
 
 
+def _read(path: Path, mode: int) -> np.ndarray:
+    pixels = cv2.imread(str(path), mode)
+    if pixels is None:
+        raise OSError(f"cannot read {path}")
+    return pixels
+
+
 def prepare(output: Path, parameters: Parameters, workers: int) -> bool:
     """Write the data set below ``output`` unless it is there already.
 
@@ -186,8 +193,8 @@ def contact_sheet(folder: Path, rows: int = 8) -> np.ndarray:
     for domain in LABELLED:
         images = sorted((folder / "leftImg8bit" / domain).rglob("*.png"))[:rows]
         labels = sorted((folder / "gtFine" / domain).rglob("*.png"))[:rows]
-        columns.append([cv2.imread(str(path))[..., ::-1] for path in images])
-        columns.append([colours[cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)] for path in labels])
+        columns.append([_read(path, cv2.IMREAD_COLOR)[..., ::-1] for path in images])
+        columns.append([colours[_read(path, cv2.IMREAD_GRAYSCALE)] for path in labels])
     return np.concatenate([np.concatenate(row, axis=1) for row in zip(*columns)], axis=0)
 
 
@@ -230,7 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(arguments)
-    parameters = Parameters(args.seed, *args.size, args.num_source, args.num_target, args.num_val)
+    height, width = args.size
+    counts = {"source": args.num_source, "target": args.num_target, "val": args.num_val}
+    parameters = Parameters(args.seed, height, width, **counts)
     if prepare(args.output, parameters, args.workers):
         logger.info("wrote %s", args.output / NAME)
     if args.preview:
