@@ -19,4 +19,5 @@ def fold_seed(*parts: int) -> int:
     """
     if not parts or any(part < 0 for part in parts):
         raise ValueError(f"fold_seed expects one or more non-negative integers, got {parts}")
-    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
+    # The count comes first because SeedSequence does not tell trailing zeros from their absence.
+    return int(np.random.SeedSequence([len(parts), *parts]).generate_state(1)[0] >> 1)
