@@ -26,9 +26,10 @@ Rng = np.random.Generator
 Item = tuple[float, Callable[[Canvas], None]]  # distance along the street, painter
 
 HEIGHTS = {  # metres
-    "building": (6.0, 17.0), "wall": (1.4, 3.0), "fence": (1.1, 2.0), "hedge": (1.0, 2.2),
+    "building": (6.0, 17.0), "wall": (1.4, 3.0), "fence": (1.2, 2.2), "hedge": (1.0, 2.2),
     "open": (0.0, 0.0),
 }  # fmt: skip
+STYLES = ("rail", "picket", "plank", "plank")  # of fences
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def fence(
     """Railing, pickets or planks; as in Cityscapes the gaps belong to the fence."""
     rng = np.random.default_rng(seed)
     start, end, height = max(section.start, 1.0), min(section.end, 60.0), section.height
-    colour, style = vary(rng, choose(rng, palette.fence)), choose(rng, ("rail", "picket", "plank"))
+    colour, style = vary(rng, choose(rng, palette.fence)), choose(rng, STYLES)
     if style == "plank":
         planks = Material(colour, 0.15, 0.03, "tiles", (0.2, 40.0), 0.4, 0.2)
         light = canvas.light((-outward, 0, 0))

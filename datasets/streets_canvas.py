@@ -133,8 +133,9 @@ class Camera:
 
     def rays(self, columns: Array, rows: Array) -> tuple[Array, Array, Array]:
         """World directions (X, Y, Z), float32, of pixels; their depth is 1."""
-        right = ((columns + 0.5 - self.width / 2) / self.focal).astype(np.float32)
-        up = ((self.horizon - rows - 0.5) / self.focal).astype(np.float32)
+        inverse = np.float32(1 / self.focal)
+        right = (columns.astype(np.float32) + np.float32(0.5 - self.width / 2)) * inverse
+        up = (np.float32(self.horizon - 0.5) - rows.astype(np.float32)) * inverse
         sin, cos = np.float32(self.sin), np.float32(self.cos)
         return right * cos + sin, up, cos - right * sin
 
@@ -157,7 +158,8 @@ class Canvas:
 
     def __init__(self, camera: Camera, sun: Point, ambient: float) -> None:
         self.camera = camera
-        self.sun = np.asarray(sun) / np.linalg.norm(sun)
+        length = math.hypot(*sun)
+        self.sun: Point = (sun[0] / length, sun[1] / length, sun[2] / length)
         self.ambient = ambient
         shape = (camera.height, camera.width)
         self.image = np.zeros((*shape, 3), np.uint8)
@@ -167,40 +169,35 @@ class Canvas:
 
     def light(self, normal: Sequence[float] | Array) -> float:
         """Brightness of a surface with this normal."""
-        return self.ambient + (1 - self.ambient) * max(0.0, float(np.dot(normal, self.sun)))
+        x, y, z = self.sun
+        facing = normal[0] * x + normal[1] * y + normal[2] * z
+        return self.ambient + (1 - self.ambient) * max(0.0, float(facing))
 
-    def fill(
-        self, pixels: Array, colour: RGB | None, label: int | None, depth: float | None = None
-    ) -> None:
-        """Fill a polygon given in pixels; a layer whose value is None keeps what it has."""
-        if len(pixels) < 3:
-            return
-        limit = 1 << 20
-        points = [np.clip(np.round(pixels * (1 << SUBPIXEL)), -limit, limit).astype(np.int32)]
+    def polygon(self, points: Sequence[Point], colour: RGB | None, label: int | None) -> None:
+        """Fill a planar polygon given in the world; None keeps the image or the label as it is."""
+        corners = [self.camera.locate(point) for point in points]
+        if min(corner[2] for corner in corners) < NEAR:
+            view = clip_near(self.camera.view(points))
+            if len(view) < 3:
+                return
+            corners = np.column_stack([self.camera.pixels(view), view[:, 2]]).tolist()
+        depth = sum(corner[2] for corner in corners) / len(corners)
+        pixels = [fixed_point(np.array(corners)[:, :2])]
         if colour is not None:
-            cv2.fillPoly(self.image, points, rgb(colour), shift=SUBPIXEL)
+            cv2.fillPoly(self.image, pixels, rgb(colour), shift=SUBPIXEL)
         if label is not None:
-            cv2.fillPoly(self.label, points, label, shift=SUBPIXEL)
-        if depth is not None:
-            cv2.fillPoly(self.depth, points, depth, shift=SUBPIXEL)
-
-    def polygon(
-        self, points: Sequence[Point] | Array, colour: RGB | None, label: int | None
-    ) -> None:
-        """Fill a planar polygon given in the world."""
-        view = clip_near(self.camera.view(points))
-        if len(view) >= 3:
-            self.fill(self.camera.pixels(view), colour, label, float(view[:, 2].mean()))
+            cv2.fillPoly(self.label, pixels, label, shift=SUBPIXEL)
+            cv2.fillPoly(self.depth, pixels, depth, shift=SUBPIXEL)
 
     def face(
-        self, points: Sequence[Point] | Array, colour: RGB, label: int, outward: Array
+        self, points: Sequence[Point], colour: RGB, label: int, outward: Point | Array
     ) -> bool:
         """Fill a face in the light of the sun unless it looks away; return whether it was seen."""
-        p = np.asarray(points, np.float64)
-        eye = np.array([self.camera.x, self.camera.eye, 0.0])
-        if np.dot(outward, eye - p[0]) <= 0:
+        x, y, z = points[0]
+        towards = outward[0] * (self.camera.x - x) + outward[1] * (self.camera.eye - y)
+        if towards <= outward[2] * z:
             return False
-        self.polygon(p, scale(colour, self.light(outward)), label)
+        self.polygon(points, scale(colour, self.light(outward)), label)
         return True
 
     def darken(self, points: Sequence[Point], factor: float) -> None:
@@ -306,9 +303,13 @@ class Canvas:
         if (high <= low).any():
             return None
         mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
-        points = np.clip((pixels - low) * (1 << SUBPIXEL), -(1 << 24), 1 << 24)
-        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1, shift=SUBPIXEL)
+        cv2.fillPoly(mask, [fixed_point(pixels - low)], 1, shift=SUBPIXEL)
         return (int(low[1]), int(low[0])), mask
+
+
+def fixed_point(pixels: Array) -> Array:
+    """Pixel coordinates as OpenCV takes them with ``shift=SUBPIXEL``."""
+    return np.rint(pixels * (1 << SUBPIXEL)).clip(-(1 << 20), 1 << 20).astype(np.int32)
 
 
 def rgb(colour: RGB) -> tuple[int, int, int]:
@@ -349,8 +350,7 @@ class Frame:
         x = self.x + along * self.sin - across * self.cos
         return x, up, self.z + along * self.cos + across * self.sin
 
-    def direction(self, along: float, up: float, across: float) -> Array:
+    def direction(self, along: float, up: float, across: float) -> Point:
         """A local direction in the world."""
-        return np.array(
-            (along * self.sin - across * self.cos, up, along * self.cos + across * self.sin)
-        )
+        x = along * self.sin - across * self.cos
+        return x, up, along * self.cos + across * self.sin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from streets_canvas import CIRCLE, RGB, Array, Canvas, Frame, Point, choose, scale, vary
 from streets_looks import IGNORE, LIGHT, PERSON, POLE, RIDER, SIGN, VEGETATION, Palette
@@ -85,7 +87,10 @@ def tree(canvas: Canvas, frame: Frame, palette: Palette, rng: Rng) -> None:
     trunk = frame.world(0, 0, 0), frame.world(0, fork * 1.2, 0)
     canvas.limb(*trunk, 0.02 * height + 0.04, bark, VEGETATION)
     if rng.random() < palette.bare_trees:
-        _branch(canvas, frame.world(0, fork, 0), np.array([0, 1.0, 0]), height * 0.3, bark, rng)
+        depth = max(canvas.camera.locate(frame.world(0, 0, 0))[2], 1.0)
+        levels = int(np.clip(5.5 - depth / 16, 2, 4))
+        crotch, upwards = frame.world(0, fork, 0), np.array([0, 1.0, 0])
+        _branch(canvas, crotch, upwards, height * 0.3, bark, rng, levels)
         return
     leaf = vary(rng, choose(rng, palette.leaf))
     if rng.random() < 0.3:  # conifer
@@ -116,7 +121,7 @@ def _crown(
 
 
 def _branch(
-    canvas: Canvas, start: Point, way: Array, length: float, bark: RGB, rng: Rng, level: int = 4
+    canvas: Canvas, start: Point, way: Array, length: float, bark: RGB, rng: Rng, level: int
 ) -> None:
     """A branch and its twigs. The label is wider than the twigs: the crown counts, not the air."""
     x, y, z = (np.asarray(start) + way * length).tolist()
@@ -124,7 +129,7 @@ def _branch(
     canvas.limb(start, (x, y, z), 0.022 * length + 0.006, bark, None)
     for _ in range(3 if level else 0):
         turn = way + rng.normal(scale=0.55, size=3) * np.array([1, 0.6, 1])
-        turn /= np.linalg.norm(turn)
+        turn /= math.hypot(*turn)
         _branch(canvas, (x, y, z), turn, length * rng.uniform(0.6, 0.8), bark, rng, level - 1)
 
 

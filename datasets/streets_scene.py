@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from streets_borders import HEIGHTS, Section, Side, border_items
-from streets_canvas import RGB, Array, Camera, Canvas, choose, noise
+from streets_canvas import RGB, Array, Camera, Canvas, Point, choose, noise
 from streets_looks import IGNORE, LOOKS, ROAD, SIDEWALK, SKY, TERRAIN, Palette, Rig
 from streets_traffic import LANE, Street, Traffic
 from streets_weather import expose, paint_sky, sense
@@ -133,7 +133,7 @@ def _mark(
     return colour
 
 
-def _shaded(x: Array, z: Array, street: Street, sun: Array) -> Array:
+def _shaded(x: Array, z: Array, street: Street, sun: Point) -> Array:
     """Indices of ground points that the border on the sunny side hides from the sun."""
     side = street.sides[1 if sun[0] > 0 else 0]
     reach = np.zeros(int(FAR) + 60, np.float32)

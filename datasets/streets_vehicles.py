@@ -101,7 +101,8 @@ def paint_body(
     for edge, ((a0, u0), (a1, u1)) in enumerate(zip(body.profile, body.profile[1:])):
         rim = ((a0, u0, half), (a1, u1, half), (a1, u1, -half), (a0, u0, -half))
         corners = [frame.world(*corner) for corner in rim]
-        outward = frame.direction(u0 - u1, a1 - a0, 0) / math.hypot(a1 - a0, u1 - u0)
+        length = math.hypot(a1 - a0, u1 - u0)
+        outward = frame.direction((u0 - u1) / length, (a1 - a0) / length, 0)
         far = canvas.camera.locate(frame.world((a0 + a1) / 2, 0, 0))[2]
         faces.append((far, corners, glass if edge in body.glass else colour, outward))
     for _, corners, tone, outward in sorted(faces, key=lambda face: -face[0]):
