@@ -18,6 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
+# Of the common start, and of each run after it: together minutes on two cores.
+PRETRAINING_ITERATIONS = 300
+ITERATIONS = 200
+ADAPTATION = ["SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", "40"]
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -27,11 +31,22 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "demo", help="default: output/demo"
     )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        nargs=2,
+        metavar=("START", "RUN"),
+        default=(PRETRAINING_ITERATIONS, ITERATIONS),
+        help="of the common start and of each run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-data", action="store_true", help="use Streets as it is, whatever its parameters"
+    )
     parser.add_argument("--images", type=int, default=3, help="rows of the picture (default: 3)")
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs for all three configs, such as SOLVER.MAX_ITER 200 SEED 1",
+        help="KEY VALUE pairs for every run, such as SEED 1",
     )
     return parser.parse_args(argv)
 
@@ -42,14 +57,13 @@ def make_data() -> None:
     subprocess.run([sys.executable, str(ROOT / "datasets" / "prepare_streets.py")], check=True)
 
 
-def train(name: str, output: Path, opts: list[str]):
-    """One config from start to evaluation; returns the finished trainer."""
+def train(name: str, folder: Path, opts: list[str]):
+    """One config from its initial weights to its evaluation; returns the finished trainer."""
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
     from mpcl.config import get_cfg_from
     from mpcl.engine import AdaptationTrainer
 
-    folder = output / name
     config_file = str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
     cfg = get_cfg_from(config_file, [*opts, "OUTPUT_DIR", str(folder)])
     cfg.freeze()
@@ -71,17 +85,21 @@ def scores(trainer) -> dict[str, float | None]:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    make_data()
+    if not args.keep_data:
+        make_data()
 
     import torch
     from mpcl.pictures import comparison
     from tabulate import tabulate
 
     start = time.perf_counter()
-    runs, trainers = {}, {}
-    for name in RUNS:
-        trainers[name] = train(name, args.output, args.opts)
-        runs[name] = scores(trainers[name])
+    start_iterations, run_iterations = (["SOLVER.MAX_ITER", str(n)] for n in args.iterations)
+    common_start = args.output / "common_start"
+    train("source_only", common_start, [*args.opts, *start_iterations, "DATASETS.TEST", "()"])
+    opts = [*ADAPTATION, *args.opts, *run_iterations]
+    opts += ["MODEL.WEIGHTS", str(common_start / "model_final.pth")]
+    trainers = {name: train(name, args.output / name, opts) for name in RUNS}
+    runs = {name: scores(trainer) for name, trainer in trainers.items()}
     networks = {name: t.teacher or t.student for name, t in trainers.items()}
     cfg = trainers[RUNS[0]].cfg
     picture = args.output / "predictions.png"
@@ -93,7 +111,7 @@ def main(argv=None) -> None:
     }
     (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     rows = [(name, run["student"], run["teacher"]) for name, run in runs.items()]
-    print("\nmIoU in percent on Streets' target validation images, after training from scratch:\n")
+    print("\nmIoU in percent on the target's validation images (Streets):\n")
     print(tabulate(rows, headers=["run", "student", "teacher"], floatfmt=".1f", missingval="-"))
     print(f"\n{results['seconds']:.0f} s on {results['device']}. Picture: {picture}")
     print(f"Numbers: {args.output / 'results.json'}. TensorBoard: --logdir {args.output}")

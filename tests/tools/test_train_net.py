@@ -1,0 +1,105 @@
+"""The command line, on folders in GTA5's and Cityscapes' exact format."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_fixtures import official_encoder_name
+from mpcl.modeling import MixTransformer
+from PIL import Image
+from tiny_files import write_label, write_palette_label
+
+ROOT = Path(__file__).parents[2]
+# Ids of GTA5 and Cityscapes: road, building, vegetation, sky, car.
+IDS = np.array([7, 11, 21, 23, 26])
+COLORS = np.array([(128, 64, 128), (70, 70, 70), (107, 142, 35), (70, 130, 180), (0, 0, 142)])
+
+
+def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of the five classes in their colours, with noise; the label in raw ids."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 5, (4, 8)).repeat(height // 4, 0).repeat(width // 8, 1)
+    image = COLORS[blocks] + rng.normal(0, 10, (*blocks.shape, 3))
+    return image.clip(0, 255).astype(np.uint8), IDS[blocks]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    """gta5 and cityscapes as downloaded, and ImageNet weights in SegFormer's format."""
+    root = tmp_path_factory.mktemp("data")
+    for i in range(1, 5):
+        image, ids = scene(i, 104, 192)
+        save(image, root / f"gta5/images/{i:05d}.png")
+        write_palette_label(root / f"gta5/labels/{i:05d}.png", ids)
+    for split, city in (("train", "aachen"), ("val", "lindau")):
+        for i in range(3):
+            image, ids = scene(50 + i, 64, 128)
+            stem = f"{city}_{i:06d}_000019"
+            save(image // 2, root / f"cityscapes/leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png")
+            folder = root / f"cityscapes/gtFine/{split}/{city}"
+            write_label(folder / f"{stem}_gtFine_labelIds.png", ids)
+            write_label(folder / f"{stem}_gtFine_instanceIds.png", ids)
+            (folder / f"{stem}_gtFine_polygons.json").write_text('{"imgHeight": 64, "imgWidth": 128}')
+    encoder = MixTransformer(variant="b0")
+    weights = {official_encoder_name(k): v for k, v in encoder.state_dict().items()}
+    torch.save(weights | {"head.weight": torch.zeros(1000, 256)}, root / "mit_b0.pth")
+    return root
+
+
+def save(image: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def run(data_root: Path, *command: str, check: bool = True) -> str:
+    environment = os.environ | {"DETECTRON2_DATASETS": str(data_root), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_gta5_config_trains_resumes_and_evaluates(data_root, tmp_path):
+    run(data_root, "datasets/prepare_gta5.py")
+    run(data_root, "datasets/prepare_cityscapes.py")
+    train_net = [
+        *("tools/train_net.py", "--config-file", "projects/MPCL/configs/daformer_gauss.yaml"),
+    ]
+    small = [
+        *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(data_root / "mit_b0.pth")),
+        *("MODEL.MIT.VARIANT", "b0", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16"),
+        *("INPUT.SOURCE_SIZE", "(128, 72)", "INPUT.TARGET_SIZE", "(128, 64)"),
+        *("INPUT.CROP.SIZE", "(64, 64)", "SOLVER.AMP.ENABLED", "False"),
+        *("PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.BANK.SIZE", "500", "LOG_PERIOD", "1"),
+        *("DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)),
+    ]
+    first = run(data_root, *train_net, *small, "SOLVER.MAX_ITER", "2")
+    assert "eta:" in first and "loss_contrast" in first and "loss_feature_distance" in first
+    assert (tmp_path / "model_final.pth").exists()
+
+    resumed = run(data_root, *train_net, "--resume", *small, "SOLVER.MAX_ITER", "4")
+    assert "Starting training from iteration 2" in resumed
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    final = {k: v for row in rows if row["iteration"] >= 3 for k, v in row.items()}
+    assert final["loss_contrast"] > 0
+
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+    evaluated = run(data_root, *train_net, "--eval-only", *small, *weights)
+    assert f"mIoU {final['sem_seg/mIoU']:.2f}" in evaluated
+    assert f"mIoU {final['sem_seg_student/mIoU']:.2f}" in evaluated
+    assert "traffic light" in evaluated and "absent" in evaluated
+
+
+def test_help_shows_how_to_run_and_resume():
+    text = run(ROOT / "datasets", "tools/train_net.py", "--help")
+    assert "--config-file" in text and "--resume" in text and "--eval-only" in text
