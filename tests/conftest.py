@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-import mpcl  # noqa: F401  (registers everything)
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from mpcl.config import get_cfg_from
 from PIL import Image
+
+import mpcl  # noqa: F401  (registers everything)
+from mpcl.config import get_cfg_from
 
 CONFIGS = Path(__file__).parents[1] / "projects" / "MPCL" / "configs"
 NUM_CLASSES = 4

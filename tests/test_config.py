@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.modeling import build_model
+
 from mpcl.config import get_cfg_from
 
 CONFIGS = Path(__file__).parents[1] / "projects" / "MPCL" / "configs"

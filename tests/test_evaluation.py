@@ -3,8 +3,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
-from mpcl.evaluation import SegmentationEvaluator
 from PIL import Image
+
+from mpcl.evaluation import SegmentationEvaluator
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from mpcl import losses
 from mpcl.losses import feature_distance, pixel_cross_entropy
 

@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 from detectron2.modeling import build_model
+
 from mpcl.pictures import CAPTION_HEIGHT, colorize, comparison
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 
 from detectron2.data import DatasetCatalog
+
 from mpcl.data.checking import check_dataset, summary
 from mpcl.data.custom import register_from_yaml
 from mpcl.data.datasets import registered_names

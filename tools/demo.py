@@ -61,6 +61,7 @@ def train(name: str, folder: Path, opts: list[str]):
     """One config from its initial weights to its evaluation; returns the finished trainer."""
     from detectron2.engine import default_setup
     from detectron2.utils.logger import setup_logger
+
     from mpcl.config import get_cfg_from
     from mpcl.engine import AdaptationTrainer
 
@@ -89,8 +90,9 @@ def main(argv=None) -> None:
         make_data()
 
     import torch
-    from mpcl.pictures import comparison
     from tabulate import tabulate
+
+    from mpcl.pictures import comparison
 
     start = time.perf_counter()
     start_iterations, run_iterations = (["SOLVER.MAX_ITER", str(n)] for n in args.iterations)

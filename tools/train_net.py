@@ -12,6 +12,7 @@ import logging
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.build import precision_in_words

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from mpcl.data import custom
 from PIL import Image
 from tiny_files import write_image, write_label
+
+from mpcl.data import custom
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
 

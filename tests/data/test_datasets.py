@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_files import write_image, write_label
+
 from mpcl.data.datasets import load_records, register_camvid, registered_names
 from mpcl.data.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.labels import read_label
-from tiny_files import write_image, write_label
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 

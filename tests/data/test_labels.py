@@ -1,6 +1,9 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from tiny_files import write_label, write_palette_label
+
 from mpcl.data.labels import (
     identity_except,
     label_loader,
@@ -8,8 +11,6 @@ from mpcl.data.labels import (
     read_label,
     read_label_histogram,
 )
-from PIL import Image
-from tiny_files import write_label, write_palette_label
 
 IDS = [[0, 7, 8], [33, 255, 11]]
 

@@ -5,11 +5,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from mpcl.config import get_cfg_from
 from mpcl.data import mapper as mapper_module
 from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, keep_aspect_size, read_image
 from mpcl.data.sampler import Draw
-from PIL import Image
 
 MEAN = (124, 116, 104)
 

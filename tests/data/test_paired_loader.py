@@ -8,6 +8,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from PIL import Image
+
 from mpcl.config import get_cfg_from
 from mpcl.data import paired_loader
 from mpcl.data.paired_loader import (
@@ -17,7 +19,6 @@ from mpcl.data.paired_loader import (
     build_test_loader,
 )
 from mpcl.data.sampler import RareClassDraws, UniformDraws
-from PIL import Image
 
 NUM_IMAGES = 6
 

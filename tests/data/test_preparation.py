@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+from PIL import Image
+from tiny_files import write_image, write_label, write_palette_label, write_synthia_label
+
 from mpcl.data.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.labels import read_label
 from mpcl.data.mapper import keep_aspect_size
@@ -20,8 +23,6 @@ from mpcl.data.preparation import (
     resize_set,
     write_png,
 )
-from PIL import Image
-from tiny_files import write_image, write_label, write_palette_label, write_synthia_label
 
 SCRIPTS = Path(__file__).parents[2] / "datasets"
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from mpcl.data.rare_class import RareClassSampler, class_probabilities
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from mpcl.data.rare_class import RareClassSampler
 from mpcl.data.sampler import NO_CLASS, RareClassDraws, UniformDraws, rank_positions
 

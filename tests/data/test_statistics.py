@@ -4,10 +4,11 @@ import os
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from tiny_files import write_label
+
 from mpcl.data import statistics
 from mpcl.data.datasets import load_records, set_metadata
 from mpcl.data.statistics import class_statistics, class_table
-from tiny_files import write_label
 
 NAME = "test_statistics_sem_seg_train"
 SHAPES = [(4, 6), (3, 5), (1, 1)]

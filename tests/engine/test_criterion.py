@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from mpcl.engine.criterion import Criterion, PrototypeCriterion
 from mpcl.engine.step import AdaptationStep, PixelTargets
 from mpcl.prototypes.centroid import CentroidPrototypes

@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+
 from mpcl.engine.build import build_adaptation_hook, build_teacher
 from mpcl.engine.metrics import DeviceMetrics
 from mpcl.engine.step import AdaptationStep

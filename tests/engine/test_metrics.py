@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from mpcl.engine.metrics import DeviceMetrics
 
 

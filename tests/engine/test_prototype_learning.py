@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mpcl.engine.prototype_learning import PrototypeLearner
 from mpcl.engine.step import AdaptationStep
 from mpcl.prototypes.bank import FeatureBank

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from torch import nn
+
 from mpcl.config import get_cfg_from
 from mpcl.engine.solver import WarmupPoly, build_lr_scheduler, build_optimizer
-from torch import nn
 
 
 def make_cfg(*opts):

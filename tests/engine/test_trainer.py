@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.trainer import evaluate_checkpoint
-from torch.utils._python_dispatch import TorchDispatchMode
 
 METHODS = ["source_only", "daformer", "daformer_centroid", "daformer_gauss"]
 

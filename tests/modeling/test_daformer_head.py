@@ -9,9 +9,10 @@ from checkpoint_fixtures import (
     summary,
 )
 from detectron2.layers import ShapeSpec
+from torch import nn
+
 from mpcl.modeling.daformer_head import ContextAwareFusion, DAFormerHead
 from mpcl.modeling.mit import MixTransformer
-from torch import nn
 
 CHANNELS = (8, 12, 20, 24)
 SHAPES = {

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from mpcl.modeling.inference import sliding_window, whole_image
 
 

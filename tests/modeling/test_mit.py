@@ -1,11 +1,12 @@
 import pytest
 import torch
 from checkpoint_fixtures import fill_golden_, golden_images, official_encoder_name, summary
-from mpcl.modeling.mit import VARIANTS, MixTransformer
-from mpcl.modeling.weights import to_backbone_state
 from timm.layers import DropPath
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
+
+from mpcl.modeling.mit import VARIANTS, MixTransformer
+from mpcl.modeling.weights import to_backbone_state
 
 PARAMETERS = {
     "b0": (176, 3_319_392),

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
+
 from mpcl.prototypes.kmeans import random_prototypes
 
 METHODS = ["daformer", "daformer_centroid", "daformer_gauss"]

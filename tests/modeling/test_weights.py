@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_fixtures import golden_value, official_encoder_name
+from torch import Tensor, nn
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
+
 from mpcl.modeling.mit import VARIANTS, MixTransformer
 from mpcl.modeling.weights import (
     WeightsCheckpointer,
@@ -13,13 +21,6 @@ from mpcl.modeling.weights import (
     load_checkpoint_file,
     save_converted,
     to_backbone_state,
-)
-from torch import Tensor, nn
-from transformers import (
-    SegformerConfig,
-    SegformerForImageClassification,
-    SegformerForSemanticSegmentation,
-    SegformerModel,
 )
 
 CONVERT_TOOL = Path(__file__).parents[2] / "tools" / "convert_mit_weights.py"

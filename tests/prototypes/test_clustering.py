@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
 from mpcl.prototypes.clustering import cluster_pixels

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from mpcl.prototypes.contrastive import pixel_prototype_contrast, prototype_consistency
 
 N, C, K = 12, 4, 3

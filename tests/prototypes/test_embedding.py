@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from mpcl.prototypes.embedding import normalize_embeddings
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from mpcl.prototypes.gaussian import GaussianPrototypes
 from torch.distributions import Independent, Normal
+
+from mpcl.prototypes.gaussian import GaussianPrototypes
 
 C, K, D, N = 4, 3, 8, 50
 

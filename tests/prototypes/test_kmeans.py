@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from mpcl.prototypes import numerics
-from mpcl.prototypes.kmeans import kmeans, random_prototypes
 from sklearn.cluster import KMeans as ReferenceKMeans
 from sklearn.datasets import make_blobs
+
+from mpcl.prototypes import numerics
+from mpcl.prototypes.kmeans import kmeans, random_prototypes
 
 C, S, D, K = 3, 300, 16, 5
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.clustering import cluster_pixels
 from mpcl.prototypes.gaussian import GaussianPrototypes

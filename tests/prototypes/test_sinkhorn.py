@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mpcl.prototypes.sinkhorn import assign, balance
 
 C, K = 5, 3

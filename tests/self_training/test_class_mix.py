@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from mpcl.self_training.class_mix import class_mix, sample_class_mask
 
 

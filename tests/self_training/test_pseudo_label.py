@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from mpcl.self_training import pseudo_label as module
 from mpcl.self_training.pseudo_label import pseudo_label
 

@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+
 from mpcl.self_training.strong_augmentation import (
     StrongAugmentation,
     blur_kernel_size,
     gaussian_blur,
     jitter_color,
 )
-from scipy import ndimage
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

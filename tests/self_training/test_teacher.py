@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from mpcl.self_training.teacher import EMATeacher
 from torch import nn
+
+from mpcl.self_training.teacher import EMATeacher
 
 
 class Student(nn.Module):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_fixtures import official_encoder_name
-from mpcl.modeling import MixTransformer
 from PIL import Image
 from tiny_files import write_label, write_palette_label
+
+from mpcl.modeling import MixTransformer
 
 ROOT = Path(__file__).parents[2]
 # Ids of GTA5 and Cityscapes: road, building, vegetation, sky, car.
@@ -44,7 +45,9 @@ def data_root(tmp_path_factory) -> Path:
             folder = root / f"cityscapes/gtFine/{split}/{city}"
             write_label(folder / f"{stem}_gtFine_labelIds.png", ids)
             write_label(folder / f"{stem}_gtFine_instanceIds.png", ids)
-            (folder / f"{stem}_gtFine_polygons.json").write_text('{"imgHeight": 64, "imgWidth": 128}')
+            (folder / f"{stem}_gtFine_polygons.json").write_text(
+                '{"imgHeight": 64, "imgWidth": 128}'
+            )
     encoder = MixTransformer(variant="b0")
     weights = {official_encoder_name(k): v for k, v in encoder.state_dict().items()}
     torch.save(weights | {"head.weight": torch.zeros(1000, 256)}, root / "mit_b0.pth")

@@ -10,8 +10,8 @@ ranks hold the same bank.
 import torch
 from torch import Tensor, nn
 
-from mpcl.prototypes.sampling import sample_per_group
-from mpcl.utils.distributed import gather_over_ranks
+from ..utils.distributed import gather_over_ranks
+from .sampling import sample_per_group
 
 
 class FeatureBank(nn.Module):

@@ -8,15 +8,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mpcl.prototypes.bank import FeatureBank
-from mpcl.prototypes.numerics import (
+from ..utils.distributed import sum_over_ranks
+from .bank import FeatureBank
+from .numerics import (
     full_float32,
     masked_mean,
     one_hot,
     squared_distance,
     squared_distance_in_chunks,
 )
-from mpcl.utils.distributed import sum_over_ranks
 
 DISTANCES = ("squared", "euclidean")
 SCALES = ("mean", "sum")

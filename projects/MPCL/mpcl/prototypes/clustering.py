@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpcl.prototypes.bank import FeatureBank
-from mpcl.prototypes.centroid import CentroidPrototypes
-from mpcl.prototypes.sampling import sample_per_group
-from mpcl.prototypes.sinkhorn import assign, balance
-from mpcl.utils.distributed import world_size
+from ..utils.distributed import world_size
+from .bank import FeatureBank
+from .centroid import CentroidPrototypes
+from .sampling import sample_per_group
+from .sinkhorn import assign, balance
 
 POOLS = ("bank", "batch")
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpcl.prototypes.numerics import at_least_float32
+from .numerics import at_least_float32
 
 
 def pixel_prototype_contrast(

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from mpcl.prototypes.bank import FeatureBank
-from mpcl.prototypes.centroid import CentroidPrototypes
-from mpcl.prototypes.numerics import masked_mean
+from .bank import FeatureBank
+from .centroid import CentroidPrototypes
+from .numerics import masked_mean
 
 
 class GaussianPrototypes(CentroidPrototypes):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpcl.prototypes.numerics import (
+from .numerics import (
     chunks_of_points,
     full_float32,
     one_hot,

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpcl.prototypes.numerics import at_least_float32, full_float32, one_hot
-from mpcl.utils.distributed import sum_over_ranks
+from ..utils.distributed import sum_over_ranks
+from .numerics import at_least_float32, full_float32, one_hot
 
 
 class Balance(NamedTuple):
