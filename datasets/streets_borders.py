@@ -72,7 +72,7 @@ class Facade:
         self.lit, self.salt = rng.uniform(0.0, 0.2), int(rng.integers(4096))
 
     def __call__(self, u: Array, v: Array, du: Array, dv: Array) -> Array:
-        """Colours (n, 3) at metres along the wall and above the ground."""
+        """Colours (H, W, 3) at metres along the wall (1, W) and above the ground (H, W)."""
         colour = self.material.shade(u, v, du, dv)
         if self.curtain:
             return colour
@@ -80,28 +80,38 @@ class Facade:
         fu = np.abs(u / self.pitch - column - 0.5) * 2
         fv = np.abs(v / self.storey - floor - 0.52) * 2
         ground = floor < 1
-        base = ground & (v < self.storey * 0.94)
+        base = v < self.storey * 0.94
         colour[base] = 0.5 * (colour[base] + self.plinth)
-        shop = ground & self.shop
-        wide, tall = np.where(shop, 0.88, self.share), np.where(shop, 0.74, self.tall)
-        seen = (fade(self.pitch / 3, du) * fade(self.storey / 3, dv))[:, None]
-        opening = (fu < wide + 0.1) & (fv < tall + 0.08)
-        colour[opening] += (np.float32(self.trim) - colour[opening]) * seen[opening]
-        pane = (fu < wide) & (fv < tall) & ((fu > 0.05) | shop)
-        colour[pane] += (self._panes(column[pane], floor[pane], fv[pane]) - colour[pane]) * seen[
-            pane
-        ]
+        window, opening = self._windows(fu, fv, ground)
+        seen = fade(self.pitch / 3, du) * fade(self.storey / 3, dv)
+        self._blend(colour, opening, np.float32(self.trim), seen)
+        self._blend(colour, window, self._panes(window, column, floor, fv), seen)
         door = ground & (column % 4 == self.salt % 4) & (fu < 0.5) & (v < 2.2)
-        colour[door] = self.door * (1 - 0.3 * (fu[door] > 0.4))[:, None]
+        colour[door] = self.door
         return colour
 
-    def _panes(self, column: Array, floor: Array, fv: Array) -> Array:
-        """Glass: every window reflects something else, in some the light is on."""
-        cell = hash_cells(column, floor, self.salt)[:, None]
-        pane = np.where(
-            cell > 1 - self.lit, np.float32([250, 214, 140]), self.glass * (0.7 + 0.6 * cell)
-        )
-        return pane * (1.12 - 0.3 * fv[:, None])
+    def _windows(self, fu: Array, fv: Array, ground: Array) -> tuple[Array, Array]:
+        """Masks of the panes, and of the panes with their frames."""
+        window = (fu < self.share) & (fu > 0.05) & (fv < self.tall)
+        opening = (fu < self.share + 0.1) & (fv < self.tall + 0.08)
+        if self.shop:
+            window = np.where(ground, (fu < 0.88) & (fv < 0.74), window)
+            opening = np.where(ground, (fu < 0.98) & (fv < 0.82), opening)
+        return window, opening
+
+    def _panes(self, window: Array, column: Array, floor: Array, fv: Array) -> Array:
+        """Glass (n, 3): every window reflects something else, in some the light is on."""
+        column = np.broadcast_to(column, window.shape)[window]
+        cell = hash_cells(column, floor[window], self.salt)[:, None]
+        glass = self.glass * (0.7 + 0.6 * cell)
+        glass = np.where(cell > 1 - self.lit, np.float32([250, 214, 140]), glass)
+        return glass * (1.12 - 0.3 * fv[window][:, None])
+
+    @staticmethod
+    def _blend(colour: Array, where: Array, paint: Array, seen: Array) -> None:
+        """Mix paint into the colours of a mask, the less the farther away."""
+        old = colour[where]
+        colour[where] = old + (paint - old) * np.broadcast_to(seen, where.shape)[where][:, None]
 
 
 def _along(x: float, section: Section, low: float, high: float) -> list[Point]:

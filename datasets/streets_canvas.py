@@ -76,10 +76,11 @@ class Material:
     mottle: float = 0.08  # difference between cells
 
     def shade(self, u: Array, v: Array, du: Array, dv: Array) -> Array:
-        """Colours (n, 3) at plane coordinates (n,) where a pixel covers (du, dv) metres."""
+        """Colours (..., 3) at plane coordinates (...) where a pixel covers (du, dv) metres."""
         footprint = np.maximum(du, dv)
         grain = (noise(u, v, self.grain_size) - 0.5) * fade(4 * self.grain_size, footprint)
-        tone = 1 + self.grain * (2 * grain + noise(u + 9, v, 16 * self.grain_size) - 0.5)
+        stains = noise(u + 9, v, 16 * self.grain_size) - 0.5
+        tone = 1 + np.float32(self.grain) * (2 * grain + stains)
         if self.pattern != "plain":
             width, height = self.cell
             row = np.floor(v / height)
@@ -90,7 +91,7 @@ class Material:
             gap = 0.08 * min(width, height)
             joint = ((across - column) * width < gap) | (v - row * height < gap)
             tone -= self.joint * seen * joint
-        return tone[:, None] * np.asarray(self.colour, np.float32)
+        return tone[..., None] * np.asarray(self.colour, np.float32)
 
 
 class Camera:
@@ -270,29 +271,31 @@ class Canvas:
     ) -> None:
         """Paint a vertical polygon in the plane X = const (axis 0) or Z = const (axis 2).
 
-        The shader gives the colour of each pixel from the coordinate along the ground, the
-        height, and the metres that the pixel covers along each.
+        The shader gives the colours (H, W, 3) of a rectangle of pixels from the coordinate along
+        the ground (1, W), the height (H, W), and the metres a pixel covers along each (1, W).
         """
         view = clip_near(self.camera.view(corners))
         box = self._mask(self.camera.pixels(view)) if len(view) >= 3 else None
         if box is None:
             return
         (top, left), mask = box
-        rows, columns = np.nonzero(mask)
-        rows, columns = rows + top, columns + left
-        x, y, z = self.camera.rays(columns, rows)
+        bottom, right = top + mask.shape[0], left + mask.shape[1]
+        rows, columns = np.arange(top, bottom)[:, None], np.arange(left, right)[None]
+        x, y, z = self.camera.rays(columns, rows)  # x and z depend on the column alone
         if axis == 0:
             distance = np.float32(corners[0][0] - self.camera.x)
-            depth = distance / np.where(np.abs(x) < 1e-4, 1e-4, x)
-            along, slant = depth * z, np.abs(depth / distance)
+            depth = np.clip(distance / np.where(np.abs(x) < 1e-4, 1e-4, x), NEAR, 500)
+            along, slant = depth * z, depth / np.abs(distance)
         else:
             depth = np.float32(corners[0][2]) / z
-            along, slant = self.camera.x + depth * x, np.float32(1.0)
-        dv = depth / self.camera.focal
-        colour = shader(along, self.camera.eye + depth * y, dv * slant, dv)
-        self.image[rows, columns] = np.clip(colour * brightness, 0, 255).astype(np.uint8)
-        self.label[rows, columns] = label
-        self.depth[rows, columns] = depth
+            along, slant = np.float32(self.camera.x) + depth * x, np.float32(1.0)
+        dv = depth * np.float32(1 / self.camera.focal)
+        colour = shader(along, np.float32(self.camera.eye) + depth * y, dv * slant, dv)
+        colour = np.clip(colour * np.float32(brightness), 0, 255).astype(np.uint8)
+        inside = mask.astype(bool)
+        np.copyto(self.image[top:bottom, left:right], colour, where=inside[..., None])
+        np.copyto(self.depth[top:bottom, left:right], depth, where=inside)
+        self.label[top:bottom, left:right][inside] = label
 
     def _mask(self, pixels: Array) -> tuple[tuple[int, int], Array] | None:
         """Top-left corner and 0/1 mask of the part of a polygon that is inside the image."""

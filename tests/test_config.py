@@ -62,6 +62,7 @@ def test_gta5_config_has_the_papers_hyper_parameters():
     [
         (["PROTOTYPES.TYPE", "gaussian"], "PROTOTYPES.TYPE is 'gaussian'.*none, centroid, gauss"),
         (["PROTOTYPES.CONTRAST_VIEWS", ("sauce",)], "sauce.*source, mixed, target"),
+        (["PROTOTYPES.CONTRAST_VIEWS", ()], "CONTRAST_WEIGHT to 0"),
         (["PROTOTYPES.CONTRAST_VIEWS", ("mixed", "target")], "part of 'mixed'"),
         (["PROTOTYPES.TYPE", "gauss", "SELF_TRAINING.ENABLED", False], "needs SELF_TRAINING"),
         (["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.005], "MODEL.WEIGHTS"),

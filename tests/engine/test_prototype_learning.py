@@ -52,7 +52,9 @@ def make_step(iteration, classes=(0, 1, 2), trusted=True, size=16):
             torch.zeros(1, 3, size, size), label, torch.ones(1, size, size), is_trusted, known
         )
         setattr(step, name, view)
-        step.outputs[name] = ViewOutputs(None, points.permute(0, 3, 1, 2), None)
+        step.outputs[name] = ViewOutputs(
+            torch.zeros(1, C, size, size), points.permute(0, 3, 1, 2), None
+        )
     return step
 
 

@@ -257,6 +257,11 @@ def validate(cfg: CN) -> None:
         if (value := _get(cfg, key)) not in known:
             raise ValueError(f"{key} is {value!r}; expected one of {', '.join(known)}")
     views = set(cfg.PROTOTYPES.CONTRAST_VIEWS)
+    if not views:
+        raise ValueError(
+            "PROTOTYPES.CONTRAST_VIEWS is empty; to switch the contrast off, set "
+            "PROTOTYPES.CONTRAST_WEIGHT to 0"
+        )
     if unknown := views - {"source", "mixed", "target"}:
         raise ValueError(
             f"PROTOTYPES.CONTRAST_VIEWS holds {sorted(unknown)}; "

@@ -43,3 +43,14 @@ class ViewOutputs:
     logits: Tensor
     embeddings: Tensor | None
     features: Tensor
+
+    @property
+    def pixels(self) -> Tensor:
+        """(B*h*w, D) embeddings in (B, h, w) order.
+
+        Raises:
+            ValueError: the student has no prototype head.
+        """
+        if self.embeddings is None:
+            raise ValueError("There are no embeddings: the student has no prototype head")
+        return self.embeddings.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,4 +1,7 @@
-"""What comes in: data sets, sampling, augmentation and the paired loader. Importing it registers the data sets."""
+"""What comes in: data sets, sampling, augmentation and the paired loader.
+
+Importing it registers the data sets.
+"""
 
 from . import datasets
 

@@ -47,11 +47,11 @@ class PrototypeCriterion:
         if not step.pixels:
             # Attached, so that every parameter has a gradient from the first iteration on (DDP
             # waits for them).
-            zero = sum(
-                (out.embeddings.sum() * 0.0 for out in step.outputs.values()), torch.zeros(())
-            )
+            zero = torch.stack([out.pixels.sum() for out in step.outputs.values()]).sum() * 0.0
             return {"loss_contrast": zero, "loss_consistency": zero}
-        similarity = {name: self._similarity(step, name) for name in step.pixels}
+        similarity = {
+            name: self.prototypes.similarity(step.outputs[name].pixels) for name in step.pixels
+        }
         contrast = [self._contrast(similarity, step.pixels, view) for view in self.contrast_views]
         # Halved when both views are on, so that lambda_1 keeps its meaning (section 4 of the
         # method's notes).
@@ -61,23 +61,17 @@ class PrototypeCriterion:
             * self._consistency(similarity, step.pixels),
         }
 
-    def _similarity(self, step: AdaptationStep, view: str) -> Tensor:
-        embeddings = step.outputs[view].embeddings
-        assert embeddings is not None
-        return self.prototypes.similarity(embeddings.permute(0, 2, 3, 1).flatten(0, 2))
-
     def _contrast(
         self, similarity: dict[str, Tensor], pixels: dict[str, PixelTargets], view: str
     ) -> Tensor:
-        target = pixels["source" if view == "source" else "mixed"]
-        weight = (
-            torch.where(target.from_source, 0.0, target.weight)
-            if view == "target"
-            else target.weight
-        )
+        seen_in = "mixed" if view == "target" else view
+        targets = pixels[seen_in]
+        weight = targets.weight
+        if view == "target":
+            weight = torch.where(targets.from_source, 0.0, weight)
         return pixel_prototype_contrast(
-            similarity["source" if view == "source" else "mixed"],
-            target.cluster,
+            similarity[seen_in],
+            targets.cluster,
             weight,
             self.temperature,
             self.prototypes.started,

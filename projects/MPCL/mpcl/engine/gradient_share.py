@@ -40,4 +40,5 @@ class GradientShare:
 
 def _gradient_norm(loss: Tensor, features: list[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-    return torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
+    norms = torch.stack([g.float().square().sum() for g in gradients if g is not None])
+    return norms.sum().sqrt()

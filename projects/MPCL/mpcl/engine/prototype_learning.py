@@ -17,7 +17,7 @@ from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.clustering import Assignment, cluster_pixels
 from ..prototypes.kmeans import kmeans, random_prototypes
 from ..utils.seeding import fold_seed
-from ..views import View
+from ..views import View, ViewOutputs
 from .step import AdaptationStep, PixelTargets
 
 logger = logging.getLogger(__name__)
@@ -72,27 +72,28 @@ class PrototypeLearner:
     @torch.no_grad()
     def __call__(self, step: AdaptationStep) -> dict[str, Tensor]:
         """Fills ``step.pixels`` once prototypes exist. Returns scalars for the log."""
-        grids = {
-            name: _Grid(
-                view, _embeddings(step, name), self.prototypes.num_classes, self.ignore_value
-            )
-            for name, view in step.views()
-        }
-        for grid in grids.values():
-            self.bank.push_(grid.embeddings, grid.trusted_label)
+        grids = {name: self._grid(view, step.outputs[name]) for name, view in step.views()}
+        for name, grid in grids.items():
+            embeddings = step.outputs[name].embeddings
+            assert embeddings is not None, "prototype learning needs a student with embeddings"
+            self.bank.push_(embeddings, grid.trusted_label)
         if step.iteration < self.start_iter:
             return {}
         if self._looks_at(step.iteration):
             self._start_ready_classes(step.iteration)
             if self.revive:
                 self.prototypes.revive_(self.bank, self.dead_after)
-        pixels = torch.cat([grid.flat_embeddings for grid in grids.values()])
+        pixels = torch.cat([step.outputs[name].pixels for name in grids])
         assignment = self._assign(pixels, grids)
         self.prototypes.update_(pixels, assignment.clustered)
         sizes = [grid.label.numel() for grid in grids.values()]
-        for (name, grid), cluster in zip(grids.items(), assignment.cluster.split(sizes)):
+        for (name, grid), cluster in zip(grids.items(), torch.split(assignment.cluster, sizes)):
             step.pixels[name] = grid.targets(cluster)
         return {f"prototypes/{name}": value for name, value in self._scalars(assignment).items()}
+
+    def _grid(self, view: View, outputs: ViewOutputs) -> "_Grid":
+        size = outputs.logits.shape[-2:]
+        return _Grid(view, size, self.prototypes.num_classes, self.ignore_value)
 
     def _scalars(self, assignment: Assignment) -> dict[str, Tensor]:
         fill = self.bank.fill / self.bank.size
@@ -149,44 +150,26 @@ class PrototypeLearner:
 
 
 class _Grid:
-    """One view's pixels on the embedding grid."""
+    """One view's labels, weights and masks on the embedding grid of ``size`` (h, w)."""
 
-    def __init__(self, view: View, embeddings: Tensor, num_classes: int, ignore_value: int) -> None:
-        size = embeddings.shape[-2:]
+    def __init__(self, view: View, size: torch.Size, num_classes: int, ignore_value: int) -> None:
         label = _to_grid(view.label, size)
+        everywhere = torch.ones_like(label, dtype=torch.bool)
+        weight, from_source = view.weight, view.from_source
         self.num_classes = num_classes
-        self.embeddings = embeddings
         self.label = torch.where(label == ignore_value, num_classes, label)
         self.trusted = _to_grid(view.trusted, size) & (self.label < num_classes)
-        self.weight = (
-            torch.ones_like(label, dtype=torch.float32)
-            if view.weight is None
-            else _to_grid(view.weight, size)
-        )
-        self.from_source = (
-            torch.ones_like(self.trusted)
-            if view.from_source is None
-            else _to_grid(view.from_source, size)
-        )
+        self.weight = everywhere.float() if weight is None else _to_grid(weight, size)
+        self.from_source = everywhere if from_source is None else _to_grid(from_source, size)
 
     @property
     def trusted_label(self) -> Tensor:
         return torch.where(self.trusted, self.label, self.num_classes)
 
-    @property
-    def flat_embeddings(self) -> Tensor:
-        return self.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-
     def targets(self, cluster: Tensor) -> PixelTargets:
         return PixelTargets(
             self.label.flatten(), self.weight.flatten(), cluster, self.from_source.flatten()
         )
-
-
-def _embeddings(step: AdaptationStep, view: str) -> Tensor:
-    embeddings = step.outputs[view].embeddings
-    assert embeddings is not None, "prototype learning needs a student with a prototype head"
-    return embeddings.detach()
 
 
 def _to_grid(pixel_map: Tensor, size: torch.Size) -> Tensor:
