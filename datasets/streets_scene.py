@@ -16,7 +16,7 @@ from streets_weather import expose, paint_sky, sense
 
 Rng = np.random.Generator
 
-SUPERSAMPLING = 2
+SUPERSAMPLING = 1.5
 FEATURES = ("tram", "bus", "truck", "motorcycle", "motorcyclist", "cyclist", "wall", "fence")
 FAR = 120.0  # metres; the end of the street
 DISTRICTS = (  # how often each kind of border occurs, in the order of HEIGHTS
@@ -174,7 +174,8 @@ def render(domain: str, seed: int, index: int, height: int, width: int) -> tuple
     look, rng = LOOKS[domain], np.random.default_rng([seed, list(LOOKS).index(domain), index])
     weather = choose(rng, look.weathers)
     street = plan_street(rng, FEATURES[index % len(FEATURES)])
-    camera = _set_camera(look.rig, street, (SUPERSAMPLING * height, SUPERSAMPLING * width), rng)
+    fine = (round(SUPERSAMPLING * height), round(SUPERSAMPLING * width))
+    camera = _set_camera(look.rig, street, fine, rng)
     canvas = Canvas(camera, weather.sun, weather.ambient)
     paint_sky(canvas, weather, rng, SKY)
     paint_ground(canvas, street, look.palette, weather.shadow, rng)
@@ -183,7 +184,7 @@ def render(domain: str, seed: int, index: int, height: int, width: int) -> tuple
         for _, paint in sorted(items, key=lambda item: -item[0]):
             paint(canvas)
     image = expose(canvas, (height, width), weather, rng)
-    label = np.ascontiguousarray(canvas.label[::SUPERSAMPLING, ::SUPERSAMPLING])
+    label = cv2.resize(canvas.label, (width, height), interpolation=cv2.INTER_NEAREST)
     if look.rig.bonnet:
         _bonnet(image, label, rng)
     return sense(image, weather, look.sensor, rng), label

@@ -161,14 +161,11 @@ def test_the_domains_share_their_classes_and_not_their_colours(rendered):
     # Total variation of the class frequencies: 0 for the same, 1 for disjoint ones.
     distance = np.abs(frequencies(rendered["source"]) - frequencies(rendered["val"])).sum() / 2
     assert distance < 0.15
-    means = {d: [image.mean() for image, _ in pairs] for d, pairs in rendered.items()}
     chroma = {
-        d: np.mean([np.ptp(image.astype(int), axis=2).mean() for image, _ in pairs])
+        d: np.median([np.ptp(image.astype(int), axis=2).mean() for image, _ in pairs])
         for d, pairs in rendered.items()
     }
-    assert np.median(means["val"]) < np.median(means["source"]) - 20  # darker
-    assert np.std(means["val"]) > np.std(means["source"])  # more weathers
-    assert chroma["val"] < 0.8 * chroma["source"]  # paler
+    assert chroma["val"] < 0.7 * chroma["source"]
 
 
 def test_only_the_target_camera_sees_its_own_bonnet(rendered):
