@@ -8,8 +8,8 @@ from setuptools import find_packages, setup
 
 SOURCE = "projects/MPCL"
 
-# Lower bounds are versions that ran the test-suite (requirements/lowest.txt). Detectron2's own
-# dependencies (fvcore ... matplotlib) are listed because its wheel comes without them.
+# Lower bounds install and import together (requirements/lowest.txt). Detectron2's own dependencies
+# (fvcore ... matplotlib) are listed because its wheel comes without them.
 REQUIRED = [
     "torch>=2.4",
     "torchvision>=0.19",
