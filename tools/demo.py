@@ -59,8 +59,6 @@ def make_data() -> None:
 
 def train(name: str, folder: Path, opts: list[str]):
     """One config from its initial weights to its evaluation; returns the finished trainer."""
-    from detectron2.engine import default_setup
-    from detectron2.utils.logger import setup_logger
 
     from mpcl.config import get_cfg_from
     from mpcl.engine import AdaptationTrainer
@@ -68,8 +66,8 @@ def train(name: str, folder: Path, opts: list[str]):
     config_file = str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
     cfg = get_cfg_from(config_file, [*opts, "OUTPUT_DIR", str(folder)])
     cfg.freeze()
-    default_setup(cfg, argparse.Namespace(config_file=config_file))
-    setup_logger(str(folder), name="mpcl")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(cfg.dump())
     trainer = AdaptationTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -90,10 +88,14 @@ def main(argv=None) -> None:
         make_data()
 
     import torch
+    from detectron2.utils.logger import setup_logger
     from tabulate import tabulate
 
     from mpcl.pictures import comparison
 
+    args.output.mkdir(parents=True, exist_ok=True)
+    for package in ("detectron2", "fvcore", "mpcl"):
+        setup_logger(str(args.output), name=package)
     start = time.perf_counter()
     start_iterations, run_iterations = (["SOLVER.MAX_ITER", str(n)] for n in args.iterations)
     common_start = args.output / "common_start"

@@ -79,16 +79,17 @@ def save_grey_and_alpha(path):
 
 
 @pytest.mark.parametrize(
-    ("save", "mode"), [(save_rgb, "RGB"), (save_16_bit, "I;16"), (save_grey_and_alpha, "LA")]
+    ("save", "modes"),  # Pillow 10 calls a 16-bit PNG "I", newer ones "I;16"
+    [(save_rgb, ["RGB"]), (save_16_bit, ["I;16", "I"]), (save_grey_and_alpha, ["LA"])],
 )
-def test_a_file_without_class_ids_is_refused_by_name_and_mode(tmp_path, save, mode):
+def test_a_file_without_class_ids_is_refused_by_name_and_mode(tmp_path, save, modes):
     path = tmp_path / "wrong.png"
     save(path)
     for read in (read_label, read_label_histogram):
         with pytest.raises(ValueError, match="expected an 8-bit grey or palette") as caught:
             read(path)
         assert str(path) in str(caught.value)
-        assert mode in str(caught.value)
+        assert any(f"mode {mode!r}" in str(caught.value) for mode in modes)
 
 
 def test_a_jpeg_label_is_refused_because_its_edges_are_invented(tmp_path):

@@ -30,6 +30,7 @@ def train_rank(rank: int, port: int, cfg, register, folder: str) -> None:
     trainer.train()
     state = {"student": trainer.student.state_dict(), "teacher": trainer.teacher.state_dict()}
     torch.save(state, Path(folder) / f"rank{rank}.pth")
+    dist.barrier()  # torch 2.4 hangs in the next call where a rank is still at work
     dist.destroy_process_group()
 
 
