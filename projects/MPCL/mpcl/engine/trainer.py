@@ -265,15 +265,14 @@ def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> Order
     return results
 
 
-def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
-    """``--eval-only``: evaluates what a checkpoint holds, teacher and student, without touching
-    training data.
+def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | None]:
+    """Student and teacher of a checkpoint, without touching training data.
 
     Args:
-        resume: evaluate the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
+        resume: the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
 
-    Raises:
-        ValueError: no checkpoint was named, or there is none in OUTPUT_DIR.
+    Returns: the teacher is None where the checkpoint holds none.
+    Raises: ValueError: no checkpoint was named, or there is none in OUTPUT_DIR.
     """
     student = AdaptationTrainer.build_model(cfg)
     checkpointer = WeightsCheckpointer(student, cfg.OUTPUT_DIR)
@@ -285,8 +284,13 @@ def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
             else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
         )
     rest = checkpointer.load(path, checkpointables=[])
-    teacher = None
-    if "teacher" in rest:
-        teacher = build_teacher(cfg, student)
-        teacher.model.load_state_dict(rest["teacher"])
-    return evaluate_models(cfg, student, teacher)
+    if "teacher" not in rest:
+        return student, None
+    teacher = build_teacher(cfg, student)
+    teacher.model.load_state_dict(rest["teacher"])
+    return student, teacher
+
+
+def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
+    """``--eval-only``: evaluates what a checkpoint holds; see :func:`load_networks`."""
+    return evaluate_models(cfg, *load_networks(cfg, resume))

@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Puts the predictions of finished runs side by side with the image and the ground truth.
+
+    python tools/compare_predictions.py output/camvid/source_only output/camvid/daformer_gauss \\
+        --output comparison.png
+
+Each run is an output folder of tools/train_net.py. Its teacher is shown, where it has one. Rows are
+evenly spaced images of the first run's first test set.
+"""
+
+import argparse
+from pathlib import Path
+
+from mpcl.config import get_cfg_from
+from mpcl.engine.trainer import load_networks
+from mpcl.pictures import comparison
+
+
+def load(folder: Path):
+    """(config, network) of a run's newest checkpoint."""
+    if not (folder / "config.yaml").is_file():
+        raise SystemExit(f"{folder} is no output folder of train_net.py: it has no config.yaml")
+    cfg = get_cfg_from(str(folder / "config.yaml"), ["OUTPUT_DIR", str(folder)])
+    student, teacher = load_networks(cfg, resume=True)
+    return cfg, teacher or student
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders")
+    parser.add_argument("--images", type=int, default=3, help="rows (default: 3)")
+    parser.add_argument("--output", type=Path, default=Path("comparison.png"), help="PNG to write")
+    args = parser.parse_args(argv)
+    loaded = {folder.name: load(folder) for folder in args.runs}
+    cfg = next(iter(loaded.values()))[0]
+    networks = {name: network for name, (_, network) in loaded.items()}
+    comparison(cfg, networks, num_images=args.images).save(args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
