@@ -241,3 +241,30 @@ def test_state_survives_a_checkpoint(student, tmp_path):
     other.load_state_dict(torch.load(tmp_path / "teacher.pth"))
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor)
+
+
+def test_target_statistics_are_those_of_the_labelled_images():
+    student = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    teacher = EMATeacher(student, momentum=0.9, statistics="target")
+    teacher.copy_(student)
+    torch.manual_seed(0)
+    target = 3 * torch.randn(4, 1, 8, 8) + 5
+    seen = teacher.model[0](target)
+    teacher(target)
+    norm = teacher.model[1]
+    torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean().view(1))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * seen.var().view(1))
+    # The student's own statistics, of another domain, never enter; its weights do.
+    student.train()
+    student(torch.randn(4, 1, 8, 8) - 20)
+    before = norm.running_mean.clone(), teacher.model[0].weight.clone()
+    with torch.no_grad():
+        student[0].weight.add_(1.0)
+    teacher.update_(student, iteration=0)
+    assert torch.equal(norm.running_mean, before[0])
+    torch.testing.assert_close(teacher.model[0].weight, before[1] + 0.5)
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(ValueError, match=r"student.*target"):
+        EMATeacher(nn.Linear(1, 1), statistics="source")

@@ -121,6 +121,9 @@ def _add_self_training_config(cfg: CN) -> None:
     st.TEACHER_MOMENTUM = (
         0.999  # weight kept of the teacher per iteration (Eq. 2), after a warm-up 1 - 1/(t + 2)
     )
+    # Batch norm of the teacher in evaluation. student: the student's running statistics, averaged;
+    # target: those of the target images that the teacher has labelled.
+    st.TEACHER_STATISTICS = "student"
     st.CONFIDENCE_THRESHOLD = 0.968  # theta in (16)
     # Confidence weight (16): one scalar for the whole batch (DAFormer) or one per image.
     st.CONFIDENCE = "batch"
@@ -234,6 +237,7 @@ def _add_test_config(cfg: CN) -> None:
 
 _CHOICES = {
     "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
+    "SELF_TRAINING.TEACHER_STATISTICS": ("student", "target"),
     "PROTOTYPES.TYPE": ("none", "centroid", "gauss"),
     "PROTOTYPES.HEAD": ("shared", "separate"),
     "PROTOTYPES.NORMALIZE": ("layer", "l2", "none"),

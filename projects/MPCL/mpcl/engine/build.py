@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 def build_teacher(cfg, student: nn.Module) -> EMATeacher:
     """A copy of the student without its prototype head, on the same device."""
     without = [] if student.prototype_head is None else [student.prototype_head]
-    return EMATeacher(student, momentum=cfg.SELF_TRAINING.TEACHER_MOMENTUM, without=without)
+    st = cfg.SELF_TRAINING
+    return EMATeacher(
+        student, momentum=st.TEACHER_MOMENTUM, statistics=st.TEACHER_STATISTICS, without=without
+    )
 
 
 def build_adaptation_hook(cfg, student: nn.Module, teacher: EMATeacher) -> AdaptationHook:

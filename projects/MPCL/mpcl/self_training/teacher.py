@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+STATISTICS = ("student", "target")
+
 
 class EMATeacher(nn.Module):
     r"""Averaged copy of a student network, without some of its sub-modules and without gradients.
@@ -23,19 +25,20 @@ class EMATeacher(nn.Module):
 
     Modes. ``train()`` switches *only batch norm* to training mode: pseudo-labels are normalised by
     the statistics of the target batch, and dropout and stochastic depth stay off. ``eval()``
-    normalises by the student's running statistics, averaged by the same EMA. The teacher's own
-    forwards never change its running statistics, so that teacher and student are evaluated under
-    the same kind of statistics. Switch modes on this object rather than on ``.model``, whose own
-    ``train()`` would turn dropout on.
+    normalises by running statistics, of which there are two kinds. ``"student"``: the student's,
+    averaged by the same EMA; the teacher's own forwards never change them. ``"target"``: the
+    teacher's own, of the target images that it has labelled. Switch modes on this object rather
+    than on ``.model``, whose own ``train()`` would turn dropout on.
 
     Source: Tarvainen and Valpola, arXiv:1703.01780; settings of DAFormer, arXiv:2111.14887. Differs
-    from DAFormer in the buffers: there the teacher collects running statistics of its own, which
-    nothing reads.
+    from DAFormer in the buffers: there the teacher collects running statistics of its own, as with
+    ``"target"``, but is never evaluated.
 
     Args:
         student: the network to copy; not changed. Not a DistributedDataParallel wrapper, but the
             module inside.
         momentum: alpha in [0, 1), the weight kept of the old value once the warm-up is over.
+        statistics: of batch norm in evaluation, ``"student"`` or ``"target"``; see above.
         without: sub-modules of ``student`` to leave out. They are never copied; in the teacher the
             attribute is None.
 
@@ -43,24 +46,32 @@ class EMATeacher(nn.Module):
         model: the averaged copy.
 
     Raises:
-        ValueError: ``momentum`` is outside [0, 1), or an entry of ``without`` is no sub-module of
-            ``student``.
+        ValueError: ``momentum`` is outside [0, 1), ``statistics`` is unknown, or an entry of
+            ``without`` is no sub-module of ``student``.
     """
 
     def __init__(
-        self, student: nn.Module, *, momentum: float = 0.999, without: Sequence[nn.Module] = ()
+        self,
+        student: nn.Module,
+        *,
+        momentum: float = 0.999,
+        statistics: str = "student",
+        without: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
+        if statistics not in STATISTICS:
+            raise ValueError(f"statistics must be one of {STATISTICS}, got {statistics!r}")
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
+        self.statistics = statistics
         self._left_out = _names_of(without, student)
         # deepcopy takes what it finds in its memo for the copy of an object: left-out modules are
         # "copied" to None.
         self.model: nn.Module = copy.deepcopy(student, {id(module): None for module in without})
         self.model.requires_grad_(False)
         for module in self.model.modules():
-            if isinstance(module, _BatchNorm):
+            if statistics == "student" and isinstance(module, _BatchNorm):
                 # In training mode these layers would mix batch statistics of unlabelled target
                 # images into running statistics that update_() takes from the student. torch's
                 # layers leave them alone when they do not track; detectron2's NaiveSyncBatchNorm
@@ -115,7 +126,7 @@ class EMATeacher(nn.Module):
         """
         averaged, current = [], []
         momentum = self.momentum_at(iteration)
-        for mine, theirs in self._pairs(student):
+        for mine, theirs in self._pairs(student, own_statistics=self.statistics == "target"):
             if mine.is_floating_point():
                 averaged.append(mine)
                 current.append(theirs)
@@ -123,15 +134,22 @@ class EMATeacher(nn.Module):
                 mine.copy_(theirs)
         torch._foreach_lerp_(averaged, current, 1.0 - momentum)
 
-    def _pairs(self, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """(teacher tensor, student tensor) of every parameter and buffer.
+    def _pairs(
+        self, student: nn.Module, own_statistics: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(teacher tensor, student tensor) of every parameter and buffer; with ``own_statistics``
+        without the buffers of batch norm.
 
         Names are matched once for a student. The owners of the tensors are remembered rather than
         the tensors, as modules may rebind their buffers (``Module.to`` does).
         """
         if self._paired is None or self._paired[0] is not student:
             self._paired = (student, self._match(student))
-        return [(getattr(mine, key), getattr(theirs, key)) for mine, theirs, key in self._paired[1]]
+        return [
+            (getattr(mine, key), getattr(theirs, key))
+            for mine, theirs, key in self._paired[1]
+            if not (own_statistics and isinstance(mine, _BatchNorm) and key in mine._buffers)
+        ]
 
     def _match(self, student: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
         mine, theirs = _tensors_by_name(self.model), _tensors_by_name(student)
