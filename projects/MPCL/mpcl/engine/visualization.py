@@ -17,7 +17,7 @@ class TrainingPictures(HookBase):
 
     def __init__(self, cfg) -> None:
         self.period = cfg.VIS_PERIOD
-        self.colors = MetadataCatalog.get(cfg.DATASETS.TEST[0]).stuff_colors
+        self.colors = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_colors
 
     def after_step(self) -> None:
         if self.trainer.iter % self.period:
