@@ -1,6 +1,4 @@
-import importlib.util
-from pathlib import Path
-
+import check_data
 import numpy as np
 import pytest
 import yaml
@@ -10,19 +8,9 @@ from tiny_files import write_image, write_label
 
 from mpcl.data import custom
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
-
-
-@pytest.fixture(scope="module")
-def check_data():
-    spec = importlib.util.spec_from_file_location("check_data", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def world(tmp_path, check_data, capsys):
+def world(tmp_path, capsys):
     """Four good pairs, and a function that runs the tool on them."""
     for i in range(4):
         write_image(tmp_path / f"images/{i}.png", (4, 6))
@@ -154,7 +142,7 @@ def test_a_rotated_photo_is_compared_as_the_loader_decodes_it(world):
     assert run("checked_sem_seg_train")[0] == 0
 
 
-def test_unknown_names_and_broken_descriptions_are_faults(check_data, capsys, tmp_path):
+def test_unknown_names_and_broken_descriptions_are_faults(capsys, tmp_path):
     assert check_data.main(["no_such_set"]) == 1
     assert "'no_such_set' is no registered data set" in capsys.readouterr().out
     (tmp_path / "bad.yaml").write_text("name: x\n")
@@ -162,14 +150,14 @@ def test_unknown_names_and_broken_descriptions_are_faults(check_data, capsys, tm
     assert "bad.yaml: key 'classes'" in capsys.readouterr().out
 
 
-def test_the_list_holds_the_registered_names(check_data, capsys):
+def test_the_list_holds_the_registered_names(capsys):
     assert check_data.main(["--list"]) == 0
     assert {"gta5_sem_seg_train", "cityscapes_fine_sem_seg_val"} <= set(
         capsys.readouterr().out.split()
     )
 
 
-def test_no_name_at_all_is_a_usage_error(check_data):
+def test_no_name_at_all_is_a_usage_error():
     with pytest.raises(SystemExit) as caught:
         check_data.main([])
     assert caught.value.code == 2

@@ -1,8 +1,8 @@
-import importlib.util
 import logging
 import pickle
 from pathlib import Path
 
+import convert_mit_weights as convert_tool
 import pytest
 import torch
 from checkpoint_fixtures import golden_value, official_encoder_name
@@ -22,8 +22,6 @@ from mpcl.modeling.weights import (
     save_converted,
     to_backbone_state,
 )
-
-CONVERT_TOOL = Path(__file__).parents[2] / "tools" / "convert_mit_weights.py"
 
 
 class Segmentor(nn.Module):
@@ -326,15 +324,7 @@ def test_conversion_refuses_incomplete_files_and_odd_endings(official, tmp_path)
     assert not (tmp_path / "dst.pth").exists()
 
 
-@pytest.fixture(scope="module")
-def convert_tool():
-    spec = importlib.util.spec_from_file_location("convert_mit_weights", CONVERT_TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_conversion_tool_says_what_matched(convert_tool, official, ours, tmp_path, capsys):
+def test_the_conversion_tool_says_what_matched(official, ours, tmp_path, capsys):
     torch.save(official, tmp_path / "src.pth")
     convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
     output = capsys.readouterr().out
@@ -344,7 +334,7 @@ def test_the_conversion_tool_says_what_matched(convert_tool, official, ours, tmp
     assert_same(to_backbone_state(load_checkpoint_file(tmp_path / "dst.pth")), ours)
 
 
-def test_the_conversion_tool_helps_and_fails_in_one_line(convert_tool, tmp_path, capsys):
+def test_the_conversion_tool_helps_and_fails_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         convert_tool.main(["--help"])
     assert "Hugging Face folder" in capsys.readouterr().out

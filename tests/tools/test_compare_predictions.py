@@ -1,23 +1,11 @@
-import importlib.util
-from pathlib import Path
-
+import compare_predictions as tool
 import pytest
 from PIL import Image
 
 from mpcl.engine import AdaptationTrainer
 
-TOOL = Path(__file__).parents[2] / "tools" / "compare_predictions.py"
 
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("compare_predictions", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_finished_runs_are_shown_side_by_side(tool, tiny_cfg, tmp_path):
+def test_finished_runs_are_shown_side_by_side(tiny_cfg, tmp_path):
     for method in ("source_only", "daformer_gauss"):
         folder = tmp_path / method
         cfg = tiny_cfg(method, "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", 1)
@@ -30,6 +18,6 @@ def test_finished_runs_are_shown_side_by_side(tool, tiny_cfg, tmp_path):
     assert Image.open(picture).width == 4 * 96
 
 
-def test_folder_without_a_run_is_named(tool, tmp_path):
+def test_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"no config\.yaml"):
         tool.main([str(tmp_path)])
