@@ -94,7 +94,7 @@ def no_image(root):
         (strange_id, "labels/2.png: found the ids [3], expected class indices below 3"),
         (rgb_label, "labels/2.png: found mode 'RGB'"),
         (no_label, "images/2.png has no label"),
-        (deep_image, "images/2.png: found mode 'I;16', expected 8 bits"),
+        (deep_image, "expected 8 bits a channel"),
         (no_image, "labels/2.png"),
     ],
 )

@@ -203,7 +203,8 @@ def test_registering_touches_no_file(root, monkeypatch):
     name = "test_lazy_images_train"
     try:
         register_camvid(name, ["0001TP"], "train", labelled=False)
-        with pytest.raises(AssertionError, match="looked up"):
+        # Python 3.10's pathlib keeps the real os.stat, which does not find the folder.
+        with pytest.raises((AssertionError, FileNotFoundError), match=r"looked up|does not exist"):
             DatasetCatalog.get(name)
     finally:
         monkeypatch.undo()
