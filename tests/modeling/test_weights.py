@@ -354,3 +354,8 @@ def test_the_conversion_tool_helps_and_fails_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
     assert "no Mix Transformer among 1 tensors" in capsys.readouterr().err
+
+
+def test_missing_weights_are_named_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*mit_b5\.pth.*MODEL\.WEIGHTS"):
+        load_checkpoint_file(tmp_path / "mit_b5.pth")

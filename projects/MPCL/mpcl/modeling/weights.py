@@ -101,8 +101,18 @@ def load_checkpoint_file(path: str | Path) -> State:
 
 
 def find_weight_file(path: str | Path) -> str:
-    """The weight file inside a Hugging Face folder; any other path, or URL, as it is."""
+    """The weight file inside a Hugging Face folder; any other path, or URL, as it is.
+
+    Raises:
+        FileNotFoundError: there is nothing at a path of this machine.
+        ValueError: a folder holds no weight file.
+    """
     if not Path(path).is_dir():
+        if "://" not in str(path) and not Path(path).exists():
+            raise FileNotFoundError(
+                f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
+                "file or a Hugging Face folder with MODEL.WEIGHTS"
+            )
         return str(path)
     for name in _WEIGHT_FILES:
         if (Path(path) / name).is_file():
