@@ -24,7 +24,7 @@ def make_step(with_pixels=True):
         embeddings = torch.randn(1, D, 2, 2, generator=generator).requires_grad_()
         step.outputs[name] = ViewOutputs(logits, embeddings, torch.zeros(1, 5, 1, 1))
         if with_pixels:
-            step.pixels[name] = PixelTargets(
+            step.pixels.setdefault("context", {})[name] = PixelTargets(
                 label=torch.tensor([0, 1, 2, C]),
                 weight=torch.ones(4) if name == "source" else torch.tensor([1.0, 0.25, 1.0, 0.25]),
                 cluster=torch.tensor([0, K + 1, 2 * K, C * K]),
@@ -71,7 +71,7 @@ def slow_contrast(step, prototypes, view, weight):
     """Eq. (15), (17) pixel by pixel, from the definition."""
     points = step.outputs[view].embeddings[0].flatten(1).T
     total = 0.0
-    for i, cluster in enumerate(step.pixels[view].cluster.tolist()):
+    for i, cluster in enumerate(step.pixels["context"][view].cluster.tolist()):
         if cluster == C * K:
             continue
         sims = [-((points[i] - p) ** 2).mean() / 0.5 for p in prototypes.mean.flatten(0, 1)]
@@ -94,7 +94,7 @@ def test_contrast_of_both_views_is_halved():
     step, prototypes = make_step(), make_prototypes()
     losses = make_criterion(prototypes)(step)
     terms = [
-        slow_contrast(step, prototypes, name, step.pixels[name].weight)
+        slow_contrast(step, prototypes, name, step.pixels["context"][name].weight)
         for name in ("source", "mixed")
     ]
     torch.testing.assert_close(losses["loss_contrast"], 0.1 * sum(terms) / 2)
@@ -120,7 +120,7 @@ def test_consistency_takes_the_best_prototype_of_each_class(weighted):
                 for c in range(C)
             ]
         )
-        weight = step.pixels["mixed"].weight[i] if weighted else 1.0
+        weight = step.pixels["context"]["mixed"].weight[i] if weighted else 1.0
         total += weight * (torch.logsumexp(scores, 0) - scores[label])
     torch.testing.assert_close(losses["loss_consistency"], 0.2 * total / 4)
 

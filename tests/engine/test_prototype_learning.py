@@ -32,7 +32,7 @@ def make_learner(kind=CentroidPrototypes, bank_size=200, **changes):
         "seed": 0,
     }
     bank = FeatureBank(C, bank_size, D, samples_per_image=64)
-    return PrototypeLearner(kind(C, K, D, momentum=0.9), bank, **(options | changes))
+    return PrototypeLearner(kind(C, K, D, momentum=0.9), {"context": bank}, **(options | changes))
 
 
 def make_step(iteration, classes=(0, 1, 2), trusted=True, size=16):
@@ -76,7 +76,7 @@ def test_prototypes_find_the_modes_of_each_class(kind):
         torch.testing.assert_close(found[c][order], CENTERS[c], atol=0.1, rtol=0)
     assert scalars["prototypes/usage_entropy"] > 0.95
     # Each pixel belongs to the prototype of its own mode.
-    pixels = step.pixels["mixed"]
+    pixels = step.pixels["context"]["mixed"]
     points = step.outputs["mixed"].embeddings.permute(0, 2, 3, 1).flatten(0, 2)
     nearest = torch.cdist(points, found.flatten(0, 1)).argmin(1)
     assert (pixels.cluster == nearest).float().mean() > 0.95
@@ -86,24 +86,26 @@ def test_nothing_is_asked_of_pixels_before_the_start():
     learner = make_learner()
     step, scalars = run(learner, range(2))
     assert not step.pixels and not scalars
-    assert learner.bank.fill.min() > 0
+    assert learner.banks["context"].fill.min() > 0
 
 
 def test_class_that_appears_late_starts_late():
     learner = make_learner()
     step, _ = run(learner, range(6), classes=(0, 1))
     assert learner.prototypes.started.tolist() == [True, True, False]
-    assert (step.pixels["mixed"].cluster < 2 * K).all()
+    assert (step.pixels["context"]["mixed"].cluster < 2 * K).all()
     step, _ = run(learner, range(6, 10))
     assert learner.prototypes.started.all()
-    assert (step.pixels["mixed"].cluster[step.pixels["mixed"].label == 2] >= 2 * K).all()
+    assert (
+        step.pixels["context"]["mixed"].cluster[step.pixels["context"]["mixed"].label == 2] >= 2 * K
+    ).all()
 
 
 def test_late_class_takes_no_part_until_it_starts():
     learner = make_learner(bank_size=600, start_samples=1000)  # a full ring is enough
     step, _ = run(learner, range(3))
     assert not learner.prototypes.started.any()
-    assert (step.pixels["source"].cluster == C * K).all()
+    assert (step.pixels["context"]["source"].cluster == C * K).all()
     run(learner, range(3, 10))
     assert learner.prototypes.started.all()
 
@@ -117,8 +119,8 @@ def test_untrusted_pixels_are_assigned_but_move_nothing():
         run(each, range(4), trusted=False)
         each(last)
     assert torch.equal(learner.prototypes.mean, twin.prototypes.mean)
-    assert torch.equal(learner.bank.features, twin.bank.features)
-    assert (step.pixels["mixed"].cluster < C * K).all()
+    assert torch.equal(learner.banks["context"].features, twin.banks["context"].features)
+    assert (step.pixels["context"]["mixed"].cluster < C * K).all()
 
 
 @pytest.mark.parametrize("kind", [CentroidPrototypes, GaussianPrototypes])
@@ -132,7 +134,9 @@ def test_all_ignored_batch_changes_no_prototype(kind):
         view.trusted.zero_()
     scalars = learner(step)
     assert torch.equal(learner.prototypes.mean, before)
-    assert (step.pixels["mixed"].label == C).all() and (step.pixels["mixed"].cluster == C * K).all()
+    assert (step.pixels["context"]["mixed"].label == C).all() and (
+        step.pixels["context"]["mixed"].cluster == C * K
+    ).all()
     assert all(torch.isfinite(value).all() for value in scalars.values())
 
 
@@ -161,4 +165,4 @@ def test_labels_are_taken_at_the_nearest_pixel_of_the_grid():
     step.source.label, step.source.trusted = big, big != 255
     step.source.weight, step.source.from_source = torch.ones(1, 64, 64), None
     learner(step)
-    assert learner.bank.fill.sum() > 0
+    assert learner.banks["context"].fill.sum() > 0

@@ -200,7 +200,8 @@ def test_dead_prototypes_restart_at_different_farthest_points_of_their_class():
     points = torch.zeros(C, 3, D)
     points[1, 0, 0], points[1, 1, 0], points[1, 2, 0] = 1, 5, -4
     before = prototypes.mean.clone()
-    moved = prototypes.revive_(bank_of(points), dead_after=10)
+    bank = bank_of(points)
+    moved = prototypes.revive_(bank.features, bank.filled, dead_after=10)
     assert moved.nonzero().tolist() == [[1, 1], [1, 2]]
     assert prototypes.mean[1, 1, 0] == 5 and prototypes.mean[1, 2, 0] == -4
     assert torch.equal(prototypes.variance[1, 1], prototypes.variance[1, 0])
@@ -213,7 +214,8 @@ def test_nothing_is_revived_from_an_empty_bank():
     prototypes = started()
     prototypes.idle[0, 0] = 10
     before = prototypes.mean.clone()
-    assert not prototypes.revive_(FeatureBank(C, 5, D), dead_after=10).any()
+    empty = FeatureBank(C, 5, D)
+    assert not prototypes.revive_(empty.features, empty.filled, dead_after=10).any()
     assert torch.equal(prototypes.mean, before)
 
 

@@ -100,6 +100,12 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.MIT.VARIANT = "b5"  # b0 ... b5
     cfg.MODEL.MIT.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
 
+    # HRDA (arXiv:2204.13132), with MODEL.META_ARCHITECTURE HRDASegmentor: the crop at half size is
+    # the context; a random detail crop of it is seen at full size.
+    cfg.MODEL.HRDA = CN()
+    cfg.MODEL.HRDA.DETAIL_SIZE = (512, 512)  # (height, width), pixels
+    cfg.MODEL.HRDA.DETAIL_WEIGHT = 0.1  # lambda_d of the detail's losses; the others get the rest
+
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "DAFormerHead"
     head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
@@ -131,10 +137,21 @@ def _add_self_training_config(cfg: CN) -> None:
     # artefacts and the ego vehicle of Cityscapes; DAFormer: 15 and 120 of 512 rows).
     st.IGNORE_TOP = 0.0
     st.IGNORE_BOTTOM = 0.0
+    # The same, anchored at the image instead of the crop: top, bottom, left and right shares of the
+    # target *image* (HRDA on Cityscapes: 30, 240, 30 and 30 pixels of 1024x2048).
+    st.IGNORE_MARGINS = (0.0, 0.0, 0.0, 0.0)
     # Strong augmentation of the mixed image (DACS).
     st.JITTER_PROBABILITY = 0.8
     st.JITTER_STRENGTH = 0.2
     st.BLUR_PROBABILITY = 0.5
+    # Masked image consistency (MIC, arXiv:2212.01322). WEIGHT 0 switches it off.
+    st.MASKED = CN()
+    st.MASKED.WEIGHT = 0.0
+    st.MASKED.BLOCK_SIZE = 64  # pixels of the crop
+    st.MASKED.RATIO = 0.7  # share of hidden blocks
+    # target: all target images of the batch; pair: the first source and the first target image.
+    st.MASKED.IMAGES = "target"
+    st.MASKED.AUGMENT = True  # strong augmentation before masking
     # Feature distance to the frozen ImageNet encoder (DAFormer, Eq. 9-11). Needs MODEL.WEIGHTS; 0
     # switches it off.
     st.FEATURE_DISTANCE = CN()
@@ -173,6 +190,9 @@ def _add_prototype_config(cfg: CN) -> None:
     p.MIN_VARIANCE = 0.05  # floor of the Gaussians' variances inside the similarity (9)
     p.MOMENTUM = 0.999  # alpha in (20), (21); 0.99 when features move quickly (short schedules)
     p.TEMPERATURE = 0.1  # tau in (11), (15), (17)
+    # Embeddings that are clustered: context, or context and detail of HRDASegmentor (Table VIII).
+    # A model of one resolution has the context only.
+    p.SCALES = ("context",)
     p.CONTRAST_WEIGHT = 0.1  # lambda_1
     p.CONSISTENCY_WEIGHT = 0.1  # lambda_2
     # Views that enter the contrast (15), (17): source | mixed | target (the mixed view without its
@@ -237,6 +257,7 @@ def _add_test_config(cfg: CN) -> None:
 
 _CHOICES = {
     "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
+    "SELF_TRAINING.MASKED.IMAGES": ("target", "pair"),
     "SELF_TRAINING.TEACHER_STATISTICS": ("student", "target"),
     "PROTOTYPES.TYPE": ("none", "centroid", "gauss"),
     "PROTOTYPES.HEAD": ("shared", "separate"),
@@ -275,6 +296,8 @@ def validate(cfg: CN) -> None:
         raise ValueError(
             "PROTOTYPES.CONTRAST_VIEWS: 'target' is a part of 'mixed'; name one of them"
         )
+    _validate_scales(cfg)
+    _validate_masking(cfg)
     if cfg.PROTOTYPES.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
         raise ValueError(
             "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
@@ -291,6 +314,45 @@ def validate(cfg: CN) -> None:
         )
     if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
         raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
+
+
+def _validate_scales(cfg: CN) -> None:
+    multi_resolution = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
+    scales = tuple(cfg.PROTOTYPES.SCALES)
+    if scales not in (("context",), ("context", "detail")):
+        raise ValueError(
+            f"PROTOTYPES.SCALES is {scales}; expected ('context',) or ('context', 'detail')"
+        )
+    if "detail" in scales and not multi_resolution:
+        raise ValueError(
+            "PROTOTYPES.SCALES holds 'detail', which only MODEL.META_ARCHITECTURE HRDASegmentor "
+            f"sees; it is {cfg.MODEL.META_ARCHITECTURE}"
+        )
+    sizes = {"MODEL.HRDA.DETAIL_SIZE": 16, "INPUT.CROP.SIZE": 8, "TEST.SLIDE.CROP": 8}
+    for key, multiple in sizes.items() if multi_resolution else ():
+        sides = tuple(_get(cfg, key))  # type: ignore[call-overload]
+        if any(side <= 0 or side % multiple for side in sides):
+            raise ValueError(f"{key} is {sides}; HRDASegmentor expects multiples of {multiple}")
+    if not 0 <= cfg.MODEL.HRDA.DETAIL_WEIGHT <= 1:
+        raise ValueError(
+            f"MODEL.HRDA.DETAIL_WEIGHT is {cfg.MODEL.HRDA.DETAIL_WEIGHT}; expected 0 to 1"
+        )
+
+
+def _validate_masking(cfg: CN) -> None:
+    st = cfg.SELF_TRAINING
+    if not 0 <= st.MASKED.RATIO <= 1:
+        raise ValueError(f"SELF_TRAINING.MASKED.RATIO is {st.MASKED.RATIO}; expected 0 to 1")
+    if st.MASKED.WEIGHT and not 0 < st.MASKED.BLOCK_SIZE <= min(cfg.INPUT.CROP.SIZE):
+        raise ValueError(
+            f"SELF_TRAINING.MASKED.BLOCK_SIZE is {st.MASKED.BLOCK_SIZE}; expected at most the "
+            f"side of the crop, INPUT.CROP.SIZE {tuple(cfg.INPUT.CROP.SIZE)}"
+        )
+    if any(st.IGNORE_MARGINS) and (st.IGNORE_TOP or st.IGNORE_BOTTOM):
+        raise ValueError(
+            "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
+            "crop) exclude each other; set one of them to 0"
+        )
 
 
 def _exists(cfg: CN, dotted: str) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .utils.distributed import sum_over_ranks, world_size
+from .views import ViewOutputs
 
 
 def pixel_cross_entropy(
@@ -52,6 +53,41 @@ def pixel_cross_entropy(
     # Unreduced: on CUDA only the loss's own sum and mean over (B, H, W) are not deterministic.
     loss = F.cross_entropy(logits, label, ignore_index=ignore_label, reduction="none")
     return (loss if weight is None else loss * weight.detach().float()).mean()
+
+
+def segmentation_loss(
+    outputs: ViewOutputs,
+    label: Tensor,
+    weight: Tensor | None = None,
+    ignore_label: int = 255,
+    detail_weight: float = 0.0,
+) -> Tensor:
+    r"""Cross-entropy of one view; of a multi-resolution student, of both its predictions.
+
+    .. math:: L = (1 - \lambda_d) L_\mathrm{ce}(\mathrm{fused}) + \lambda_d
+    L_\mathrm{ce}(\mathrm{detail})
+
+    The detail term is a mean over the pixels of the detail crop. Without one, it is
+    :func:`pixel_cross_entropy`.
+
+    Source: HRDA, arXiv:2204.13132, Eq. (12).
+
+    Args:
+        outputs: of the student.
+        label, weight, ignore_label: see :func:`pixel_cross_entropy`.
+        detail_weight: lambda_d in [0, 1].
+    """
+    loss = pixel_cross_entropy(outputs.logits, label, weight, ignore_label)
+    if outputs.detail is None:
+        return loss
+    box = outputs.detail.box
+    detail = pixel_cross_entropy(
+        outputs.detail.logits,
+        box.crop(label),
+        None if weight is None else box.crop(weight),
+        ignore_label,
+    )
+    return (1 - detail_weight) * loss + detail_weight * detail
 
 
 def feature_distance(

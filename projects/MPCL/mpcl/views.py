@@ -4,9 +4,37 @@ about it.
 B images, C classes, D embedding size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
+
+# The scales at which a student embeds a view: the whole of it (at half size, if there are several),
+# and its detail crop.
+CONTEXT, DETAIL = "context", "detail"
+
+
+class Box(NamedTuple):
+    """Rows [top, bottom) and columns [left, right) of an image, in pixels or in grid cells."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def crop(self, grid: Tensor) -> Tensor:
+        """The inside of the box of (..., H, W); no copy."""
+        return grid[..., self.top : self.bottom, self.left : self.right]
+
+    def in_cells(self, size: int) -> "Box":
+        """The same box on a grid whose cells are ``size`` pixels wide.
+
+        Raises:
+            ValueError: a side of the box does not fall between two cells.
+        """
+        if any(side % size for side in self):
+            raise ValueError(f"{self} does not lie on a grid of {size} pixels")
+        return Box(*(side // size for side in self))
 
 
 @dataclass
@@ -28,6 +56,26 @@ class View:
     trusted: Tensor
     from_source: Tensor | None = None
 
+    def crop(self, box: Box) -> "View":
+        """The part of all images that a box in pixels shows; no copy."""
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: box.crop(value) for name, value in fields.items()})
+
+
+@dataclass
+class DetailOutputs:
+    """What a multi-resolution student says about its high-resolution crop of a view.
+
+    Attributes:
+        box: the crop, in pixels of the view; one for all images.
+        logits: (B, C, h, w) of the crop alone, before fusion.
+        embeddings: (B, D, h, w) float32; None without a prototype head.
+    """
+
+    box: Box
+    logits: Tensor
+    embeddings: Tensor | None
+
 
 @dataclass
 class ViewOutputs:
@@ -35,22 +83,13 @@ class ViewOutputs:
 
     Attributes:
         logits: (B, C, h, w) class logits at stride 4.
-        embeddings: (B, D, h, w) float32 normalised embeddings at stride 4; None without a prototype
-            head.
-        features: (B, C4, h/8, w/8) deepest encoder features.
+        embeddings: (B, D, h, w) float32 normalised embeddings at stride 4 (of a multi-resolution
+            student: of its half-size context, at stride 8); None without a prototype head.
+        features: (B, C4, h/8, w/8) deepest encoder features (half of that for the context).
+        detail: the high-resolution crop of a multi-resolution student; None = there is one scale.
     """
 
     logits: Tensor
     embeddings: Tensor | None
     features: Tensor
-
-    @property
-    def pixels(self) -> Tensor:
-        """(B*h*w, D) embeddings in (B, h, w) order.
-
-        Raises:
-            ValueError: the student has no prototype head.
-        """
-        if self.embeddings is None:
-            raise ValueError("There are no embeddings: the student has no prototype head")
-        return self.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
+    detail: DetailOutputs | None = None

@@ -259,7 +259,11 @@ def without_label(record: Record) -> Record:
 class TargetMapper:
     """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
 
-    Arguments as for :class:`SourceMapper`.
+    Arguments as for :class:`SourceMapper`, and:
+
+    Args:
+        margins: top, bottom, left and right shares of the image that pseudo-labels are not to be
+            trusted in; see ``valid`` of the result. All 0: the result has none.
     """
 
     @configurable
@@ -270,15 +274,22 @@ class TargetMapper:
         crop_size: Size,
         flip: bool,
         pad_colour: tuple[int, int, int],
+        margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
         self.size, self.crop_size, self.flip, self.pad_colour = size, crop_size, flip, pad_colour
+        self.margins = margins
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"size": tuple(cfg.INPUT.TARGET_SIZE), **_crop_settings(cfg)}
+        return {
+            "size": tuple(cfg.INPUT.TARGET_SIZE),
+            "margins": tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
+            **_crop_settings(cfg),
+        }
 
     def __call__(self, record: Record, draw: Draw) -> Record:
-        """As :meth:`SourceMapper.__call__`, without ``sem_seg``.
+        """As :meth:`SourceMapper.__call__`, without ``sem_seg``; with margins, ``valid`` (h, w)
+        bool is False in them and in the padding.
 
         Raises:
             ValueError: the record names a label file, or the image cannot be read.
@@ -286,10 +297,26 @@ class TargetMapper:
         rng = np.random.default_rng(draw.seed)
         image = read_image(without_label(record)["file_name"])
         size = keep_aspect_size(image.shape[:2], self.size)
-        crop = _resize(image, size, cv2.INTER_LINEAR)[_random_box(size, self.crop_size, rng)]
-        if self.flip and rng.random() < 0.5:
+        box = _random_box(size, self.crop_size, rng)
+        crop = _resize(image, size, cv2.INTER_LINEAR)[box]
+        flip = self.flip and rng.random() < 0.5
+        if flip:
             crop = cv2.flip(crop, 1)
-        return _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
+        result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
+        if any(self.margins):
+            valid = _inside_margins(size, self.margins)[box]
+            valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
+            result["valid"] = torch.from_numpy(valid.astype(bool))
+        return result
+
+
+def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:
+    """(h, w) uint8: 1 inside the top, bottom, left and right margins, 0 in them."""
+    (height, width), (top, bottom, left, right) = size, margins
+    inside = np.zeros(size, np.uint8)
+    rows = slice(round(top * height), height - round(bottom * height))
+    inside[rows, round(left * width) : width - round(right * width)] = 1
+    return inside
 
 
 class TestMapper:

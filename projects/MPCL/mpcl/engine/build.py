@@ -10,7 +10,7 @@ from ..modeling.weights import load_checkpoint_file, to_backbone_state
 from ..self_training.strong_augmentation import StrongAugmentation
 from ..self_training.teacher import EMATeacher
 from .criterion import Criterion, PrototypeCriterion
-from .hooks import AdaptationHook
+from .hooks import AdaptationHook, Masking
 from .prototype_learning import PrototypeLearner
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,19 @@ def build_adaptation_hook(cfg, student: nn.Module, teacher: EMATeacher) -> Adapt
         ignore_bottom=st.IGNORE_BOTTOM,
         num_classes=head.NUM_CLASSES,
         ignore_value=head.IGNORE_VALUE,
+        masking=build_masking(cfg),
         reference_encoder=build_reference_encoder(cfg) if st.FEATURE_DISTANCE.WEIGHT > 0 else None,
         prototype_learner=build_prototype_learner(cfg, student)
         if cfg.PROTOTYPES.TYPE != "none"
         else None,
     )
+
+
+def build_masking(cfg) -> Masking | None:
+    masked = cfg.SELF_TRAINING.MASKED
+    if masked.WEIGHT == 0:
+        return None
+    return Masking(masked.BLOCK_SIZE, masked.RATIO, masked.IMAGES, masked.AUGMENT)
 
 
 def build_reference_encoder(cfg) -> nn.Module:
@@ -64,14 +72,15 @@ def build_reference_encoder(cfg) -> nn.Module:
 
 def build_prototype_learner(cfg, student: nn.Module) -> PrototypeLearner:
     proto, head = cfg.PROTOTYPES, student.prototype_head
+    num_bytes = sum(bank.num_bytes for bank in head.banks.values())
     logger.info(
-        f"Feature bank: {head.bank.num_bytes / 2**20:.0f} MiB on {student.device} "
-        f"({cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes x {proto.BANK.SIZE} embeddings "
-        f"of {proto.DIM} channels)"
+        f"Feature banks ({', '.join(head.banks)}): {num_bytes / 2**20:.0f} MiB on "
+        f"{student.device} ({cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes x {proto.BANK.SIZE} "
+        f"embeddings of {proto.DIM} channels each)"
     )
     return PrototypeLearner(
         head.prototypes,
-        head.bank,
+        dict(head.banks.items()),
         pool=proto.CLUSTER_POOL,
         pool_size=proto.POOL_SIZE,
         epsilon=proto.SINKHORN.EPSILON,
@@ -95,6 +104,8 @@ def build_criterion(cfg, student: nn.Module) -> Criterion:
         feature_distance_weight=distance.WEIGHT,
         feature_distance_classes=distance.CLASSES,
         feature_distance_min_ratio=distance.MIN_RATIO,
+        masked_weight=cfg.SELF_TRAINING.MASKED.WEIGHT,
+        detail_weight=cfg.MODEL.HRDA.DETAIL_WEIGHT,
         prototype_criterion=build_prototype_criterion(cfg, student)
         if cfg.PROTOTYPES.TYPE != "none"
         else None,
@@ -111,6 +122,7 @@ def build_prototype_criterion(cfg, student: nn.Module) -> PrototypeCriterion:
         contrast_views=proto.CONTRAST_VIEWS,
         in_class_negatives=proto.IN_CLASS_NEGATIVES,
         consistency_weighted=proto.CONSISTENCY_WEIGHTED,
+        detail_weight=cfg.MODEL.HRDA.DETAIL_WEIGHT,
     )
 
 

@@ -17,8 +17,8 @@ from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.clustering import Assignment, cluster_pixels
 from ..prototypes.kmeans import kmeans, random_prototypes
 from ..utils.seeding import fold_seed
-from ..views import View, ViewOutputs
-from .step import AdaptationStep, PixelTargets
+from ..views import CONTEXT, View
+from .step import AdaptationStep, PixelTargets, ScaleView
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class PrototypeLearner:
     def __init__(
         self,
         prototypes: CentroidPrototypes,
-        bank: FeatureBank,
+        banks: Mapping[str, FeatureBank],
         *,
         pool: str,
         pool_size: int,
@@ -47,6 +47,8 @@ class PrototypeLearner:
     ) -> None:
         """
         Args:
+            banks: of each scale (``context``, ``detail``) that shall be clustered; all scales move
+                the same prototypes.
             start_iter: iteration at which the first prototypes start.
             start_method: ``kmeans`` on the bank, or ``random``.
             start_samples: banked embeddings a prototype that a class needs before it starts.
@@ -55,7 +57,7 @@ class PrototypeLearner:
             seed: of the run; equal on all ranks.
         """
         self.prototypes = prototypes
-        self.bank = bank
+        self.banks = banks
         self.pool = pool
         self.pool_size = pool_size
         self.epsilon = epsilon
@@ -72,47 +74,62 @@ class PrototypeLearner:
     @torch.no_grad()
     def __call__(self, step: AdaptationStep) -> dict[str, Tensor]:
         """Fills ``step.pixels`` once prototypes exist. Returns scalars for the log."""
-        grids = {name: self._grid(view, step.outputs[name]) for name, view in step.views()}
-        for name, grid in grids.items():
-            embeddings = step.outputs[name].embeddings
-            assert embeddings is not None, "prototype learning needs a student with embeddings"
-            self.bank.push_(embeddings, grid.trusted_label)
+        seen = {scale: step.scales()[scale] for scale in self.banks}
+        grids = {
+            scale: {name: self._grid(view) for name, view in views.items()}
+            for scale, views in seen.items()
+        }
+        for scale, bank in self.banks.items():
+            for name, grid in grids[scale].items():
+                bank.push_(seen[scale][name].embeddings, grid.trusted_label)
         if step.iteration < self.start_iter:
             return {}
         if self._looks_at(step.iteration):
             self._start_ready_classes(step.iteration)
             if self.revive:
-                self.prototypes.revive_(self.bank, self.dead_after)
-        pixels = torch.cat([step.outputs[name].pixels for name in grids])
-        assignment = self._assign(pixels, grids)
-        self.prototypes.update_(pixels, assignment.clustered)
-        sizes = [grid.label.numel() for grid in grids.values()]
-        for (name, grid), cluster in zip(grids.items(), torch.split(assignment.cluster, sizes)):
-            step.pixels[name] = grid.targets(cluster)
-        return {f"prototypes/{name}": value for name, value in self._scalars(assignment).items()}
-
-    def _grid(self, view: View, outputs: ViewOutputs) -> "_Grid":
-        size = outputs.logits.shape[-2:]
-        return _Grid(view, size, self.prototypes.num_classes, self.ignore_value)
-
-    def _scalars(self, assignment: Assignment) -> dict[str, Tensor]:
-        fill = self.bank.fill / self.bank.size
-        return {
-            "marginal_violation": assignment.violation,
-            "bank_fill_mean": fill.mean(),
-            "bank_fill_min": fill.min(),
-            **self.prototypes.statistics(self.dead_after),
+                self.prototypes.revive_(*self._banked(), self.dead_after)
+        pixels, assignments = {}, {}
+        for scale, bank in self.banks.items():
+            pixels[scale] = torch.cat([view.pixels for view in seen[scale].values()])
+            assignments[scale] = self._assign(pixels[scale], grids[scale], bank)
+        # One update for all scales: they are assigned to the same prototypes, and move them
+        # together.
+        self.prototypes.update_(
+            torch.cat(list(pixels.values())),
+            torch.cat([assignment.clustered for assignment in assignments.values()]),
+        )
+        step.pixels = {
+            scale: _targets(grids[scale], assignments[scale].cluster) for scale in self.banks
         }
+        return self._scalars(assignments)
+
+    def _grid(self, seen: ScaleView) -> "_Grid":
+        size = seen.embeddings.shape[-2:]
+        return _Grid(seen.view, size, self.prototypes.num_classes, self.ignore_value)
+
+    def _scalars(self, assignments: Mapping[str, Assignment]) -> dict[str, Tensor]:
+        scalars = self.prototypes.statistics(self.dead_after)
+        for scale, bank in self.banks.items():
+            suffix = "" if scale == CONTEXT else f"_{scale}"
+            fill = bank.fill / bank.size
+            scalars |= {
+                f"marginal_violation{suffix}": assignments[scale].violation,
+                f"bank_fill_mean{suffix}": fill.mean(),
+                f"bank_fill_min{suffix}": fill.min(),
+            }
+        return {f"prototypes/{name}": value for name, value in scalars.items()}
 
     def _looks_at(self, iteration: int) -> bool:
         return iteration == self.start_iter or (iteration + 1) % self.check_period == 0
 
-    def _assign(self, pixels: Tensor, grids: Mapping[str, "_Grid"]) -> Assignment:
+    def _assign(
+        self, pixels: Tensor, grids: Mapping[str, "_Grid"], bank: FeatureBank
+    ) -> Assignment:
         label = torch.cat([grid.label.flatten() for grid in grids.values()])
         trusted = torch.cat([grid.trusted.flatten() for grid in grids.values()])
         return cluster_pixels(
             self.prototypes,
-            self.bank,
+            bank,
             pixels,
             label,
             trusted,
@@ -122,13 +139,21 @@ class PrototypeLearner:
             sweeps=self.sweeps,
         )
 
+    def _banked(self) -> tuple[Tensor, Tensor]:
+        """The embeddings of all banks (C, slots, D), and which slots hold one (C, slots)."""
+        banks = self.banks.values()
+        features = torch.cat([bank.features for bank in banks], dim=1)
+        return features, torch.cat([bank.filled for bank in banks], dim=1)
+
     def _start_ready_classes(self, iteration: int) -> None:
         classes, count, dim = self.prototypes.mean.shape
         waiting = ~self.prototypes.started
         if self.start_method == "random":
             ready = waiting
         else:
-            ready = waiting & (self.bank.fill >= min(self.start_samples * count, self.bank.size))
+            banked = sum(bank.fill for bank in self.banks.values())
+            capacity = sum(bank.size for bank in self.banks.values())
+            ready = waiting & (banked >= min(self.start_samples * count, capacity))
         if not ready.any():
             return
         seed = fold_seed(self.seed, iteration)
@@ -138,7 +163,8 @@ class PrototypeLearner:
             )
         else:
             which = ready.nonzero().flatten()
-            result = kmeans(self.bank.features[which], self.bank.filled[which], count, seed=seed)
+            features, filled = self._banked()
+            result = kmeans(features[which], filled[which], count, seed=seed)
             mean, variance = torch.zeros(2, classes, count, dim, device=which.device)
             mean[which], variance[which] = result.mean, result.variance
         self.prototypes.start_(ready, mean, variance)
@@ -170,6 +196,13 @@ class _Grid:
         return PixelTargets(
             self.label.flatten(), self.weight.flatten(), cluster, self.from_source.flatten()
         )
+
+
+def _targets(grids: Mapping[str, _Grid], cluster: Tensor) -> dict[str, PixelTargets]:
+    """``cluster`` holds the pixels of all views, one view after the other."""
+    sizes = [grid.label.numel() for grid in grids.values()]
+    parts = torch.split(cluster, sizes)
+    return {name: grid.targets(part) for (name, grid), part in zip(grids.items(), parts)}
 
 
 def _to_grid(pixel_map: Tensor, size: torch.Size) -> Tensor:

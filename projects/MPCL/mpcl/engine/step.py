@@ -9,7 +9,25 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..self_training.pseudo_label import PseudoLabel
-from ..views import View, ViewOutputs
+from ..views import CONTEXT, DETAIL, View, ViewOutputs
+
+
+@dataclass
+class ScaleView:
+    """What one scale of the student sees of a view, and its embeddings of that.
+
+    Attributes:
+        view: the view, or the part that the detail crop shows.
+        embeddings: (B, D, h, w) float32; h and w may be any fraction of the view's size.
+    """
+
+    view: View
+    embeddings: Tensor
+
+    @property
+    def pixels(self) -> Tensor:
+        """(B*h*w, D) embeddings in (B, h, w) order."""
+        return self.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @dataclass
@@ -38,24 +56,31 @@ class AdaptationStep:
         source: images and ground truth.
         target: (B, 3, H, W) normalised target images, as the teacher sees them; None in source-only
             training.
+        target_valid: (B, H, W) bool, False where pseudo-labels are not to be trusted: beyond the
+            margins of the image; None = nowhere.
         pseudo_label: the teacher's, of ``target``.
         mixed: source classes pasted onto ``target``, strongly augmented.
+        masked: images with hidden blocks (MIC); None = not used.
         reference_features: the frozen ImageNet encoder's deepest features of the source images.
         outputs: the student's, by view name.
-        pixels: targets of the prototype losses by view name; empty until prototypes exist.
+        pixels: targets of the prototype losses by scale and view name; empty until prototypes
+            exist.
     """
 
     iteration: int
     source: View
     target: Tensor | None = None
+    target_valid: Tensor | None = None
     pseudo_label: PseudoLabel | None = None
     mixed: View | None = None
+    masked: View | None = None
     reference_features: Tensor | None = None
     outputs: dict[str, ViewOutputs] = field(default_factory=dict)
-    pixels: dict[str, PixelTargets] = field(default_factory=dict)
+    pixels: dict[str, dict[str, PixelTargets]] = field(default_factory=dict)
 
     def views(self) -> Iterator[tuple[str, View]]:
-        """The views that exist by now, in the order in which the student sees them."""
+        """The views of the main forward that exist by now, in the order in which the student sees
+        them. The masked view has a forward of its own."""
         for name, view in (("source", self.source), ("mixed", self.mixed)):
             if view is not None:
                 yield name, view
@@ -64,3 +89,17 @@ class AdaptationStep:
     def images(self) -> dict[str, Tensor]:
         """The student's input."""
         return {name: view.images for name, view in self.views()}
+
+    def scales(self) -> dict[str, dict[str, ScaleView]]:
+        """Views and their embeddings by scale and name: ``context``, and ``detail`` where the
+        student has several resolutions. Empty without a prototype head."""
+        seen: dict[str, dict[str, ScaleView]] = {}
+        for name, view in self.views():
+            outputs = self.outputs[name]
+            detail = outputs.detail
+            if outputs.embeddings is not None:
+                seen.setdefault(CONTEXT, {})[name] = ScaleView(view, outputs.embeddings)
+            if detail is not None and detail.embeddings is not None:
+                part = ScaleView(view.crop(detail.box), detail.embeddings)
+                seen.setdefault(DETAIL, {})[name] = part
+        return seen

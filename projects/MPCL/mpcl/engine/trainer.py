@@ -6,6 +6,7 @@ import resource
 import time
 import weakref
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import torch
 from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
@@ -74,17 +75,18 @@ class AdaptationTrainer(DefaultTrainer):
         """One iteration of Algorithm 1."""
         seed_all_rng(fold_seed(self.cfg.SEED, comm.get_rank(), self.iter))
         step = self.next_step()
-        self.before_forward(step)  # teacher: pseudo-labels; class-mix
+        self.before_forward(step)  # teacher: pseudo-labels; class-mix; masked images
+        self.optimizer.zero_grad()
+        masked_losses = self.backward_masked(step)
         with self.autocast():
             step.outputs = self.model(step.images)  # student, one view after the other
         self.after_forward(step)  # Sinkhorn clustering; prototype update
         losses = self.criterion(step)
         self.gradient_share(losses, step, self.metrics)
-        self.optimizer.zero_grad()
         self.grad_scaler.scale(sum(losses.values())).backward()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.write_metrics(losses)
+        self.write_metrics(masked_losses | losses)
         self.last_step = step  # for the pictures; replaced in the next iteration
 
     def next_step(self) -> AdaptationStep:
@@ -97,8 +99,27 @@ class AdaptationTrainer(DefaultTrainer):
         label = label.to(self.student.device, non_blocking=True)
         trusted = label != self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         view = View(self.student.normalize(source), label, weight=None, trusted=trusted)
-        target = self.student.normalize(batch["target"]) if "target" in batch else None
-        return AdaptationStep(self.iter, view, target)
+        if "target" not in batch:
+            return AdaptationStep(self.iter, view)
+        target = self.student.normalize(batch["target"])
+        valid = None
+        if "valid" in batch["target"][0]:
+            valid = torch.stack([record["valid"] for record in batch["target"]])
+            valid = valid.to(self.student.device, non_blocking=True)
+        return AdaptationStep(self.iter, view, target, valid)
+
+    def backward_masked(self, step: AdaptationStep) -> dict[str, Tensor]:
+        """Forward and backward of the masked view, alone and first: its graph needs no other view,
+        and is gone before theirs takes the memory. The gradients add up to the same."""
+        if step.masked is None:
+            return {}
+        # Between processes gradients are summed once, in the backward of the other views.
+        with self.model.no_sync() if self.model is not self.student else nullcontext():
+            with self.autocast():
+                outputs = self.model({"masked": step.masked.images})["masked"]
+            losses = self.criterion.of_masked(outputs, step.masked)
+            self.grad_scaler.scale(sum(losses.values())).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def before_forward(self, step: AdaptationStep) -> None:
         for hook in self._adaptation_hooks():

@@ -15,12 +15,44 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 
-class ContextAwareFusion(nn.Module):
+class LevelFusion(nn.Module):
+    """Embeds each encoder level linearly, resizes it to the finest grid, and stacks the levels."""
+
+    def __init__(self, input_shape: dict[str, ShapeSpec], channels: int) -> None:
+        """
+        Args:
+            input_shape: the levels to fuse; they are concatenated in the order of their stride.
+            channels: of each level's embedding.
+
+        Raises:
+            ValueError: ``input_shape`` is empty.
+        """
+        super().__init__()
+        if not input_shape:
+            raise ValueError("input_shape must not be empty")
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.embed = nn.ModuleList(
+            nn.Linear(input_shape[name].channels, channels) for name in self.in_features
+        )
+
+    def stack(self, features: dict[str, Tensor]) -> Tensor:
+        """Level name -> (B, C_level, h_level, w_level); further entries are not read. Returns
+        (B, levels * channels, h, w)."""
+        size = features[self.in_features[0]].shape[2:]
+        # Embedding and resize are linear and commute; embedding the small grid costs less.
+        levels = [
+            _resize(_embed(features[name], linear), size)
+            for name, linear in zip(self.in_features, self.embed)
+        ]
+        return torch.cat(levels, dim=1)
+
+
+class ContextAwareFusion(LevelFusion):
     """All encoder levels -> one map of the finest level's size that sees several context sizes.
 
-    Each level is embedded linearly and resized to the finest grid; parallel convolutions of growing
-    dilation (depth-wise separable, except for the 1x1 of dilation 1) look at their concatenation; a
-    dense 3x3 convolution fuses the branches. There is no image-pooling branch.
+    Parallel convolutions of growing dilation (depth-wise separable, except for the 1x1 of dilation
+    1) look at the stacked levels; a dense 3x3 convolution fuses the branches. There is no
+    image-pooling branch.
 
     Source: Hoyer et al., DAFormer (CVPR 2022), Sec. 3.2. Differs from it in: nothing.
     """
@@ -35,7 +67,7 @@ class ContextAwareFusion(nn.Module):
     ) -> None:
         """
         Args:
-            input_shape: the levels to fuse; they are concatenated in the order of their stride.
+            input_shape: see :class:`LevelFusion`.
             channels: of the embeddings, of every branch and of the output.
             dilations: one branch each.
             norm: detectron2 name of the normalisation behind each convolution.
@@ -43,37 +75,18 @@ class ContextAwareFusion(nn.Module):
         Raises:
             ValueError: ``input_shape`` or ``dilations`` is empty.
         """
-        super().__init__()
-        if not input_shape or not dilations:
-            raise ValueError(
-                "input_shape and dilations must not be empty, "
-                f"got input_shape={input_shape}, dilations={dilations}"
-            )
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        self.embed = nn.ModuleList(
-            nn.Linear(input_shape[name].channels, channels) for name in self.in_features
-        )
+        super().__init__(input_shape, channels)
+        if not dilations:
+            raise ValueError("dilations must not be empty")
         stacked = channels * len(self.in_features)
         self.branches = nn.ModuleList(
             _branch(stacked, channels, dilation, norm) for dilation in dilations
         )
-        self.bottleneck = _conv_norm_relu(channels * len(dilations), channels, 3, norm)
+        self.bottleneck = conv_norm_relu(channels * len(dilations), channels, 3, norm)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """
-        Args:
-            features: level name -> (B, C_level, h_level, w_level); further entries are not read.
-
-        Returns:
-            (B, channels, h, w), non-negative.
-        """
-        size = features[self.in_features[0]].shape[2:]
-        # Embedding and resize are linear and commute; embedding the small grid costs less.
-        levels = [
-            _resize(_embed(features[name], linear), size)
-            for name, linear in zip(self.in_features, self.embed)
-        ]
-        stacked = torch.cat(levels, dim=1)
+        """Levels, see :meth:`LevelFusion.stack` -> (B, channels, h, w), non-negative."""
+        stacked = self.stack(features)
         return self.bottleneck(torch.cat([branch(stacked) for branch in self.branches], dim=1))
 
 
@@ -116,9 +129,7 @@ class DAFormerHead(nn.Module):
             input_shape, channels=channels, dilations=dilations, norm=norm
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-        nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = pixel_classifier(channels, num_classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -146,6 +157,14 @@ class DAFormerHead(nn.Module):
         return self.classify(self.fuse(features))
 
 
+def pixel_classifier(channels: int, num_classes: int) -> nn.Conv2d:
+    """1x1 convolution to class logits, initialised as in the baselines."""
+    classifier = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
 def _embed(grid: Tensor, linear: nn.Module) -> Tensor:
     """A linear layer on the channels of (B, C, h, w); free of copies for channels-last grids."""
     return linear(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -157,7 +176,7 @@ def _resize(grid: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
 
 
-def _conv_norm_relu(
+def conv_norm_relu(
     in_channels: int, channels: int, kernel: int, norm: str, *, dilation: int = 1, groups: int = 1
 ) -> nn.Sequential:
     """A same-size convolution unit; its parts are named as in released checkpoints (conv, bn)."""
@@ -179,10 +198,10 @@ def _conv_norm_relu(
 def _branch(in_channels: int, channels: int, dilation: int, norm: str) -> nn.Sequential:
     """1x1 unit for dilation 1; else a depth-wise and a point-wise unit, both with norm and ReLU."""
     if dilation == 1:
-        return _conv_norm_relu(in_channels, channels, 1, norm)
-    depthwise = _conv_norm_relu(
+        return conv_norm_relu(in_channels, channels, 1, norm)
+    depthwise = conv_norm_relu(
         in_channels, in_channels, 3, norm, dilation=dilation, groups=in_channels
     )
     return nn.Sequential(
-        OrderedDict(dw=depthwise, pw=_conv_norm_relu(in_channels, channels, 1, norm))
+        OrderedDict(dw=depthwise, pw=conv_norm_relu(in_channels, channels, 1, norm))
     )

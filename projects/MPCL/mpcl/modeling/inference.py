@@ -16,9 +16,14 @@ Predict = Callable[[Tensor], Tensor]
 """Images (B, 3, h, w) -> logits (B, C, h/4, w/4), or of any other stride."""
 
 
-def whole_image(predict: Predict, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in one forward -> logits (B, C, H, W), bilinear, at least float32."""
-    return _resize(predict(images), images.shape[2:])
+def whole_image(predict: Predict, images: Tensor, *, divisor: int = 1) -> Tensor:
+    """Images (B, 3, H, W) in one forward -> logits (B, C, H, W), bilinear, at least float32.
+
+    Args:
+        divisor: the network's sizes must be multiples of it; see :func:`sliding_window`.
+    """
+    size = _size(images)
+    return sliding_window(predict, images, crop=size, stride=size, divisor=divisor)
 
 
 def sliding_window(
@@ -27,7 +32,9 @@ def sliding_window(
     *,
     crop: tuple[int, int],
     stride: tuple[int, int],
-    batch_size: int,
+    batch_size: int | None = None,
+    divisor: int = 1,
+    cell: int = 1,
 ) -> Tensor:
     """Averages the logits of overlapping windows; all windows have one size and cover the image.
 
@@ -44,35 +51,61 @@ def sliding_window(
         images: (B, 3, H, W).
         crop: (height, width) of a window, pixels.
         stride: (vertical, horizontal) step between windows, pixels, at most ``crop``.
-        batch_size: windows in one forward; any value gives the same result in evaluation mode.
+        batch_size: windows in one forward, None = all; any value gives the same result in
+            evaluation mode.
+        divisor: windows are padded below and to the right with 0 (the mean colour) to a multiple of
+            it before the network sees them.
+        cell: pixels to a side of a cell of the result; all windows must lie on its grid.
 
     Returns:
-        (B, C, H, W) logits, at least float32: each pixel the mean over the windows that contain it.
+        (B, C, H/cell, W/cell) logits, at least float32: each the mean over the windows that contain
+        it.
 
     Raises:
-        ValueError: ``crop``, ``stride`` or ``batch_size`` is not positive, or ``stride`` leaves
-            gaps.
+        ValueError: ``crop``, ``stride`` or ``batch_size`` is not positive, ``stride`` leaves gaps,
+            or a window does not lie on the grid of ``cell``.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
-    height, width = images.shape[2:]
+    height, width = _size(images)
     rows = _spans(height, crop[0], stride[0])
     columns = _spans(width, crop[1], stride[1])
     windows = [(image, y, x) for y in rows for x in columns for image in range(len(images))]
+    batch_size = batch_size or len(windows)
     total = None
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
-        logits = predict(torch.stack([images[image, :, y, x] for image, y, x in batch]))
+        pixels = torch.stack([images[image, :, y, x] for image, y, x in batch])
+        padded = _pad(pixels, divisor)
+        logits = predict(padded)
         if total is None:
-            total = logits.new_zeros(
-                (len(images), logits.shape[1], height, width), dtype=_precise(logits)
-            )
+            shape = (len(images), logits.shape[1], height // cell, width // cell)
+            total = logits.new_zeros(shape, dtype=_precise(logits))
         for (image, y, x), window in zip(batch, logits):
-            total[image, :, y, x] += _resize(window[None], (y.stop - y.start, x.stop - x.start))[0]
+            window = _resize(window[None], [side // cell for side in _size(padded)])[0]
+            place = _in_cells(y, cell), _in_cells(x, cell)
+            high, wide = (span.stop - span.start for span in place)
+            total[(image, slice(None), *place)] += window[:, :high, :wide]
     if total is None:
         raise ValueError("images must hold at least one image, got none")
     # The windows form a grid, so a pixel's count is that of its row times that of its column.
-    return total.div_(_hits(rows, height).outer(_hits(columns, width)).to(total))
+    hits = _hits(rows, height)[::cell].outer(_hits(columns, width)[::cell])
+    return total.div_(hits.to(total))
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+def _pad(images: Tensor, divisor: int) -> Tensor:
+    below, right = (-side % divisor for side in _size(images))
+    return F.pad(images, (0, right, 0, below)) if below or right else images
+
+
+def _in_cells(span: slice, cell: int) -> slice:
+    if span.start % cell or span.stop % cell:
+        raise ValueError(f"window {span.start}:{span.stop} does not lie on a grid of {cell} pixels")
+    return slice(span.start // cell, span.stop // cell)
 
 
 def _spans(size: int, crop: int, stride: int) -> list[slice]:

@@ -1,7 +1,7 @@
-"""Auxiliary prototype head: pixel embeddings, the prototypes and the feature bank. Used in training
-only."""
+"""Auxiliary prototype head: pixel embeddings, the prototypes and the feature banks. Used in
+training only."""
 
-import logging
+from collections.abc import Mapping
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -14,15 +14,13 @@ from ..prototypes.embedding import normalize_embeddings
 from ..prototypes.gaussian import GaussianPrototypes
 from .daformer_head import ContextAwareFusion
 
-logger = logging.getLogger(__name__)
-
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PrototypeHead(nn.Module):
     """Projects fused features to the prototype space and owns what lives there (h_proto of the
     paper).
 
-    The prototypes and the bank are buffers: they are saved in the model's checkpoint and never see
+    The prototypes and the banks are buffers: they are saved in the model's checkpoint and never see
     the optimizer.
     """
 
@@ -32,7 +30,7 @@ class PrototypeHead(nn.Module):
         input_shape: dict[str, ShapeSpec],
         *,
         prototypes: CentroidPrototypes,
-        bank: FeatureBank,
+        banks: Mapping[str, FeatureBank],
         fused_channels: int,
         separate: bool,
         dilations: tuple[int, ...],
@@ -42,6 +40,7 @@ class PrototypeHead(nn.Module):
         """
         Args:
             input_shape: encoder features that a separate fusion reads.
+            banks: by scale: ``context``, and ``detail`` of a multi-resolution model.
             fused_channels: channels of the decode head's fused features (and of a separate fusion).
             separate: True = a context-aware fusion of its own; False = project the decode head's
                 features.
@@ -55,7 +54,7 @@ class PrototypeHead(nn.Module):
         )
         self.projection = nn.Conv2d(fused_channels, prototypes.mean.shape[-1], kernel_size=1)
         self.prototypes = prototypes
-        self.bank = bank
+        self.banks = nn.ModuleDict(banks)
         self.normalize = normalize
 
     @classmethod
@@ -67,16 +66,19 @@ class PrototypeHead(nn.Module):
             prototypes = GaussianPrototypes(*shape, min_variance=proto.MIN_VARIANCE, **common)
         else:
             prototypes = CentroidPrototypes(*shape, distance=proto.DISTANCE, **common)
-        bank = FeatureBank(
-            head.NUM_CLASSES,
-            proto.BANK.SIZE,
-            proto.DIM,
-            samples_per_image=proto.BANK.SAMPLES_PER_IMAGE,
-        )
+        banks = {
+            scale: FeatureBank(
+                head.NUM_CLASSES,
+                proto.BANK.SIZE,
+                proto.DIM,
+                samples_per_image=proto.BANK.SAMPLES_PER_IMAGE,
+            )
+            for scale in proto.SCALES
+        }
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "prototypes": prototypes,
-            "bank": bank,
+            "banks": banks,
             "fused_channels": head.CONVS_DIM,
             "separate": proto.HEAD == "separate",
             "dilations": tuple(head.DILATIONS),

@@ -10,13 +10,13 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from ..losses import pixel_cross_entropy
+from ..losses import segmentation_loss
 from ..views import ViewOutputs
 from .daformer_head import DAFormerHead
 from .inference import sliding_window, whole_image
 from .prototype_head import PrototypeHead
 
-Inference = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+Inference = Callable[..., Tensor]
 
 
 @META_ARCH_REGISTRY.register()
@@ -25,6 +25,8 @@ class MPCLSegmentor(nn.Module):
 
     Knows nothing of teachers, mixing or losses between domains: those are the trainer's.
     """
+
+    size_divisor = 1  # images of :meth:`score` must be multiples of it
 
     @configurable
     def __init__(
@@ -38,12 +40,14 @@ class MPCLSegmentor(nn.Module):
         inference: Inference = whole_image,
         predict_by_prototypes: bool = False,
         ignore_value: int = 255,
+        detail_weight: float = 0.0,
     ) -> None:
         """
         Args:
             inference: maps (network, images) to logits at the images' size: whole image or sliding
                 window.
             predict_by_prototypes: predict by (10) where there is a prototype head.
+            detail_weight: lambda_d of detectron2's own training contract.
         """
         super().__init__()
         self.backbone = backbone
@@ -54,6 +58,7 @@ class MPCLSegmentor(nn.Module):
         self.inference = inference
         self.predict_by_prototypes = predict_by_prototypes
         self.ignore_value = ignore_value
+        self.detail_weight = detail_weight
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
         )
@@ -77,6 +82,7 @@ class MPCLSegmentor(nn.Module):
             else whole_image,
             "predict_by_prototypes": cfg.TEST.OUTPUT == "prototypes",
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "detail_weight": cfg.MODEL.HRDA.DETAIL_WEIGHT,
         }
 
     @property
@@ -97,8 +103,19 @@ class MPCLSegmentor(nn.Module):
             return self.supervised_losses(inputs)
         return self.predict(inputs)
 
+    def encoder_input(self, images: Tensor) -> Tensor:
+        """What the encoder sees of whole normalised images (B, 3, H, W)."""
+        return images
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Encoder features of normalised images, by level."""
+        return self.backbone(self.encoder_input(images))
+
     def forward_view(self, images: Tensor) -> ViewOutputs:
-        features = self.backbone(images)
+        return self.forward_features(self.encode(images))
+
+    def forward_features(self, features: dict[str, Tensor]) -> ViewOutputs:
+        """What the heads say about encoder features."""
         fused = self.sem_seg_head.fuse(features)
         embeddings = None if self.prototype_head is None else self.prototype_head(features, fused)
         logits = self.sem_seg_head.classify(fused)
@@ -106,8 +123,9 @@ class MPCLSegmentor(nn.Module):
 
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
         labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
-        logits = self.sem_seg_head(self.backbone(self.normalize(batch)))
-        return {"loss_sem_seg": pixel_cross_entropy(logits, labels, None, self.ignore_value)}
+        outputs = self.forward_view(self.normalize(batch))
+        loss = segmentation_loss(outputs, labels, None, self.ignore_value, self.detail_weight)
+        return {"loss_sem_seg": loss}
 
     def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:
         """Logits at each record's own ``height`` and ``width`` (the image's size where they are
@@ -119,7 +137,7 @@ class MPCLSegmentor(nn.Module):
         results = []
         for record in batch:
             images = self.normalize([record])
-            logits = self.inference(self.score, images)
+            logits = self.inference(self.score, images, divisor=self.size_divisor)
             size = (record.get("height", images.shape[-2]), record.get("width", images.shape[-1]))
             if logits.shape[-2:] != size:
                 logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -127,9 +145,11 @@ class MPCLSegmentor(nn.Module):
         return results
 
     def score(self, images: Tensor) -> Tensor:
-        """Class scores (B, C, h, w) at stride 4: the classifier's logits, or prototype similarities
-        (10)."""
-        features = self.backbone(images)
+        """Class scores (B, C, H/4, W/4) of whole images: of tests and of pseudo-labels."""
+        return self.class_scores(self.encode(images))
+
+    def class_scores(self, features: dict[str, Tensor]) -> Tensor:
+        """The classifier's logits, or prototype similarities (10), at the finest level's size."""
         fused = self.sem_seg_head.fuse(features)
         if self.predict_by_prototypes and self.prototype_head is not None:
             return self.prototype_head.class_scores(features, fused)

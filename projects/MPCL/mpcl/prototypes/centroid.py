@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.distributed import sum_over_ranks
-from .bank import FeatureBank
 from .numerics import (
     full_float32,
     masked_mean,
@@ -182,7 +181,7 @@ class CentroidPrototypes(nn.Module):
         return self.started.unsqueeze(1) & (self.idle >= dead_after)
 
     @torch.no_grad()
-    def revive_(self, bank: FeatureBank, dead_after: int) -> Tensor:
+    def revive_(self, features: Tensor, filled: Tensor, dead_after: int) -> Tensor:
         """Re-starts dead prototypes, one after the other, at the banked embedding farthest from all
         living siblings.
 
@@ -190,6 +189,11 @@ class CentroidPrototypes(nn.Module):
         alone.
 
         Reads the whole bank: meant for logging intervals, not for each iteration.
+
+        Args:
+            features: (C, n, D) banked embeddings, finite.
+            filled: (C, n) bool, places that hold one.
+            dead_after: see :meth:`dead`.
 
         Returns:
             (C, K) bool: the prototypes that were moved. The same on all ranks, as prototypes and
@@ -200,18 +204,18 @@ class CentroidPrototypes(nn.Module):
         moved = torch.zeros_like(dead)
         classes = torch.arange(self.num_classes, device=dead.device)
         with full_float32(dead.device):
-            distance = squared_distance_in_chunks(bank.features, self.mean)
+            distance = squared_distance_in_chunks(features, self.mean)
             nearest = distance.masked_fill(dead.unsqueeze(1), math.inf).amin(-1)
-            nearest = nearest.masked_fill(~bank.filled, -1)
+            nearest = nearest.masked_fill(~filled, -1)
             for k in range(self.num_prototypes):
                 farthest, slot = nearest.max(1)
                 moved[:, k] = dead[:, k] & (farthest > 0)
-                point = bank.features[classes, slot].float().unsqueeze(1)
+                point = features[classes, slot].float().unsqueeze(1)
                 chosen = moved[:, k : k + 1]
                 self.mean[:, k : k + 1] = torch.where(
                     chosen.unsqueeze(-1), point, self.mean[:, k : k + 1]
                 )
-                distance = squared_distance_in_chunks(bank.features, point).squeeze(-1)
+                distance = squared_distance_in_chunks(features, point).squeeze(-1)
                 nearest = torch.where(chosen, torch.minimum(nearest, distance), nearest)
         self.idle.masked_fill_(moved, 0)
         return moved

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from .bank import FeatureBank
 from .centroid import CentroidPrototypes
 from .numerics import masked_mean
 
@@ -83,9 +82,9 @@ class GaussianPrototypes(CentroidPrototypes):
         self.variance.lerp_(spread.clamp_min(0), weight)
 
     @torch.no_grad()
-    def revive_(self, bank: FeatureBank, dead_after: int) -> Tensor:
+    def revive_(self, features: Tensor, filled: Tensor, dead_after: int) -> Tensor:
         """As `CentroidPrototypes.revive_`; the variance is pooled over the siblings that stayed."""
-        moved = super().revive_(bank, dead_after)
+        moved = super().revive_(features, filled, dead_after)
         revived = moved.unsqueeze(-1)
         pooled = (self.variance * ~revived).sum(1, keepdim=True)
         pooled = pooled / (~revived).sum(1, keepdim=True).clamp_min(1)

@@ -46,6 +46,7 @@ def pseudo_label(
     scope: str = "batch",
     ignore_top: float = 0.0,
     ignore_bottom: float = 0.0,
+    valid: Tensor | None = None,
 ) -> PseudoLabel:
     r"""Labels every pixel and weighs all of them by the share of confident ones.
 
@@ -64,6 +65,7 @@ def pseudo_label(
         threshold: theta in [0, 1], inclusive.
         scope: "batch": one share for the batch; "image": one for each image.
         ignore_top, ignore_bottom: margins as fractions of the height, rounded to whole rows.
+        valid: (B, H, W) bool, False where the weight shall be 0 as in a margin; None = nowhere.
 
     Raises:
         ValueError: ``logits`` has not four dimensions, ``threshold`` is outside [0, 1], ``scope``
@@ -76,6 +78,8 @@ def pseudo_label(
     share = reached.float().mean(dim=(1, 2), keepdim=True)
     confident_fraction = sum_over_ranks(share.mean()) / world_size()
     inside = _inside_margins(size[0], ignore_top, ignore_bottom, logits.device)
+    if valid is not None:
+        inside = inside & valid
     weight = (confident_fraction if scope == "batch" else share) * inside
     return PseudoLabel(
         label=label,

@@ -1,0 +1,128 @@
+"""HRDA: a half-size context and a full-size detail crop of every view, fused by a learned
+attention.
+
+Legend: B images, C classes, (H, W) pixels.
+
+Source: Hoyer et al., HRDA (ECCV 2022), arXiv:2204.13132.
+"""
+
+from collections.abc import Sequence
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from ..views import DetailOutputs, ViewOutputs
+from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
+from .inference import sliding_window
+from .scale_fusion import (
+    CONTEXT_CELL,
+    DETAIL_CELL,
+    context_image,
+    fuse_scales,
+    sample_detail_box,
+)
+from .segmentor import MPCLSegmentor
+
+
+class ScaleAttention(LevelFusion):
+    """Context features -> how much each class of each cell trusts the detail, in (0, 1)."""
+
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        num_classes: int,
+        channels: int,
+        dropout: float,
+        norm: str,
+    ) -> None:
+        """Arguments as of :class:`~mpcl.modeling.daformer_head.DAFormerHead`."""
+        super().__init__(input_shape, channels)
+        self.fusion = conv_norm_relu(channels * len(self.in_features), channels, 1, norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = pixel_classifier(channels, num_classes)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Encoder levels -> (B, C, h, w) at the finest level's size."""
+        fused = self.dropout(self.fusion(self.stack(features)))
+        return self.classifier(fused).sigmoid()
+
+
+@META_ARCH_REGISTRY.register()
+class HRDASegmentor(MPCLSegmentor):
+    """:class:`MPCLSegmentor` that sees context and detail with the same encoder and heads.
+
+    In training each view gets one random detail crop, which is part of its outputs; wherever whole
+    images are labelled (tests, pseudo-labels) the detail is a sliding window over all of them.
+    """
+
+    # Both scales' grids lie on the context's cells.
+    size_divisor = CONTEXT_CELL
+
+    @configurable
+    def __init__(
+        self, *, scale_attention: ScaleAttention, detail_size: Sequence[int], **segmentor
+    ) -> None:
+        """
+        Args:
+            detail_size: (height, width) of the detail crop, multiples of 16 pixels.
+            segmentor: arguments of :class:`MPCLSegmentor`.
+        """
+        super().__init__(**segmentor)
+        self.scale_attention = scale_attention
+        self.detail_size = (detail_size[0], detail_size[1])
+
+    @classmethod
+    def from_config(cls, cfg):
+        arguments = super().from_config(cfg)
+        head = cfg.MODEL.SEM_SEG_HEAD
+        shape = arguments["backbone"].output_shape()
+        attention = ScaleAttention(
+            {name: shape[name] for name in head.IN_FEATURES},
+            num_classes=head.NUM_CLASSES,
+            channels=head.CONVS_DIM,
+            dropout=head.DROPOUT,
+            norm=head.NORM,
+        )
+        return {
+            **arguments,
+            "scale_attention": attention,
+            "detail_size": cfg.MODEL.HRDA.DETAIL_SIZE,
+        }
+
+    def encoder_input(self, images: Tensor) -> Tensor:
+        """The context: (B, 3, H/2, W/2)."""
+        return context_image(images)
+
+    def forward_view(self, images: Tensor) -> ViewOutputs:
+        features = self.encode(images)
+        context = self.forward_features(features)
+        box = sample_detail_box((images.shape[-2], images.shape[-1]), self.detail_size)
+        detail = self.forward_features(self.backbone(box.crop(images)))
+        attention = self.scale_attention(features)
+        return ViewOutputs(
+            fuse_scales(context.logits, detail.logits, attention, box),
+            context.embeddings,
+            context.features,
+            DetailOutputs(box, detail.logits, detail.embeddings),
+        )
+
+    def score(self, images: Tensor) -> Tensor:
+        """Fused class scores (B, C, H/4, W/4); H and W must be multiples of 8.
+
+        All detail windows pass in one forward: where batch norm uses batch statistics (the
+            labelling
+        teacher), these are of all windows together, as in HRDA.
+        """
+        features = self.encode(images)
+        stride = (self.detail_size[0] // 2, self.detail_size[1] // 2)
+        detail = sliding_window(
+            lambda windows: self.class_scores(self.backbone(windows)),
+            images,
+            crop=self.detail_size,
+            stride=stride,
+            cell=DETAIL_CELL,
+        )
+        return fuse_scales(self.class_scores(features), detail, self.scale_attention(features))

@@ -1,0 +1,43 @@
+"""Hides random blocks of an image, so that the rest of it has to tell what they show (MIC).
+
+Legend: B images, (H, W) pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def hide_blocks(
+    images: Tensor, *, block_size: int, ratio: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Sets each block of a regular grid to 0, independently, with probability ``ratio``.
+
+    In normalised images 0 is the mean colour. The grid has round(H / block_size) by
+    round(W / block_size) blocks, stretched to the image where sizes do not divide. The host never
+    waits for the device.
+
+    Source: Hoyer et al., MIC (CVPR 2023), arXiv:2212.01322, Eq. (4) and (5).
+
+    Args:
+        images: (B, 3, H, W) normalised; not changed.
+        block_size: side of a block, pixels.
+        ratio: in [0, 1], share of *hidden* blocks.
+        generator: on any device; None: torch's default one of the images' device.
+
+    Returns: a new tensor of the same shape.
+
+    Raises:
+        ValueError: ``ratio`` is outside [0, 1], or a block is larger than twice the image.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
+    size = images.shape[-2:]
+    rows, columns = (round(side / block_size) for side in size)
+    if not rows or not columns:
+        raise ValueError(f"block_size {block_size} leaves no block in images of {tuple(size)}")
+    device = images.device if generator is None else generator.device
+    draw = torch.rand(len(images), 1, rows, columns, generator=generator, device=device)
+    visible = (draw.to(images.device, non_blocking=True) >= ratio).to(images.dtype)
+    return images * F.interpolate(visible, size=size, mode="nearest")
