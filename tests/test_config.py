@@ -15,7 +15,11 @@ def test_config_builds_a_model_and_says_how_to_run_it(path):
     cfg = get_cfg_from(str(path), ["MODEL.DEVICE", "cpu", "MODEL.MIT.VARIANT", "b0"])
     model = build_model(cfg)
     assert (model.prototype_head is not None) == (cfg.PROTOTYPES.TYPE != "none")
-    assert (path.stem != "source_only") == cfg.SELF_TRAINING.ENABLED
+    assert (path.stem not in ("source_only", "oracle")) == cfg.SELF_TRAINING.ENABLED
+    assert path.stem.startswith(("hrda", "mic")) * ("daformer" not in path.stem) == (
+        cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
+    )
+    assert path.stem.startswith("mic") == (cfg.SELF_TRAINING.MASKED.WEIGHT > 0)
     expected = {"centroid": "centroid", "gauss": "gauss"}.get(path.stem.split("_")[-1], "none")
     assert expected == cfg.PROTOTYPES.TYPE
     head = path.read_text().split("_BASE_")[0]

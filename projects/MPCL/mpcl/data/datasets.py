@@ -263,4 +263,6 @@ _register_streets()
 _register_adverse()
 register_camvid("camvid_day_sem_seg_train", ["0006R0"], "train", labelled=True)
 register_camvid("camvid_dusk_images_train", ["0001TP"], "train", labelled=False)
+# For an oracle alone: adaptation takes the image-only set.
+register_camvid("camvid_dusk_sem_seg_train", ["0001TP"], "train", labelled=True)
 register_camvid("camvid_dusk_sem_seg_val", ["0001TP"], "test", labelled=True)

@@ -1,0 +1,166 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoint_fixtures import (
+    fill_golden_,
+    golden_images,
+    official_encoder_name,
+    official_head_name,
+    summary,
+)
+from detectron2.modeling import build_model
+
+from mpcl.losses import pixel_cross_entropy, segmentation_loss
+from mpcl.modeling import hrda
+from mpcl.modeling.daformer_head import DAFormerHead
+from mpcl.modeling.mit import MixTransformer
+from mpcl.views import Box
+
+METHODS = ["hrda", "hrda_gauss", "mic_centroid"]
+
+
+def official_attention_name(name: str) -> str:
+    name = name.replace("embed.", "fusion.embed.") if name.startswith("embed.") else name
+    name = name.replace("fusion.conv.", "fuse_layer.conv.").replace("fusion.bn.", "fuse_layer.bn.")
+    return official_head_name(name)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    backbone = MixTransformer(variant="b0")
+    shape = backbone.output_shape()
+    model = hrda.HRDASegmentor(
+        backbone=backbone,
+        sem_seg_head=DAFormerHead(shape, num_classes=19),
+        prototype_head=None,
+        scale_attention=hrda.ScaleAttention(
+            shape, num_classes=19, channels=256, dropout=0.1, norm="BN"
+        ),
+        detail_size=(64, 64),
+        pixel_mean=(0, 0, 0),
+        pixel_std=(1, 1, 1),
+    ).eval()
+    fill_golden_(model.backbone, "backbone.", official_encoder_name)
+    fill_golden_(model.sem_seg_head, "decode_head.head.", official_head_name)
+    fill_golden_(model.scale_attention, "decode_head.scale_attention.", official_attention_name)
+    return model
+
+
+@torch.no_grad()
+def test_golden_values_of_the_original_attention(golden):
+    attention = golden.scale_attention(golden.encode(golden_images(128, 128)))
+    mean, std, largest, first, last = summary(attention)
+    assert attention.shape == (2, 19, 16, 16)
+    expected = (0.500074560, 0.025089816, 0.555807888, 0.506067041, 0.495217820)
+    assert (mean, std, largest, first, last) == pytest.approx(expected, abs=2e-9)
+
+
+@torch.no_grad()
+def test_golden_values_of_the_original_pseudo_label_logits(golden):
+    scores = golden.score(golden_images(128, 128))
+    logits = F.interpolate(scores, size=(128, 128), mode="bilinear", align_corners=False)
+    expected = [0.002411444, 0.098251596, 0.478779770, 0.122909551, 0.076649627]
+    assert summary(logits) == pytest.approx(expected, abs=2e-9)
+
+
+@torch.no_grad()
+def test_golden_losses_of_the_original(golden, monkeypatch):
+    box = Box(32, 16, 96, 80)
+    monkeypatch.setattr(hrda, "sample_detail_box", lambda *_: box)
+    outputs = golden({"source": golden_images(128, 128)})["source"]
+    index = torch.arange(2 * 128 * 128)
+    label = (index // 7 % 20).reshape(2, 128, 128)
+    label[label == 19] = 255
+    weight = (0.5 + 0.5 * torch.sin(0.003 * index.double())).reshape(label.shape)
+    # The losses here compute in float32.
+    fused = 0.9 * pixel_cross_entropy(outputs.logits, label, weight)
+    detail = 0.1 * pixel_cross_entropy(outputs.detail.logits, box.crop(label), box.crop(weight))
+    assert fused.item() == pytest.approx(1.282302330, abs=1e-6)
+    assert detail.item() == pytest.approx(0.142182958, abs=1e-7)
+    total = segmentation_loss(outputs, label, weight, detail_weight=0.1)
+    assert total.item() == pytest.approx(1.282302330 + 0.142182958, abs=1e-6)
+
+
+def build(tiny_cfg, method, *opts):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg(method, *opts))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_views_give_both_scales(tiny_cfg, method):
+    model = build(tiny_cfg, method)
+    view = model({"source": torch.randn(2, 3, 64, 64)})["source"]
+    assert view.logits.shape == (2, 4, 16, 16)
+    assert view.features.shape == (2, 256, 1, 1)
+    assert view.detail.logits.shape == (2, 4, 8, 8)
+    if method == "hrda":
+        assert view.embeddings is None and view.detail.embeddings is None
+    else:
+        assert view.embeddings.shape == view.detail.embeddings.shape == (2, 16, 8, 8)
+
+
+def test_each_view_draws_a_box_of_its_own_and_nothing_is_kept(tiny_cfg):
+    model = build(tiny_cfg, "hrda")
+    images = {"source": torch.zeros(1, 3, 64, 64), "mixed": torch.zeros(1, 3, 64, 64)}
+    boxes = [tuple(out.detail.box for out in model(images).values()) for _ in range(8)]
+    assert any(source != mixed for source, mixed in boxes) and len(set(boxes)) > 1
+    model.eval()
+    with torch.no_grad():  # a forward in between does not change what is predicted
+        before = model.score(images["source"])
+        model(images)
+        assert torch.equal(model.score(images["source"]), before)
+
+
+def test_detail_equals_the_single_scale_model_on_the_crop(tiny_cfg):
+    model = build(tiny_cfg, "hrda").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        detail = model({"source": images})["source"].detail
+        alone = model.sem_seg_head(model.backbone(detail.box.crop(images)))
+    torch.testing.assert_close(detail.logits, alone)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (77, 90), (130, 65)])
+@torch.no_grad()
+def test_prediction_has_the_images_size_also_off_the_grid(tiny_cfg, size):
+    model = build(tiny_cfg, "hrda_gauss").eval()
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    result = model([{"image": image, "height": size[0], "width": size[1]}])[0]["sem_seg"]
+    assert result.shape == (4, *size) and torch.isfinite(result).all()
+
+
+@torch.no_grad()
+def test_prediction_by_prototypes_fuses_both_scales(tiny_cfg):
+    model = build(tiny_cfg, "hrda_gauss", "TEST.OUTPUT", "prototypes").eval()
+    prototypes = model.prototype_head.prototypes
+    prototypes.start_(
+        torch.ones(4, dtype=torch.bool), torch.randn(4, 3, 16), torch.ones(4, 3, 16)
+    )
+    images = torch.randn(1, 3, 64, 64)
+    by_prototypes = model.score(images)
+    model.predict_by_prototypes = False
+    assert by_prototypes.shape == model.score(images).shape
+    assert not torch.allclose(by_prototypes, model.score(images))
+
+
+def test_detectron2s_training_contract_has_the_fused_and_the_detail_loss(tiny_cfg):
+    model = build(tiny_cfg, "hrda")
+    batch = [
+        {"image": torch.randint(0, 256, (3, 64, 64)), "sem_seg": torch.randint(0, 4, (64, 64))}
+    ] * 2
+    losses = model(batch)
+    losses["loss_sem_seg"].backward()
+    for part in (model.backbone, model.sem_seg_head, model.scale_attention):
+        assert all(p.grad is not None for p in part.parameters())
+
+
+def test_teacher_normalises_all_windows_together(tiny_cfg):
+    # Context and windows: two calls of the head's batch norm, one of the attention's.
+    model = build(tiny_cfg, "hrda")
+    from mpcl.self_training.teacher import EMATeacher
+
+    teacher = EMATeacher(model, statistics="target")
+    with torch.no_grad():
+        teacher.model.score(torch.randn(2, 3, 64, 64))
+    assert teacher.model.sem_seg_head.fusion.bottleneck.bn.num_batches_tracked == 2
+    assert teacher.model.scale_attention.fusion.bn.num_batches_tracked == 1
