@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mpcl.engine.criterion import Criterion, PrototypeCriterion
 from mpcl.engine.step import AdaptationStep, PixelTargets
 from mpcl.prototypes.centroid import CentroidPrototypes
-from mpcl.views import View, ViewOutputs
+from mpcl.views import Box, DetailOutputs, View, ViewOutputs
 
 C, K, D = 3, 2, 4
 
@@ -147,3 +147,69 @@ def test_feature_distance_enters_with_its_weight():
     step.reference_features = torch.zeros(1, 5, 1, 1)
     loss = make_criterion()(step)["loss_feature_distance"]
     torch.testing.assert_close(loss, torch.tensor(0.005 * math.sqrt(5 * 9)))
+
+
+def add_detail(step, prototypes):
+    """The upper left 4x4 pixels in detail; clusters of their own."""
+    generator = torch.Generator().manual_seed(5)
+    for name, outputs in step.outputs.items():
+        embeddings = torch.randn(1, D, 2, 2, generator=generator)
+        logits = torch.randn(1, C, 2, 2, generator=generator)
+        outputs.detail = DetailOutputs(Box(0, 0, 4, 4), logits, embeddings)
+        pixels = PixelTargets(
+            label=torch.tensor([2, 2, 0, 1]),
+            weight=torch.tensor([1.0, 0.5, 0.5, 1.0]),
+            cluster=torch.tensor([2 * K, 2 * K + 1, 1, K]),
+            from_source=torch.ones(4, dtype=torch.bool),
+        )
+        step.pixels.setdefault("detail", {})[name] = pixels
+    return step
+
+
+def one_scale(step, scale):
+    """A single-resolution step that holds what ``scale`` sees."""
+    alone = AdaptationStep(0, step.source, mixed=step.mixed)
+    for name, outputs in step.outputs.items():
+        seen = outputs if scale == "context" else outputs.detail
+        alone.outputs[name] = ViewOutputs(seen.logits, seen.embeddings, outputs.features)
+    alone.pixels = {"context": step.pixels[scale]}
+    return alone
+
+
+def test_prototype_losses_of_both_scales_are_weighted_by_lambda_d():
+    prototypes = make_prototypes()
+    step = add_detail(make_step(), prototypes)
+    both = make_criterion(prototypes, detail_weight=0.3)(step)
+    context = make_criterion(prototypes)(one_scale(step, "context"))
+    detail = make_criterion(prototypes)(one_scale(step, "detail"))
+    for name in ("loss_contrast", "loss_consistency"):
+        torch.testing.assert_close(both[name], 0.7 * context[name] + 0.3 * detail[name])
+
+
+def test_context_alone_keeps_its_full_weight():
+    prototypes = make_prototypes()
+    step = add_detail(make_step(), prototypes)
+    del step.pixels["detail"]
+    losses = make_criterion(prototypes, detail_weight=0.3)(step)
+    expected = make_criterion(prototypes)(one_scale(step, "context"))
+    torch.testing.assert_close(losses["loss_contrast"], expected["loss_contrast"])
+
+
+def test_detail_of_a_multi_resolution_student_has_its_share_of_the_segmentation_loss():
+    step = add_detail(make_step(), make_prototypes())
+    criterion = make_criterion()
+    criterion.detail_weight = 0.1
+    loss = criterion(step)["loss_sem_seg"]
+    out = step.outputs["source"]
+    fused = F.interpolate(out.logits, size=(8, 8), mode="bilinear")
+    detail = F.interpolate(out.detail.logits, size=(4, 4), mode="bilinear")
+    expected = 0.9 * F.cross_entropy(fused, step.source.label)
+    expected += 0.1 * F.cross_entropy(detail, step.source.label[:, :4, :4])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_masked_loss_has_its_own_weight():
+    step, criterion = make_step(), make_criterion()
+    criterion.masked_weight = 0.5
+    loss = criterion.of_masked(step.outputs["mixed"], step.mixed)["loss_sem_seg_masked"]
+    torch.testing.assert_close(loss, 0.5 * criterion(step)["loss_sem_seg_mix"])

@@ -6,6 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from mpcl.engine.build import build_adaptation_hook, build_teacher
+from mpcl.engine.hooks import Masking
 from mpcl.engine.metrics import DeviceMetrics
 from mpcl.engine.step import AdaptationStep
 from mpcl.views import View
@@ -54,7 +55,8 @@ def test_mixed_view_is_source_where_pasted_and_pseudo_label_elsewhere(hook):
 def test_pseudo_labels_come_from_the_teacher_on_unaugmented_target(hook):
     step = make_step()
     hook.before_forward(step)
-    logits = hook.teacher({"target": step.target})["target"].logits
+    with torch.no_grad():
+        logits = hook.teacher.model.score(step.target)
     logits = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")
     assert torch.equal(step.pseudo_label.label, logits.argmax(1))
     assert not step.pseudo_label.weight.requires_grad
@@ -81,3 +83,42 @@ def test_teacher_follows_after_the_step(hook):
         hook.student.sem_seg_head.classifier.weight.add_(1.0)
     hook.after_step()
     torch.testing.assert_close(hook.teacher.model.sem_seg_head.classifier.weight, start + 0.5)
+
+
+def test_masked_view_is_the_target_with_hidden_blocks_and_unmixed_labels(hook):
+    hook.masking = Masking(block_size=16, ratio=0.5, images="target", augment=False)
+    step = make_step()
+    hook.before_forward(step)
+    masked, pseudo = step.masked, step.pseudo_label
+    hidden = masked.images == 0
+    assert hidden.any() and torch.equal(masked.images[~hidden], step.target[~hidden])
+    assert torch.equal(masked.label, pseudo.label) and torch.equal(masked.weight, pseudo.weight)
+    assert "masked" not in step.images
+
+
+def test_masked_view_is_augmented_on_request(hook):
+    hook.augment = lambda images: images + 100
+    hook.masking = Masking(block_size=16, ratio=0.0, images="target", augment=True)
+    step = make_step()
+    hook.before_forward(step)
+    assert torch.equal(step.masked.images, step.target + 100)
+
+
+def test_masked_pair_is_the_first_image_of_each_domain(hook):
+    hook.masking = Masking(block_size=16, ratio=0.0, images="pair", augment=False)
+    step = make_step()
+    hook.before_forward(step)
+    masked = step.masked
+    assert torch.equal(masked.images, torch.stack([step.source.images[0], step.target[0]]))
+    assert torch.equal(masked.label[0], step.source.label[0])
+    assert torch.equal(masked.label[1], step.pseudo_label.label[0])
+    assert (masked.weight[0] == 1).all()
+    assert torch.equal(masked.weight[1], step.pseudo_label.weight[0])
+
+
+def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
+    cfg = tiny_cfg("hrda")
+    student = build_model(cfg)
+    hook = build_adaptation_hook(cfg, student, build_teacher(cfg, student))
+    hook.reference_encoder = lambda images: {student.deepest_feature: images}
+    assert hook._reference_features(torch.randn(2, 3, 64, 64)).shape == (2, 3, 32, 32)

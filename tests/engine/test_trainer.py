@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.trainer import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_checkpoint
 
-METHODS = ["source_only", "daformer", "daformer_centroid", "daformer_gauss"]
+METHODS = ["source_only", "daformer", "daformer_centroid", "daformer_gauss", "mic_gauss"]
 
 
 def train(cfg, resume=False):
@@ -54,6 +54,7 @@ def test_method_trains_and_evaluates(tiny_cfg, method):
     assert ("sem_seg_student" in results) == (method != "source_only")
     assert ("loss_sem_seg_mix" in seen) == (method != "source_only")
     assert ("loss_contrast" in seen) == ("_" in method and method != "source_only")
+    assert ("loss_sem_seg_masked" in seen) == method.startswith("mic")
 
 
 def test_prototypes_start_at_their_iteration_and_then_move(tiny_cfg):
@@ -160,7 +161,7 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("method", ["daformer_centroid", "daformer_gauss"])
+@pytest.mark.parametrize("method", ["daformer_centroid", "daformer_gauss", "mic_gauss"])
 def test_training_step_never_waits_for_the_device(tiny_cfg, method):
     # Nothing is logged or measured in between; prototypes start at iteration 2, which reads
     # the bank's fill.
@@ -210,3 +211,55 @@ def test_pictures_of_the_step_reach_tensorboard(tiny_cfg):
     events = EventAccumulator(cfg.OUTPUT_DIR).Reload()
     expected = {"source/image", "target/image", "mixed/image", "target/pseudo_label"}
     assert expected | {"source/prediction", "mixed/prediction"} <= set(events.Tags()["images"])
+
+
+def test_prototypes_of_both_scales_have_banks_of_their_own_and_one_update(tiny_cfg):
+    trainer = train(tiny_cfg("hrda_gauss"))
+    head, step = trainer.student.prototype_head, trainer.last_step
+    assert list(head.banks) == ["context", "detail"] == list(step.pixels)
+    assert not torch.equal(head.banks["context"].features, head.banks["detail"].features)
+    for scale in ("context", "detail"):
+        assert head.banks[scale].fill.sum() > 0
+        assert set(step.pixels[scale]) == {"source", "mixed"}
+
+
+def test_context_alone_is_an_option(tiny_cfg):
+    trainer = train(tiny_cfg("hrda_gauss", "PROTOTYPES.SCALES", ("context",)))
+    assert list(trainer.student.prototype_head.banks) == ["context"]
+    assert list(trainer.last_step.pixels) == ["context"]
+
+
+@pytest.mark.parametrize("method", ["mic_daformer", "mic"])
+def test_masked_views_own_backward_adds_up_to_the_joint_gradient(tiny_cfg, method, monkeypatch):
+    # Nothing random in the student; one box for all views. Batch norm uses batch statistics.
+    from mpcl.modeling import hrda
+    from mpcl.views import Box
+
+    monkeypatch.setattr(hrda, "sample_detail_box", lambda *_: Box(16, 8, 48, 40))
+    quiet = ("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.MIT.DROP_PATH", 0.0, "SOLVER.MAX_ITER", 1)
+    trainer = AdaptationTrainer(tiny_cfg(method, *quiet))
+    start = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    trainer.train()
+    found = {name: p.grad.clone() for name, p in trainer.student.named_parameters()}
+
+    trainer.student.load_state_dict(start)
+    trainer.student.train()
+    trainer.optimizer.zero_grad()
+    step = trainer.last_step
+    outputs = trainer.student({**step.images, "masked": step.masked.images})
+    step.outputs = {name: outputs[name] for name in step.images}
+    losses = trainer.criterion(step) | trainer.criterion.of_masked(outputs["masked"], step.masked)
+    sum(losses.values()).backward()
+    for name, parameter in trainer.student.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_margins_of_the_image_take_the_weight_from_pseudo_labels(tiny_cfg):
+    opts = ("SELF_TRAINING.IGNORE_TOP", 0.0, "SELF_TRAINING.IGNORE_BOTTOM", 0.0)
+    opts = (*opts, "SELF_TRAINING.IGNORE_MARGINS", (0.25, 0.0, 0.0, 0.0), "SOLVER.MAX_ITER", 1)
+    trainer = train(tiny_cfg("daformer", *opts, "SELF_TRAINING.CONFIDENCE_THRESHOLD", 0.0))
+    # The 64-pixel crop spans the height of the image.
+    valid, pseudo = trainer.last_step.target_valid, trainer.last_step.pseudo_label
+    assert not valid[:, :16].any() and valid[:, 16:].all()
+    assert (pseudo.weight[:, :16] == 0).all() and (pseudo.weight[:, 16:] == 1).all()
+    assert not pseudo.confident[:, :16].any()

@@ -133,9 +133,7 @@ def test_prediction_has_the_images_size_also_off_the_grid(tiny_cfg, size):
 def test_prediction_by_prototypes_fuses_both_scales(tiny_cfg):
     model = build(tiny_cfg, "hrda_gauss", "TEST.OUTPUT", "prototypes").eval()
     prototypes = model.prototype_head.prototypes
-    prototypes.start_(
-        torch.ones(4, dtype=torch.bool), torch.randn(4, 3, 16), torch.ones(4, 3, 16)
-    )
+    prototypes.start_(torch.ones(4, dtype=torch.bool), torch.randn(4, 3, 16), torch.ones(4, 3, 16))
     images = torch.randn(1, 3, 64, 64)
     by_prototypes = model.score(images)
     model.predict_by_prototypes = False

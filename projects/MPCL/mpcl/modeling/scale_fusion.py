@@ -37,12 +37,12 @@ def sample_detail_box(size: tuple[int, int], detail: tuple[int, int]) -> Box:
     """
     if any(side % CONTEXT_CELL for side in (*size, *detail)):
         raise ValueError(f"sizes must be multiples of {CONTEXT_CELL}, got {size} and {detail}")
-    starts, ends = [], []
-    for whole, part in zip(size, detail):
-        steps = max((whole - part + 1) // CONTEXT_CELL, 1)
-        starts.append(CONTEXT_CELL * int(torch.randint(steps, ())))
-        ends.append(starts[-1] + min(part, whole))
-    return Box(*starts, *ends)
+    steps = [max((whole - part + 1) // CONTEXT_CELL, 1) for whole, part in zip(size, detail)]
+    top, left = (
+        CONTEXT_CELL * min(int(u * n), n - 1) for u, n in zip(torch.rand(2).tolist(), steps)
+    )
+    height, width = (min(pair) for pair in zip(size, detail))
+    return Box(top, left, top + height, left + width)
 
 
 def fuse_scales(
