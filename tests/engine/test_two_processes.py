@@ -34,7 +34,7 @@ def train_rank(rank: int, port: int, cfg, register, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["daformer_gauss"])
+@pytest.mark.parametrize("method", ["mic_gauss"])
 def test_ranks_end_with_equal_students_teachers_and_prototypes(
     tiny_cfg, tiny_world, tmp_path, method
 ):
