@@ -4,8 +4,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
+from sklearn.metrics import confusion_matrix, jaccard_score
 
-from mpcl.evaluation import SegmentationEvaluator
+from mpcl.evaluation import SegmentationEvaluator, check_class_subsets, mean_metrics
 
 
 @pytest.fixture
@@ -70,3 +71,143 @@ def test_numbers_are_the_stock_evaluators(dataset, tmp_path):
     )
     theirs = evaluate(stock, predictions)
     assert ours and all(theirs[name] == value for name, value in ours.items())
+
+
+CITYSCAPES = MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_classes
+LACKING = {"terrain", "truck", "train"}
+SYNTHIA = [
+    ("16", [c for c in CITYSCAPES if c not in LACKING]),
+    ("13", [c for c in CITYSCAPES if c not in LACKING | {"wall", "fence", "pole"}]),
+]
+
+
+@pytest.fixture
+def random_world(tmp_path):
+    """A set of six 19-class images in parts of two and four; (name, labels, predictions)."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 19, (6, 40, 60)).astype(np.uint8)
+    noise = rng.integers(0, 19, labels.shape)
+    predictions = np.where(rng.random(labels.shape) < 0.6, labels, noise)
+    labels[rng.random(labels.shape) < 0.1] = 255
+    records = []
+    for i, label in enumerate(labels):
+        path = tmp_path / f"{i}_label.png"
+        Image.fromarray(label).save(path)
+        records.append({"file_name": f"{i}.png", "sem_seg_file_name": str(path), "image_id": i})
+    sets = {"world_val": records, "world_fog_val": records[:2], "world_rain_val": records[2:]}
+    for name, own in sets.items():
+        DatasetCatalog.register(name, lambda own=own: own)
+        MetadataCatalog.get(name).set(stuff_classes=CITYSCAPES, ignore_label=255, label_map=None)
+    yield "world_val", labels, predictions
+    for name in sets:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def run_all(evaluator, predictions):
+    evaluator.reset()
+    for i, prediction in enumerate(predictions):
+        logits = torch.nn.functional.one_hot(torch.tensor(prediction), 19).permute(2, 0, 1).float()
+        evaluator.process([{"file_name": f"{i}.png"}], [{"sem_seg": logits}])
+    return evaluator.evaluate()
+
+
+def independent_iou(labels, predictions):
+    valid = labels != 255
+    return 100 * jaccard_score(
+        labels[valid], predictions[valid], labels=range(19), average=None, zero_division=0
+    )
+
+
+def test_synthia_means_are_of_16_and_13_classes_of_the_19_way_prediction(random_world, caplog):
+    name, labels, predictions = random_world
+    with caplog.at_level("INFO", "mpcl.evaluation"):
+        scores = run_all(SegmentationEvaluator(name, class_subsets=SYNTHIA), predictions)["sem_seg"]
+    iou = independent_iou(labels, predictions)
+    sixteen = np.delete(iou, [9, 14, 16])
+    thirteen = np.delete(iou, [3, 4, 5, 9, 14, 16])
+    assert (len(sixteen), len(thirteen)) == (16, 13)
+    assert scores["mIoU-16"] == pytest.approx(sixteen.mean())
+    assert scores["mIoU-13"] == pytest.approx(thirteen.mean())
+    assert scores["mIoU"] == pytest.approx(iou.mean())
+    # Not the shortcut of scaling the mean of 19, which needs the others to be exactly 0.
+    assert scores["mIoU-16"] != pytest.approx(scores["mIoU"] * 19 / 16)
+    text = caplog.text
+    assert f"{name}: mIoU-16 {sixteen.mean():.2f}" in text
+    table = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert table["mean"][1:4] == [f"{scores[m]:.2f}" for m in ("mIoU-16", "mIoU-13", "mIoU")]
+    assert table["terrain"][1:4] == ["absent", "absent", f"{iou[9]:.2f}"]
+    assert table["wall"][1:4] == [f"{iou[3]:.2f}", "-", f"{iou[3]:.2f}"]
+    assert "nan" not in text.lower()
+
+
+def test_subset_class_without_ground_truth_is_left_out_of_the_mean(dataset):
+    predictions = [[[0, 0, 1], [0, 0, 1]], [[1, 1, 1], [0, 0, 1]]]
+    evaluator = SegmentationEvaluator(dataset, class_subsets=[("ac", ["a", "c"]), ("c", ["c"])])
+    scores = evaluate(evaluator, predictions)
+    assert scores["mIoU-ac"] == scores["IoU-a"] and "mIoU-c" not in scores
+    assert all(np.isfinite(value) for value in scores.values())
+
+
+def test_parts_of_a_set_are_scored_in_the_same_pass_as_if_alone(random_world):
+    name, labels, predictions = random_world
+    MetadataCatalog.get(name).set(parts=("world_fog_val", "world_rain_val"))
+    results = run_all(SegmentationEvaluator(name, class_subsets=SYNTHIA), predictions)
+    assert list(results) == ["sem_seg", "world_fog_val", "world_rain_val"]
+    chosen = {"sem_seg": slice(0, 6), "world_fog_val": slice(0, 2), "world_rain_val": slice(2, 6)}
+    for task, images in chosen.items():
+        iou = independent_iou(labels[images], predictions[images])
+        found = [results[task][f"IoU-{c}"] for c in CITYSCAPES]
+        np.testing.assert_allclose(found, iou)
+        assert results[task]["mIoU-13"] == pytest.approx(
+            np.delete(iou, [3, 4, 5, 9, 14, 16]).mean()
+        )
+    alone = SegmentationEvaluator("world_fog_val", class_subsets=SYNTHIA)
+    assert run_all(alone, predictions[:2])["sem_seg"] == results["world_fog_val"]
+
+
+def test_evaluating_again_after_reset_counts_nothing_twice(random_world):
+    name, labels, predictions = random_world
+    MetadataCatalog.get(name).set(parts=("world_fog_val", "world_rain_val"))
+    evaluator = SegmentationEvaluator(name)
+    first = run_all(evaluator, predictions)
+    assert run_all(evaluator, predictions) == first
+    whole = confusion_matrix(labels[labels != 255], predictions[labels != 255], labels=range(19))
+    np.testing.assert_array_equal(evaluator._conf_matrix[:-1, :-1], whole.T)
+
+
+def test_a_part_of_ignored_pixels_alone_is_absent_everywhere(dataset, tmp_path):
+    Image.fromarray(np.full((2, 3), 99, np.uint8)).save(tmp_path / "0_label.png")
+    DatasetCatalog.register("ignored_part", lambda: [{"file_name": "0.png"}])
+    try:
+        MetadataCatalog.get(dataset).set(parts=("ignored_part",))
+        evaluator = SegmentationEvaluator(dataset, class_subsets=[("ab", ["a", "b"])])
+        evaluator.reset()
+        for i in range(2):
+            evaluator.process([{"file_name": f"{i}.png"}], [{"sem_seg": torch.zeros(3, 2, 3)}])
+        results = evaluator.evaluate()
+        assert not [name for name in results["ignored_part"] if "mIoU" in name or "IoU-" in name]
+        assert "mIoU-ab" in results["sem_seg"]
+    finally:
+        DatasetCatalog.remove("ignored_part")
+
+
+@pytest.mark.parametrize(
+    ("subsets", "match"),
+    [
+        ([("16", ["roda"])], r"subset '16' holds \['roda'\]"),
+        ([("16", [])], "one or more of"),
+        ([("16", ["road", "road"])], "each once"),
+        ([("16", "road")], r"expected \[name"),
+        (["16"], r"expected \[name"),
+        ([("16", ["road"]), (16, ["car"])], "twice"),
+    ],
+)
+def test_wrong_subsets_are_named(subsets, match):
+    with pytest.raises(ValueError, match=match):
+        check_class_subsets(subsets, CITYSCAPES)
+
+
+def test_headline_is_the_first_subset():
+    assert mean_metrics(SYNTHIA) == ["mIoU-16", "mIoU-13", "mIoU"]
+    assert mean_metrics(()) == ["mIoU"]

@@ -10,7 +10,7 @@ LAYERS = [
     {"utils", "views"},
     {"self_training", "prototypes", "losses"},
     {"data", "modeling"},
-    {"evaluation", "config", "pictures"},
+    {"evaluation", "config", "pictures", "runs", "reporting", "submission"},
     {"engine"},
 ]
 PURE = [

@@ -11,18 +11,8 @@ evenly spaced images of the first run's first test set.
 import argparse
 from pathlib import Path
 
-from mpcl.config import get_cfg_from
-from mpcl.engine.trainer import load_networks
+from mpcl.engine.evaluate import load_run
 from mpcl.pictures import comparison
-
-
-def load(folder: Path):
-    """(config, network) of a run's newest checkpoint."""
-    if not (folder / "config.yaml").is_file():
-        raise SystemExit(f"{folder} is no output folder of train_net.py: it has no config.yaml")
-    cfg = get_cfg_from(str(folder / "config.yaml"), ["OUTPUT_DIR", str(folder)])
-    student, teacher = load_networks(cfg, resume=True)
-    return cfg, teacher or student
 
 
 def main(argv=None) -> None:
@@ -33,9 +23,12 @@ def main(argv=None) -> None:
     parser.add_argument("--images", type=int, default=3, help="rows (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("comparison.png"), help="PNG to write")
     args = parser.parse_args(argv)
-    loaded = {folder.name: load(folder) for folder in args.runs}
+    try:
+        loaded = {folder.name: load_run(folder) for folder in args.runs}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     cfg = next(iter(loaded.values()))[0]
-    networks = {name: network for name, (_, network) in loaded.items()}
+    networks = {name: teacher or student for name, (_, student, teacher) in loaded.items()}
     comparison(cfg, networks, num_images=args.images).save(args.output)
     print(args.output)
 

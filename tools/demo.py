@@ -76,10 +76,14 @@ def train(name: str, folder: Path, opts: list[str]):
 
 def scores(trainer) -> dict[str, float | None]:
     """mIoU in percent of both networks; without self-training there is no teacher."""
-    results = trainer._last_eval_results
-    if trainer.teacher is None:
-        return {"student": results["sem_seg"]["mIoU"], "teacher": None}
-    return {"student": results["sem_seg_student"]["mIoU"], "teacher": results["sem_seg"]["mIoU"]}
+    from detectron2.evaluation.testing import flatten_results_dict
+
+    from mpcl.evaluation import mean_metrics
+    from mpcl.runs import scores_by_dataset
+
+    test, headline = trainer.cfg.DATASETS.TEST, mean_metrics(trainer.cfg.TEST.CLASS_SUBSETS)[0]
+    scores = scores_by_dataset(flatten_results_dict(trainer._last_eval_results), test)[test[0]]
+    return {name: scores.get(name, {}).get(headline) for name in ("student", "teacher")}
 
 
 def main(argv=None) -> None:

@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.build import precision_in_words
-from mpcl.engine.trainer import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_checkpoint
 
 logger = logging.getLogger("mpcl.train_net")
 

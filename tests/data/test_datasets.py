@@ -76,6 +76,14 @@ OFFICIAL = {
             "dark_zurich/gt/val/night/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png"
         ),
     },
+    "acdc_images_test": {
+        f"acdc/rgb_anon/{c}/test/GOPR0475/{c}_3_rgb_anon.png": None
+        for c in ("fog", "night", "rain", "snow")
+    },
+    "acdc_snow_images_test": {"acdc/rgb_anon/snow/test/GOPR0475/snow_3_rgb_anon.png": None},
+    "dark_zurich_images_test": {
+        "dark_zurich/rgb_anon/test/night/GOPR0364/GOPR0364_frame_000001_rgb_anon.png": None,
+    },
     "camvid_day_sem_seg_train": {
         "CamVid/train/0006R0_f00930.png": "CamVid/trainannot/0006R0_f00930.png"
     },
@@ -149,6 +157,14 @@ def test_every_set_is_described_for_evaluator_and_visualizer():
         assert len(metadata.stuff_classes) == (11 if name.startswith("camvid") else 19)
         assert len(set(metadata.stuff_colors)) == len(metadata.stuff_classes)
     assert len(MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_colors) == 19
+
+
+def test_the_parts_of_acdc_are_its_conditions(root):
+    parts = MetadataCatalog.get("acdc_sem_seg_val").parts
+    touch(root, *OFFICIAL["acdc_sem_seg_val"], *OFFICIAL["acdc_sem_seg_val"].values())
+    files = [record["file_name"] for part in parts for record in DatasetCatalog.get(part)]
+    assert files == [record["file_name"] for record in DatasetCatalog.get("acdc_sem_seg_val")]
+    assert parts == tuple(f"acdc_{c}_sem_seg_val" for c in ("fog", "night", "rain", "snow"))
 
 
 def test_the_label_maps_are_those_of_the_published_ids():

@@ -10,6 +10,9 @@ from difflib import get_close_matches
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+
+from .evaluation import check_class_subsets
 
 __all__ = ["add_mpcl_config", "get_cfg_from"]
 
@@ -39,6 +42,9 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
 
         for path in cfg.DATASETS.FILES:
             register_from_yaml(path)
+    for name in cfg.DATASETS.TEST:
+        if name in MetadataCatalog and hasattr(MetadataCatalog.get(name), "stuff_classes"):
+            check_class_subsets(cfg.TEST.CLASS_SUBSETS, MetadataCatalog.get(name).stuff_classes)
     return cfg
 
 
@@ -253,6 +259,9 @@ def _add_test_config(cfg: CN) -> None:
     # classifier | prototypes: prediction by (10). Prototypes belong to the student; the teacher has
     # none.
     cfg.TEST.OUTPUT = "classifier"
+    # Means over some of the classes: each [name, [class, ...]] is reported as mIoU-<name> beside
+    # the mIoU over all; the first is the headline. For sources that lack classes of the target.
+    cfg.TEST.CLASS_SUBSETS = ()
 
 
 _CHOICES = {

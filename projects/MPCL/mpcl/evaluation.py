@@ -1,11 +1,13 @@
-"""detectron2's SemSegEvaluator with our label reader and a table that people read."""
+"""detectron2's SemSegEvaluator with our label reader, means over class subsets, and a score for
+every part of a set."""
 
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from tabulate import tabulate
 
@@ -13,11 +15,41 @@ from .data.labels import label_loader
 
 logger = logging.getLogger(__name__)
 
+ClassSubsets = Sequence[tuple[str, Sequence[str]]]
+"""(name, classes): the mean IoU of the classes is reported as ``mIoU-<name>``."""
+
 
 def build_evaluator(cfg, dataset_name: str) -> "SegmentationEvaluator":
     return SegmentationEvaluator(
-        dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        dataset_name,
+        os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+        cfg.TEST.CLASS_SUBSETS,
     )
+
+
+def mean_metrics(class_subsets: ClassSubsets) -> list[str]:
+    """Names of the means that an evaluation reports, the headline first."""
+    return [*(f"mIoU-{name}" for name, _ in class_subsets), "mIoU"]
+
+
+def check_class_subsets(class_subsets: ClassSubsets, class_names: Sequence[str]) -> None:
+    """Raises ValueError unless each subset is a name of its own and a list of known classes."""
+    names = []
+    for subset in class_subsets:
+        if isinstance(subset, str) or len(subset) != 2 or isinstance(subset[1], str):
+            raise ValueError(
+                f"TEST.CLASS_SUBSETS holds {subset!r}; expected [name, [class, class, ...]]"
+            )
+        name, classes = subset
+        unknown = [c for c in classes if c not in class_names]
+        if unknown or not classes or len(set(classes)) != len(classes):
+            raise ValueError(
+                f"TEST.CLASS_SUBSETS: subset {name!r} holds {unknown or list(classes)}; expected "
+                f"one or more of {', '.join(class_names)}, each once"
+            )
+        names.append(str(name))
+    if len(set(names)) != len(names):
+        raise ValueError(f"TEST.CLASS_SUBSETS names a subset twice: {', '.join(names)}")
 
 
 class SegmentationEvaluator(SemSegEvaluator):
@@ -26,32 +58,111 @@ class SegmentationEvaluator(SemSegEvaluator):
     Two differences to the stock evaluator, neither in the numbers: labels are read by
     :func:`label_loader` (numpy 1 and 2, raw label ids), and predictions are not run-length encoded
     nor their boundaries scored, which takes most of the stock evaluator's time and which no
-    benchmark of the field reports.
+    benchmark of the field reports. Two additions, from the same confusion matrix and the same pass:
+
+    - ``class_subsets``: ``mIoU-<name>`` over some of the classes, for sources that lack the others.
+      The prediction is still over all classes, and a subset class that the ground truth never
+      shows is left out of the mean, as in the mIoU.
+    - a set whose metadata names ``parts``, registered sets that hold some of its images, is scored
+      on each of them as well, as if it were evaluated alone.
+
+    Args:
+        dataset_name: a labelled set.
+        output_dir: for detectron2's files of the whole set.
+        class_subsets: the first is the headline of the log.
+
+    Raises:
+        ValueError: a subset names a class that the set does not know.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None) -> None:
-        label_map = MetadataCatalog.get(dataset_name).get("label_map", None)
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        class_subsets: ClassSubsets = (),
+    ) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
         super().__init__(
-            dataset_name, output_dir=output_dir, sem_seg_loading_fn=label_loader(label_map)
+            dataset_name,
+            output_dir=output_dir,
+            sem_seg_loading_fn=label_loader(metadata.get("label_map", None)),
         )
+        check_class_subsets(class_subsets, self._class_names)
         self._compute_boundary_iou = False
+        self._class_subsets = class_subsets
+        self._parts: Sequence[str] = metadata.get("parts", ())
+        self._part_of = {
+            record["file_name"]: part for part in self._parts for record in DatasetCatalog.get(part)
+        }
+
+    def reset(self) -> None:
+        super().reset()
+        self._part_matrices = {part: np.zeros_like(self._conf_matrix) for part in self._parts}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for record, output in zip(inputs, outputs):
+            before = self._conf_matrix.copy()
+            super().process([record], [output])
+            part = self._part_of.get(record["file_name"])
+            if part is not None:
+                self._part_matrices[part] += self._conf_matrix - before
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list:
         return []
 
     def evaluate(self) -> OrderedDict | None:
-        results = super().evaluate()
-        if results is None:  # not the main process
+        """``{"sem_seg": scores, <part>: scores, ...}`` in percent; None on other processes."""
+        whole, output_dir = self._conf_matrix, self._output_dir
+        self._output_dir = None  # detectron2's files are of the whole set
+        parts = {part: self._score(matrix) for part, matrix in self._part_matrices.items()}
+        self._output_dir = output_dir
+        scores = self._score(whole)
+        if scores is None:
+            return None
+        headline = mean_metrics(self._class_subsets)[0]
+        value = f"{scores[headline]:.2f}" if headline in scores else "absent"
+        logger.info(f"{self._dataset_name}: {headline} {value}\n{self._table(scores)}")
+        return OrderedDict(sem_seg=scores, **parts)
+
+    def _score(self, matrix: np.ndarray) -> dict[str, float] | None:
+        self._conf_matrix = matrix
+        with np.errstate(invalid="ignore", divide="ignore"):  # nothing but ignored pixels
+            results = super().evaluate()
+        if results is None:
             return None
         scores = {name: value for name, value in results["sem_seg"].items() if np.isfinite(value)}
-        logger.info(f"{self._dataset_name}: mIoU {scores['mIoU']:.2f}\n{self._table(scores)}")
-        return OrderedDict(sem_seg=scores)
+        for metric, (_, classes) in zip(mean_metrics(self._class_subsets), self._class_subsets):
+            present = [scores[f"IoU-{c}"] for c in classes if f"IoU-{c}" in scores]
+            if present:
+                scores[metric] = float(np.mean(present))
+        return scores
 
     def _table(self, scores: dict[str, float]) -> str:
+        """IoU of each class beside its accuracy; a column for each subset; the means below."""
+        benchmark = {c for _, classes in self._class_subsets for c in classes}
+
+        def percent(metric: str) -> str:
+            return f"{scores[metric]:.2f}" if metric in scores else "absent"
+
+        def in_subset(name: str, classes: Sequence[str]) -> str:
+            left_out = "-" if name in benchmark else "absent"
+            return percent(f"IoU-{name}") if name in classes else left_out
+
         rows = [
-            (name, scores.get(f"IoU-{name}"), scores.get(f"ACC-{name}"))
+            [
+                name,
+                *(in_subset(name, classes) for _, classes in self._class_subsets),
+                percent(f"IoU-{name}"),
+                percent(f"ACC-{name}"),
+            ]
             for name in self._class_names
         ]
+        metrics = mean_metrics(self._class_subsets)
+        rows.append(["mean", *map(percent, [*metrics, "mACC"])])
+        headers = ["class", *(f"IoU % ({name})" for name, _ in self._class_subsets)]
         return tabulate(
-            rows, headers=["class", "IoU %", "accuracy %"], floatfmt=".2f", missingval="absent"
+            rows,
+            headers=[*headers, "IoU %", "accuracy %"],
+            disable_numparse=True,
+            colalign=["left", *["right"] * (len(metrics) + 1)],
         )

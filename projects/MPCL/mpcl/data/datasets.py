@@ -244,17 +244,26 @@ def _anonymised(folder: str, *splits: str) -> FolderTree:
 
 
 def _register_adverse() -> None:
+    """ACDC, whole and by condition, and Dark Zurich. The test splits have no public labels."""
     conditions = ("fog", "night", "rain", "snow")
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         tree = _anonymised("acdc", *(f"{condition}/{split}" for condition in conditions))
-        _register(f"acdc_sem_seg_{split}", tree)
-        if split == "train":
-            _register("acdc_images_train", tree.without_labels(*tree.images))
+        if split != "test":
+            _register(f"acdc_sem_seg_{split}", tree)
+        if split != "val":
+            _register(f"acdc_images_{split}", tree.without_labels(*tree.images))
     for condition in conditions:
         _register(f"acdc_{condition}_sem_seg_val", _anonymised("acdc", f"{condition}/val"))
+        test = _anonymised("acdc", f"{condition}/test")
+        _register(f"acdc_{condition}_images_test", test.without_labels(*test.images))
+    # Evaluated on each condition as well, in the same pass.
+    parts = tuple(f"acdc_{condition}_sem_seg_val" for condition in conditions)
+    MetadataCatalog.get("acdc_sem_seg_val").set(parts=parts)
     dark = _anonymised("dark_zurich", "val")
     _register("dark_zurich_sem_seg_val", dark)
-    _register("dark_zurich_images_train", dark.without_labels("dark_zurich/rgb_anon/train/night"))
+    for split in ("train", "test"):
+        images = dark.without_labels(f"dark_zurich/rgb_anon/{split}/night")
+        _register(f"dark_zurich_images_{split}", images)
 
 
 _register_synthetic()

@@ -21,6 +21,7 @@ from ..modeling.weights import WeightsCheckpointer
 from ..utils.seeding import fold_seed
 from ..views import View
 from .build import build_adaptation_hook, build_criterion, build_teacher
+from .evaluate import evaluate_models
 from .gradient_share import GradientShare
 from .hooks import AdaptationHookBase
 from .metrics import DeviceMetrics
@@ -222,8 +223,7 @@ class AdaptationTrainer(DefaultTrainer):
     # ---- evaluation
 
     def evaluate(self) -> OrderedDict:
-        """mIoU of the teacher (``sem_seg``, the headline) and the student (``sem_seg_student``) on
-        DATASETS.TEST."""
+        """Scores of both networks on DATASETS.TEST, see :func:`evaluate_models`."""
         self._last_eval_results = evaluate_models(self.cfg, self.student, self.teacher)
         return self._last_eval_results
 
@@ -272,46 +272,3 @@ def ddp_options(cfg) -> dict:
     if cfg.MODEL.DEVICE == "cpu":
         options["device_ids"] = None
     return options
-
-
-def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> OrderedDict:
-    """Evaluates both networks; without a teacher the student's result is the headline."""
-    if teacher is None:
-        return AdaptationTrainer.test(cfg, student)
-    results = AdaptationTrainer.test(cfg, teacher)
-    if comm.is_main_process():
-        logger.info("Above: teacher. Below: student.")
-    for key, value in AdaptationTrainer.test(cfg, student).items():
-        results[f"{key}_student"] = value
-    return results
-
-
-def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | None]:
-    """Student and teacher of a checkpoint, without touching training data.
-
-    Args:
-        resume: the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
-
-    Returns: the teacher is None where the checkpoint holds none.
-    Raises: ValueError: no checkpoint was named, or there is none in OUTPUT_DIR.
-    """
-    student = AdaptationTrainer.build_model(cfg)
-    checkpointer = WeightsCheckpointer(student, cfg.OUTPUT_DIR)
-    path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
-    if not path:
-        raise ValueError(
-            f"Nothing to evaluate: --resume found no checkpoint in {cfg.OUTPUT_DIR}"
-            if resume
-            else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
-        )
-    rest = checkpointer.load(path, checkpointables=[])
-    if "teacher" not in rest:
-        return student, None
-    teacher = build_teacher(cfg, student)
-    teacher.model.load_state_dict(rest["teacher"])
-    return student, teacher
-
-
-def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
-    """``--eval-only``: evaluates what a checkpoint holds; see :func:`load_networks`."""
-    return evaluate_models(cfg, *load_networks(cfg, resume))

@@ -1,0 +1,148 @@
+"""Output folders of training, read back: settings, and the scores of the final evaluation."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""Data set -> "teacher" or "student" -> metric -> percent."""
+
+_SCORE = re.compile(r"(?:(?P<dataset>.+?)/)?(?P<task>sem_seg(?:_student)?)/(?P<metric>.+)")
+
+
+def scores_by_dataset(flat: Mapping[str, float], test_sets: Sequence[str]) -> Scores:
+    """Sorts flattened results, those of one set and those of several, which name their set.
+
+    Args:
+        flat: ``sem_seg/mIoU`` or ``<set>/sem_seg_student/mIoU``; other keys are left aside.
+        test_sets: DATASETS.TEST; keys without a name belong to the first.
+
+    Returns: the test sets first, in their order.
+    """
+    has_teacher = any("sem_seg_student/" in key for key in flat)
+    scores: Scores = {}
+    for key, value in flat.items():
+        match = _SCORE.fullmatch(key)
+        if match is None:
+            continue
+        network = "teacher" if has_teacher and match["task"] == "sem_seg" else "student"
+        of_set = scores.setdefault(match["dataset"] or test_sets[0], {})
+        of_set.setdefault(network, {})[match["metric"]] = value
+    first = [name for name in test_sets if name in scores]
+    return {name: scores[name] for name in dict.fromkeys([*first, *scores])}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one seed.
+
+    Attributes:
+        config: its config.yaml.
+        iteration: the last one that metrics.json knows; 0 before the first.
+        scores: of the evaluation after the last iteration; None if the run has not come to it.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    iteration: int
+    scores: Scores | None
+
+    @property
+    def seed(self) -> int:
+        return self.config["SEED"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that should differ in their seed alone, by ascending seed."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.scores is not None]
+
+
+def read_run(folder: Path, max_iter: int | None = None) -> Run:
+    """Reads ``config.yaml`` and ``metrics.json``.
+
+    Args:
+        max_iter: iterations that make a run finished; default: its own SOLVER.MAX_ITER.
+
+    Raises: ValueError: the folder holds no run.
+    """
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    needed = config["SOLVER"]["MAX_ITER"] if max_iter is None else max_iter
+    rows = _rows(folder / "metrics.json")
+    scores = None
+    for row in rows:
+        if row["iteration"] >= needed:  # the evaluation after training counts one further
+            scores = scores_by_dataset(row, config["DATASETS"]["TEST"]) or scores
+    return Run(folder, config, max((row["iteration"] for row in rows), default=0), scores)
+
+
+def _rows(file: Path) -> list[dict[str, float]]:
+    """Lines of metrics.json; one that was cut off by a kill is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """A run, or the runs in the folder's sub-folders (``seed_0``, ...).
+
+    Raises: ValueError: there is no run, or two have the same seed.
+    """
+    single = (folder / "config.yaml").is_file()
+    folders = [folder] if single else sorted(p.parent for p in folder.glob("*/config.yaml"))
+    if not folders:
+        raise ValueError(
+            f"{folder} holds no run of train_net.py: expected config.yaml, in it or in sub-folders"
+        )
+    runs = sorted((read_run(path) for path in folders), key=lambda run: run.seed)
+    for one, other in pairwise(runs):
+        if one.seed == other.seed:
+            raise ValueError(
+                f"{one.folder} and {other.folder} have the same SEED {one.seed}; expected "
+                "sub-folders that differ in their seed alone"
+            )
+    return Experiment(folder.name or str(folder), tuple(runs))
+
+
+def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
+    """:func:`read_experiment` of each; folders of one name are called by their paths."""
+    found = [read_experiment(folder) for folder in folders]
+    names = [experiment.name for experiment in found]
+    return [
+        replace(experiment, name=str(folder)) if names.count(experiment.name) > 1 else experiment
+        for folder, experiment in zip(folders, found)
+    ]
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two configs differ, with both values; SEED and OUTPUT_DIR may."""
+    left, right = _leaves(one), _leaves(other)
+    keys = [key for key in {**left, **right} if key not in ("SEED", "OUTPUT_DIR")]
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping)
+        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return leaves

@@ -1,0 +1,121 @@
+"""Evaluation of both networks on one set, on several, and on the parts of a set."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mpcl.engine import AdaptationTrainer
+from mpcl.engine.evaluate import evaluate_checkpoint, load_run
+from mpcl.runs import differences, read_run
+
+SUBSETS = [["3", ["ground", "hedge", "sky"]], ["1", ["box"]]]
+
+
+@pytest.fixture
+def parts(tiny_world):
+    """``tiny_val`` in parts of one and two images."""
+    records = DatasetCatalog.get(tiny_world["val"])
+    own = {"tiny_fog_val": records[:1], "tiny_rain_val": records[1:]}
+    classes = MetadataCatalog.get(tiny_world["val"]).stuff_classes
+    for name, some in own.items():
+        DatasetCatalog.register(name, lambda some=some: [dict(r) for r in some])
+        MetadataCatalog.get(name).set(stuff_classes=classes, ignore_label=255, label_map=None)
+    MetadataCatalog.get(tiny_world["val"]).parts = tuple(own)
+    yield tuple(own)
+    del MetadataCatalog.get(tiny_world["val"]).parts
+    for name in own:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def train(cfg) -> AdaptationTrainer:
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+    trainer = AdaptationTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer
+
+
+def last_row(cfg) -> dict[str, float]:
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    return json.loads(lines[-1])
+
+
+def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts, caplog):
+    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 2, "TEST.CLASS_SUBSETS", SUBSETS)
+    passes = []
+    trainer = AdaptationTrainer(cfg)
+    trainer.student.register_forward_pre_hook(
+        lambda module, inputs: passes.append(inputs) if not module.training else None
+    )
+    with caplog.at_level("INFO"):
+        trainer.train()
+    assert len(passes) == 3  # each image once, whatever the number of parts
+    results = trainer._last_eval_results
+    assert list(results) == ["tiny_val", *parts]
+    for task in ("sem_seg", "sem_seg_student"):
+        for name in ("tiny_val", *parts):
+            scores = results[name][task]
+            assert scores["mIoU-1"] == scores["IoU-box"]
+            assert last_row(cfg)[f"{name}/{task}/mIoU-3"] == pytest.approx(scores["mIoU-3"])
+    alone = tiny_cfg(
+        *("daformer", "DATASETS.TEST", parts, "TEST.CLASS_SUBSETS", SUBSETS, "SOLVER.MAX_ITER", 2)
+    )
+    several = evaluate_checkpoint(alone, resume=True)
+    assert several == {name: results[name] for name in parts}
+    summary = caplog.text.split("In percent:")[1]
+    row = next(line for line in summary.splitlines() if "tiny_rain_val  teacher" in line)
+    means = [results["tiny_rain_val"]["sem_seg"][m] for m in ("mIoU-3", "mIoU-1", "mIoU")]
+    assert re.findall(r"\d+\.?\d*", row) == [f"{mean:.2f}".rstrip() for mean in means]
+    assert "nan" not in summary.lower()
+
+
+def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
+    for method, networks in (("source_only", {"student"}), ("daformer", {"teacher", "student"})):
+        cfg = tiny_cfg(
+            *(method, "SOLVER.MAX_ITER", 2, "TEST.CLASS_SUBSETS", SUBSETS, "OUTPUT_DIR"),
+            f"{tiny_cfg(method).OUTPUT_DIR}_{method}",
+        )
+        results = train(cfg)._last_eval_results
+        run = read_run(Path(cfg.OUTPUT_DIR))
+        assert run.seed == cfg.SEED and run.iteration == 2
+        assert list(run.scores) == ["tiny_val", *parts]
+        for name in run.scores:
+            assert set(run.scores[name]) == networks
+            assert (
+                run.scores[name]["student"]
+                == results[name]["sem_seg_student" if len(networks) == 2 else "sem_seg"]
+            )
+        # Subsets keep their order through the file, so the headline stays the headline.
+        assert [name for name, _ in run.config["TEST"]["CLASS_SUBSETS"]] == ["3", "1"]
+        loaded, _, teacher = load_run(Path(cfg.OUTPUT_DIR))
+        assert differences(yaml.safe_load(loaded.dump()), yaml.safe_load(cfg.dump())) == {}
+        assert loaded.OUTPUT_DIR == cfg.OUTPUT_DIR and (teacher is None) == (len(networks) == 1)
+
+
+def test_a_single_set_keeps_the_short_names(tiny_cfg):
+    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 1, "TEST.CLASS_SUBSETS", SUBSETS)
+    results = train(cfg)._last_eval_results
+    assert set(results) == {"sem_seg", "sem_seg_student"}
+    assert last_row(cfg)["sem_seg/mIoU-3"] == pytest.approx(results["sem_seg"]["mIoU-3"])
+
+
+def test_without_a_test_set_nothing_is_evaluated(tiny_cfg):
+    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
+    assert train(cfg)._last_eval_results == {}
+    assert read_run(Path(cfg.OUTPUT_DIR)).scores is None
+
+
+def test_an_unknown_class_is_refused_before_training(tiny_cfg):
+    with pytest.raises(ValueError, match=r"subset '2' holds \['hedgehog'\]"):
+        tiny_cfg("daformer", "TEST.CLASS_SUBSETS", [["2", ["ground", "hedgehog"]]])
+
+
+def test_subsets_can_be_given_on_the_command_line(tiny_cfg):
+    cfg = tiny_cfg("daformer", "TEST.CLASS_SUBSETS", "[['3', ['ground', 'sky']]]")
+    assert cfg.TEST.CLASS_SUBSETS == (["3", ["ground", "sky"]],)

@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Compares finished runs: mean and sample standard deviation over seeds, and paired differences.
+
+  python tools/compare.py output/camvid/daformer output/camvid/daformer_gauss
+  python tools/compare.py RUN_A RUN_B --per-class --csv comparison.csv > comparison.md
+
+A RUN is an output folder of tools/train_net.py, or a folder of several that differ in their seed
+(RUN/seed_0, RUN/seed_1, ..., as tools/run_seeds.py makes them). Scores are those of the evaluation
+after the last iteration; unfinished runs are named and left out. Differences are to the first RUN,
+over the seeds that both have. Each data set has a table of its own, so validation and test never
+share a column. What keeps runs from being comparable is said below the tables.
+"""
+
+import argparse
+from pathlib import Path
+
+from mpcl.reporting import NETWORKS, compare, report, write_csv
+from mpcl.runs import read_experiments
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        help="such as mIoU, mIoU-16, pACC, IoU-road; repeatable (default: all mean IoUs)",
+    )
+    parser.add_argument("--network", choices=NETWORKS, help="default: both")
+    parser.add_argument("--per-class", action="store_true", help="IoU of each class as well")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers there as well")
+    args = parser.parse_args(argv)
+    try:
+        experiments = read_experiments(args.runs)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    networks = [args.network] if args.network else NETWORKS
+    rows = compare(experiments, args.metric, networks, args.per_class)
+    print(report(experiments, rows))
+    if args.csv:
+        write_csv(rows, args.csv)
+
+
+if __name__ == "__main__":
+    main()
