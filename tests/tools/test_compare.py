@@ -222,3 +222,19 @@ def test_summary_never_puts_validation_and_test_in_one_column():
     val, test = summary(scores, ["mIoU"]).split("\n\n")
     assert "1.50" in val and "2.50" not in val and "set (val)" in val
     assert "2.50" in test and "1.50" not in test and "set (test)" in test
+
+
+def test_networks_keep_their_order_where_the_first_run_has_no_teacher(tmp_path, capsys):
+    write_run(tmp_path / "source_only", 0, flat(None, 20.0))
+    write_run(tmp_path / "daformer", 0, flat(40.0, 35.0))
+    tool.main([str(tmp_path / "source_only"), str(tmp_path / "daformer")])
+    means, differences = capsys.readouterr().out.split("Minus source_only")
+    assert means.index("teacher mIoU") < means.index("student mIoU")
+    assert "+15.00" in differences and "teacher" not in differences  # networks are not crossed
+
+
+def test_without_common_seeds_there_are_no_differences(tmp_path, capsys):
+    write_run(tmp_path / "a", 0, flat(40.0, 39.0))
+    write_run(tmp_path / "b", 1, flat(50.0, 49.0))
+    tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "Minus" not in capsys.readouterr().out

@@ -210,7 +210,7 @@ def markdown(rows: Sequence[Row]) -> str:
         if means:
             parts.append(_by_run(means, "n", lambda row: (row.n, _cell(row.mean, row.sd))))
         paired = [row for row in means if row.reference is not None]
-        if paired:
+        if any(row.pairs for row in paired):
             parts.append(f"Minus {paired[0].reference}, seed by seed:")
             parts.append(
                 _by_run(
@@ -228,7 +228,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _by_run(rows: Sequence[Row], count: str, read: Callable[[Row], tuple[int | None, str]]) -> str:
     """Runs in rows; network and metric in columns. ``read(row)`` gives the count and the cell."""
-    columns = _unique((row.network, row.metric) for row in rows if read(row)[0])
+    filled = _unique((row.network, row.metric) for row in rows if read(row)[0])
+    columns = sorted(filled, key=lambda column: NETWORKS.index(column[0]))
     table = []
     for name in _unique(row.run for row in rows):
         own = {(row.network, row.metric): read(row) for row in rows if row.run == name}
