@@ -72,3 +72,122 @@ def test_gradient_clipping_of_detectron2_is_honoured():
     model.backbone.weight.grad = torch.tensor([[30.0, 40.0]])
     optimizer.step()
     assert model.backbone.weight.grad.norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+def timm_cfg(name, decay):
+    backbone = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", name)
+    return make_cfg(*backbone, "SOLVER.LAYER_DECAY", decay)
+
+
+def rates(cfg) -> dict[str, float]:
+    """Each parameter's rate in units of BASE_LR."""
+    model = build_model(cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = build_optimizer(cfg, model).param_groups
+    found = {names[id(p)]: g["lr"] / cfg.SOLVER.BASE_LR for g in groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    return found
+
+
+# Factors 1/2, 1/4, ... of the last, the last but one, ... block or stage, by hand.
+LAYER_DECAYS = {
+    "plain transformer": (
+        timm_cfg("vit_tiny_patch16_224", 0.5),  # 12 blocks
+        {
+            "backbone.timm.cls_token": 0.5**13,
+            "backbone.timm.pos_embed": 0.5**13,
+            "backbone.timm.patch_embed.proj.weight": 0.5**13,
+            "backbone.timm.blocks.0.attn.qkv.weight": 0.5**12,
+            "backbone.timm.blocks.6.norm1.bias": 0.5**6,
+            "backbone.timm.blocks.11.mlp.fc2.weight": 0.5,
+            "backbone.timm.norm.weight": 0.5,
+            "backbone.resize.0.0.weight": 10.0,  # the pyramid starts at random
+            "backbone.norms.3.weight": 10.0,
+            "sem_seg_head.classifier.weight": 10.0,
+        },
+    ),
+    "ConvNeXt": (
+        timm_cfg("convnext_atto", 0.5),
+        {
+            "backbone.timm.stem.0.weight": 0.5**5,
+            "backbone.timm.stages.0.blocks.0.conv_dw.weight": 0.5**4,
+            "backbone.timm.stages.2.downsample.1.weight": 0.5**2,
+            "backbone.timm.stages.2.blocks.5.mlp.fc1.weight": 0.5**2,
+            "backbone.timm.stages.3.blocks.1.mlp.fc2.bias": 0.5,
+        },
+    ),
+    "Swin": (
+        timm_cfg("swin_tiny_patch4_window7_224", 0.5),
+        {
+            "backbone.timm.patch_embed.proj.weight": 0.5**5,
+            "backbone.timm.layers.0.blocks.1.attn.qkv.weight": 0.5**4,
+            "backbone.timm.layers.3.blocks.1.mlp.fc2.bias": 0.5,
+        },
+    ),
+    "Mix Transformer": (
+        make_cfg("SOLVER.LAYER_DECAY", 0.5),
+        {
+            "backbone.stages.0.patch_embed.proj.weight": 0.5**5,
+            "backbone.stages.0.blocks.1.ffn.fc1.weight": 0.5**4,
+            "backbone.stages.1.patch_embed.proj.weight": 0.5**3,
+            "backbone.stages.3.norm.weight": 0.5,
+            "sem_seg_head.classifier.weight": 10.0,
+        },
+    ),
+    "ResNet": (
+        make_cfg(
+            *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 50),
+            *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"]),
+            *("SOLVER.LAYER_DECAY", 0.5),
+        ),
+        {
+            "backbone.stem.conv1.weight": 0.5**5,
+            "backbone.res2.0.conv1.weight": 0.5**4,
+            "backbone.res5.2.conv3.weight": 0.5,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("encoder", LAYER_DECAYS)
+def test_layer_decay_lowers_the_rate_towards_the_images(encoder):
+    cfg, expected = LAYER_DECAYS[encoder]
+    found = rates(cfg)
+    for name, factor in expected.items():
+        assert found[name] == pytest.approx(factor), name
+
+
+def test_without_layer_decay_the_encoder_has_one_rate():
+    found = rates(timm_cfg("test_vit", 1.0))
+    assert {rate for name, rate in found.items() if ".timm." in name} == {1.0}
+    assert {rate for name, rate in found.items() if ".timm." not in name} == {10.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "exempt"),
+    [
+        ("test_vit", {"cls_token", "pos_embed", "blocks.1.norm2.weight", "norm.bias"}),
+        ("test_convnext", {"stem.1.weight", "stages.3.blocks.0.norm.bias"}),
+        ("test_resnet", {"bn1.weight", "layer4.0.bn2.bias"}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.blocks.0.attn.relative_position_bias_table"}),
+    ],
+)
+def test_norms_and_positions_of_an_encoder_are_not_decayed(name, exempt):
+    cfg = timm_cfg(name, 1.0)
+    model = build_model(cfg)
+    groups = build_optimizer(cfg, model).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    parameters = dict(model.backbone.timm.named_parameters())
+    assert {decay[id(parameters[key])] for key in exempt} == {0.0}
+    assert all(decay[id(p)] == 0.01 for p in parameters.values() if p.dim() == 4 and len(p) > 1)
+
+
+def test_layer_decay_of_unknown_layers_is_refused():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"LAYER_DECAY: the layers of Sequential"):
+        build_optimizer(make_cfg("SOLVER.LAYER_DECAY", 0.9), model)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"SOLVER\.LAYER_DECAY is"):
+            make_cfg("SOLVER.LAYER_DECAY", wrong)

@@ -30,6 +30,8 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     """
     cfg = get_cfg()
     add_mpcl_config(cfg)
+    default = {key: cfg.MODEL[key] for key in ("PIXEL_MEAN", "PIXEL_STD")}
+    cfg.MODEL.update({key: [] for key in default})  # filled in below, unless someone sets them
     if config_file:
         cfg.merge_from_file(config_file)
     unknown = [key for key in list(opts)[::2] if not _exists(cfg, str(key))]
@@ -37,6 +39,8 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
         raise KeyError("; ".join(_advice(cfg, str(key)) for key in unknown))
     cfg.merge_from_list(list(opts))
     validate(cfg)
+    for key, value in (default | _pixel_statistics(cfg)).items():
+        cfg.MODEL[key] = list(cfg.MODEL[key] or value)
     if cfg.DATASETS.FILES:
         from .data.custom import register_from_yaml
 
@@ -53,6 +57,7 @@ def add_mpcl_config(cfg: CN) -> None:
     paper."""
     _add_data_config(cfg)
     _add_model_config(cfg)
+    _add_timm_config(cfg)
     _add_self_training_config(cfg)
     _add_prototype_config(cfg)
     _add_solver_config(cfg)
@@ -123,6 +128,18 @@ def _add_model_config(cfg: CN) -> None:
     head.NORM = "BN"
     head.DROPOUT = 0.1  # channel dropout before the classifier
     head.DILATIONS = (1, 6, 12, 18)  # of the context-aware fusion
+
+
+def _add_timm_config(cfg: CN) -> None:
+    # Any encoder of timm, with MODEL.BACKBONE.NAME build_timm_backbone (docs/BACKBONES.md).
+    # get_cfg_from takes PIXEL_MEAN and PIXEL_STD from timm, unless they are set.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    cfg.MODEL.TIMM.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False  # less memory, about a third more time
+    # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of
+    # n, from 0, gets decay^(n - i), the patch embedding decay^(n + 1). 1 = off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
 
 
 def _add_self_training_config(cfg: CN) -> None:
@@ -307,6 +324,10 @@ def validate(cfg: CN) -> None:
         )
     _validate_scales(cfg)
     _validate_masking(cfg)
+    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}; expected above 0, at most 1"
+        )
     if cfg.PROTOTYPES.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
         raise ValueError(
             "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
@@ -362,6 +383,16 @@ def _validate_masking(cfg: CN) -> None:
             "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
             "crop) exclude each other; set one of them to 0"
         )
+
+
+def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
+    """What an encoder of timm was trained with; nothing for the others."""
+    if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
+        return {}
+    from .modeling.timm_backbone import pixel_statistics
+
+    mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
+    return {"PIXEL_MEAN": mean, "PIXEL_STD": std}
 
 
 def _exists(cfg: CN, dotted: str) -> bool:

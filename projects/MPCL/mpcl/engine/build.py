@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from ..modeling.weights import load_checkpoint_file, to_backbone_state
+from ..modeling.weights import load_encoder_
 from ..self_training.strong_augmentation import StrongAugmentation
 from ..self_training.teacher import EMATeacher
 from .criterion import Criterion, PrototypeCriterion
@@ -65,9 +65,9 @@ def build_reference_encoder(cfg) -> nn.Module:
 
     Built from the file, not from the student: a resumed student has long left its ImageNet weights.
     """
-    encoder = build_backbone(cfg).to(cfg.MODEL.DEVICE)
-    encoder.load_state_dict(to_backbone_state(load_checkpoint_file(cfg.MODEL.WEIGHTS)))
-    return encoder.requires_grad_(False).eval()
+    encoder = build_backbone(cfg)
+    load_encoder_(encoder, cfg.MODEL.WEIGHTS)
+    return encoder.to(cfg.MODEL.DEVICE).requires_grad_(False).eval()
 
 
 def build_prototype_learner(cfg, student: nn.Module) -> PrototypeLearner:

@@ -4,31 +4,83 @@ import torch
 from detectron2.solver import LRMultiplier
 from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.common.param_scheduler import ParamScheduler
+from timm.models import group_parameters
 from torch import nn
+
+from ..modeling.timm_backbone import TimmBackbone
+
+# Stem and stages of our Mix Transformer and of detectron2's ResNets, as timm's models name theirs.
+_STAGES = {
+    "stem": r"^stages\.0\.patch_embed|^stem",
+    "blocks": r"^(?:stages\.|res)(\d+)",
+}
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW: encoder at BASE_LR, everything else at HEAD_LR_FACTOR times it, no decay on the
-    encoder's LayerNorms.
+    encoder's norms and on what timm excepts (positional embeddings).
+
+    With LAYER_DECAY below 1 the encoder's rate falls from block to block towards the images; see
+    :func:`depth_below_head`. A timm backbone's pyramid and level norms are no part of the encoder:
+    they start at random.
 
     Source: DAFormer (arXiv:2111.14887), section 4. Biases, and the batch norms of the heads, *are*
-    decayed there.
+    decayed there. The layer-wise decay is that of BEiT (arXiv:2106.08254).
+
+    Raises:
+        ValueError: LAYER_DECAY is below 1 and the backbone's layers are not known.
     """
-    encoder, encoder_norm, head = [], [], []
-    for name, module in model.named_modules():
-        in_encoder = name.split(".")[0] == "backbone"
-        group = (
-            (encoder_norm if isinstance(module, nn.LayerNorm) else encoder) if in_encoder else head
-        )
-        group.extend(p for p in module.parameters(recurse=False) if p.requires_grad)
+    prefix, encoder = _encoder(model)
+    depth = depth_below_head(encoder) if cfg.SOLVER.LAYER_DECAY != 1 else {}
+    undecayed = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
     lr, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY
-    groups = [
-        {"params": encoder, "lr": lr, "weight_decay": decay},
-        {"params": encoder_norm, "lr": lr, "weight_decay": cfg.SOLVER.WEIGHT_DECAY_NORM},
-        {"params": head, "lr": lr * cfg.SOLVER.HEAD_LR_FACTOR, "weight_decay": decay},
-    ]
+    groups: dict[object, dict] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(path, recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if not key.startswith(prefix):
+                kind, rate, loss = "head", lr * cfg.SOLVER.HEAD_LR_FACTOR, decay
+            else:
+                name = key.removeprefix(prefix)
+                exempt = _is_norm(module) or name in undecayed
+                kind = (depth.get(name, 0), exempt)
+                rate = lr * cfg.SOLVER.LAYER_DECAY ** depth.get(name, 0)
+                loss = cfg.SOLVER.WEIGHT_DECAY_NORM if exempt else decay
+            group = groups.setdefault(kind, {"params": [], "lr": rate, "weight_decay": loss})
+            group["params"].append(parameter)
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw([group for group in groups if group["params"]], lr=lr, fused=True)
+    return adamw(list(groups.values()), lr=lr, fused=True)
+
+
+def depth_below_head(encoder: nn.Module) -> dict[str, int]:
+    """How far below the heads each parameter of an encoder lies, in blocks of a plain transformer
+    or stages of a hierarchical encoder: 1 for the last, n + 1 for the patch embedding before the
+    first of n. Layers are grouped as timm does; a final norm belongs to the last block.
+
+    Raises:
+        ValueError: the encoder's layers are not known.
+    """
+    matcher = encoder.group_matcher(coarse=True) if hasattr(encoder, "group_matcher") else _STAGES
+    layers = group_parameters(encoder, matcher, reverse=True)
+    last = max(layers.values(), default=0)
+    if last == 0:
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY: the layers of {type(encoder).__name__} are not known; set it to 1"
+        )
+    return {name: last + 1 - layer for name, layer in layers.items()}
+
+
+def _encoder(model: nn.Module) -> tuple[str, nn.Module]:
+    """The part of the model that starts from pre-trained weights, and its parameters' prefix."""
+    if isinstance(model.backbone, TimmBackbone):
+        return "backbone.timm.", model.backbone.timm
+    return "backbone.", model.backbone
+
+
+def _is_norm(module: nn.Module) -> bool:
+    # The norms of torch, timm and detectron2 have no base in common but this part of their names.
+    return "Norm" in type(module).__name__
 
 
 class WarmupPoly(ParamScheduler):

@@ -5,5 +5,13 @@ from .hrda import HRDASegmentor
 from .mit import MixTransformer
 from .prototype_head import PrototypeHead
 from .segmentor import MPCLSegmentor
+from .timm_backbone import TimmBackbone
 
-__all__ = ["DAFormerHead", "HRDASegmentor", "MPCLSegmentor", "MixTransformer", "PrototypeHead"]
+__all__ = [
+    "DAFormerHead",
+    "HRDASegmentor",
+    "MPCLSegmentor",
+    "MixTransformer",
+    "PrototypeHead",
+    "TimmBackbone",
+]

@@ -1,31 +1,36 @@
 """Reads encoder weights of every public kind, and loads ``MODEL.WEIGHTS``.
 
-Known kinds, told apart by the name of the first convolution: the files of the SegFormer authors
-(``mit_b5.pth``, or a segmentation checkpoint that contains such an encoder), Hugging Face SegFormer
-(names on disk and in memory), and our own. All become the names of
-:class:`~mpcl.modeling.mit.MixTransformer`. Opening a file never runs code from it.
+Known kinds of Mix Transformers, told apart by the name of the first convolution: the files of the
+SegFormer authors (``mit_b5.pth``, or a segmentation checkpoint that contains such an encoder),
+Hugging Face SegFormer (names on disk and in memory), and our own. All become the names of
+:class:`~mpcl.modeling.mit.MixTransformer`. Encoders of timm translate their files themselves;
+detectron2 does it for its ResNets. Opening a file never runs code from it.
 """
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .mit import VARIANTS, MixTransformer
-
-State = dict[str, Tensor]
+from .timm_backbone import TimmBackbone
+from .weight_files import (
+    State,
+    faults,
+    find_weight_file,
+    load_checkpoint_file,
+    read,
+    refuse_code_in_pickle,
+    some,
+    unwrap,
+)
 
 BACKBONE = "backbone."
 SEGFORMER, HUGGING_FACE, MPCL = "SegFormer", "Hugging Face", "MPCL"
-
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # What may stand before an encoder key: data parallel, the student of a UDA checkpoint, a segmentor,
 # Hugging Face. Anchored, so that "ema_model.backbone." and "imnet_model.backbone." are never taken
@@ -88,38 +93,6 @@ class Conversion(NamedTuple):
     left_out: tuple[str, ...]  # the file's other tensors: classifier, decode head, teacher
 
 
-def load_checkpoint_file(path: str | Path) -> State:
-    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or a Hugging Face folder.
-
-    A state dict nested under ``state_dict`` or ``model`` is unwrapped.
-
-    Raises:
-        ValueError: the folder holds no weight file, or the file holds objects other than tensors
-            and containers, or no tensors.
-    """
-    return _unwrap(_read(PathManager.get_local_path(find_weight_file(path))))
-
-
-def find_weight_file(path: str | Path) -> str:
-    """The weight file inside a Hugging Face folder; any other path, or URL, as it is.
-
-    Raises:
-        FileNotFoundError: there is nothing at a path of this machine.
-        ValueError: a folder holds no weight file.
-    """
-    if not Path(path).is_dir():
-        if "://" not in str(path) and not Path(path).exists():
-            raise FileNotFoundError(
-                f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
-                "file or a Hugging Face folder with MODEL.WEIGHTS"
-            )
-        return str(path)
-    for name in _WEIGHT_FILES:
-        if (Path(path) / name).is_file():
-            return str(Path(path) / name)
-    raise ValueError(f"no weights in folder {path}: expected one of {', '.join(_WEIGHT_FILES)}")
-
-
 def convert(state: Mapping[str, Tensor]) -> Conversion:
     """Finds the encoder in a state dict of any known kind and renames it, joining keys and values.
 
@@ -161,29 +134,22 @@ def infer_variant(state: Mapping[str, Tensor]) -> str:
 
 
 def check_backbone_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compares an encoder's names and shapes with those of the one that is to receive it.
+    """Compares a backbone's names and shapes with those of the one that is to receive it.
 
     Raises:
-        ValueError: another variant (both are named), or the same with missing, unknown or misshapen
-            tensors.
+        ValueError: another variant of the Mix Transformer (both are named), or missing, unknown or
+            misshapen tensors.
     """
-    found, configured = infer_variant(state), infer_variant(expected)
-    if found != configured:
-        raise ValueError(f"the weights are of MiT-{found}, but MODEL.MIT.VARIANT is {configured}")
-    faults = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unknown": sorted(state.keys() - expected.keys()),
-        "misshapen": [
-            name
-            for name in state.keys() & expected.keys()
-            if state[name].shape != expected[name].shape
-        ],
-    }
-    if any(faults.values()):
-        listing = "; ".join(
-            f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names
-        )
-        raise ValueError(f"the weights of MiT-{found} do not fit: {listing}")
+    kind = "the backbone"
+    if _OUR_STEM in expected:
+        found, configured = infer_variant(state), infer_variant(expected)
+        if found != configured:
+            raise ValueError(
+                f"the weights are of MiT-{found}, but MODEL.MIT.VARIANT is {configured}"
+            )
+        kind = f"MiT-{found}"
+    if listing := faults(state, expected):
+        raise ValueError(f"the weights of {kind} do not fit: {listing}")
 
 
 def save_converted(src: str | Path, dst: str | Path) -> Conversion:
@@ -208,55 +174,71 @@ def save_converted(src: str | Path, dst: str | Path) -> Conversion:
 class WeightsCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer that also starts from foreign encoder weights.
 
-    Checkpoints of our own load as they are, training state included. From the files of the
-    SegFormer authors and from Hugging Face SegFormer (a file or a folder) every encoder tensor goes
-    to ``backbone.*`` and nothing else is used.
+    Checkpoints of our own load as they are, training state included. From a foreign file, or folder
+    of Hugging Face, every encoder tensor goes to ``backbone.*`` and nothing else is used: those of
+    SegFormer for the Mix Transformer, those of timm for its encoders, and detectron2's .pkl files
+    for its ResNets.
 
     Raises (on load):
-        ValueError: the file holds nothing that this model knows, not a complete encoder, or one of
-            another variant.
+        ValueError: the file holds nothing that this model knows, not a complete encoder, or another
+            one; the message begins with the file's name.
     """
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             return super().load(find_weight_file(path) if path else path, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         finally:
             # detectron2 leaves this set when a load fails, and then refuses every later load.
             self._parsed_url_during_load = None
 
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            refuse_code_in_pickle(filename)
+        return super()._load_file(filename)
+
     def _torch_load(self, f: str) -> dict[str, Any]:
-        content = _read(f)
-        return content if "model" in content else {"model": _unwrap(content)}
+        content = read(f)
+        return content if "model" in content else {"model": unwrap(content)}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.get(
             "matching_heuristics", False
         ):  # detectron2's model zoo, which it matches itself
-            return self._load_some(checkpoint)
+            return self._load_zoo(checkpoint)
         model = self.model.state_dict()
         state = {
             name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()
         }
         if not model.keys() & state.keys():
             return self._load_foreign(checkpoint, model)
-        if BACKBONE + _OUR_STEM in model.keys() & state.keys():
-            check_backbone_state(_backbone(state), _backbone(model))
+        if backbone := _backbone(state):
+            check_backbone_state(backbone, _backbone(model))
+        return self._load_some(checkpoint)
+
+    def _load_zoo(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("__author__") == "Caffe2":
+            self.logger.warning(
+                "These weights are for BGR images whose standard deviation is 1; images are RGB "
+                "here. Prefer a ResNet that torchvision or timm trained (docs/BACKBONES.md)."
+            )
         return self._load_some(checkpoint)
 
     def _load_foreign(self, checkpoint: dict[str, Any], model: State) -> Any:
-        conversion = convert(_unwrap(checkpoint["model"]))
-        check_backbone_state(conversion.state, _backbone(model))
-        checkpoint["model"] = {BACKBONE + name: tensor for name, tensor in conversion.state.items()}
+        encoder, kind, left_out = _encoder_of(
+            unwrap(checkpoint["model"]), self.model.backbone, _backbone(model)
+        )
+        checkpoint["model"] = {BACKBONE + name: tensor for name, tensor in encoder.items()}
         incompatible = self._load_some(checkpoint)
         self.logger.info(
-            "%s MiT-%s: %d backbone tensors matched; %d tensors of the model keep their initial "
-            "values; %d tensors of the file are left out%s",
-            conversion.source,
-            infer_variant(conversion.state),
-            len(conversion.state),
+            "%s: %d backbone tensors matched; %d tensors of the model keep their initial values; "
+            "%d tensors of the file are left out%s",
+            kind,
+            len(encoder),
             len(incompatible.missing_keys),
-            len(conversion.left_out),
-            f" ({_some(conversion.left_out)})" if conversion.left_out else "",
+            len(left_out),
+            f" ({some(left_out)})" if left_out else "",
         )
         incompatible.missing_keys.clear()  # said above; a list of them would read as a fault
         return incompatible
@@ -270,29 +252,33 @@ class WeightsCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def _read(path: str) -> dict[str, Any]:
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no weight file, or holds objects that could run code when opened; expected "
-            "tensors and plain containers"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    return content
+def load_encoder_(encoder: nn.Module, path: str) -> None:
+    """Gives an encoder alone the weights that a model with this backbone would start from.
+
+    Raises:
+        ValueError: see :class:`WeightsCheckpointer`.
+    """
+    holder = nn.Module()
+    holder.backbone = encoder
+    WeightsCheckpointer(holder).load(path)
 
 
-def _unwrap(content: Mapping[str, Any]) -> State:
-    nested = content.get("state_dict", content.get("model", content))
-    tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
-    if not tensors:
+def _encoder_of(
+    file: State, backbone: nn.Module, expected: State
+) -> tuple[State, str, Sequence[str]]:
+    """What a foreign file holds for this backbone, in words what it is, and the file's rest."""
+    if isinstance(backbone, TimmBackbone):
+        state, left_out = backbone.translate(file)
+        return state, f"timm {backbone.name}", left_out
+    if not isinstance(backbone, MixTransformer):
         raise ValueError(
-            f"expected tensors, flat or under 'state_dict' or 'model'; found {_some(content)}"
+            f"{type(backbone).__name__} starts from detectron2's .pkl files and from checkpoints "
+            f"of this project; the file holds {some(file)}"
         )
-    return tensors
+    conversion = convert(file)
+    check_backbone_state(conversion.state, expected)
+    kind = f"{conversion.source} MiT-{infer_variant(conversion.state)}"
+    return conversion.state, kind, conversion.left_out
 
 
 def _find_stem(state: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -302,7 +288,7 @@ def _find_stem(state: Mapping[str, Tensor]) -> tuple[str, str]:
         if name.removeprefix(prefix) in _STEMS:
             return prefix, _STEMS[name.removeprefix(prefix)]
     raise ValueError(
-        f"no Mix Transformer among {len(state)} tensors ({_some(state)}); known are files of the "
+        f"no Mix Transformer among {len(state)} tensors ({some(state)}); known are files of the "
         "SegFormer authors (patch_embed1.proj.weight), Hugging Face SegFormer "
         "(segformer.encoder.patch_embeddings.0.proj.weight) and "
         f"our checkpoints ({BACKBONE}{_OUR_STEM})"
@@ -345,8 +331,3 @@ def _backbone(state: Mapping[str, Tensor]) -> State:
         for name, tensor in state.items()
         if name.startswith(BACKBONE)
     }
-
-
-def _some(names: Any, limit: int = 3) -> str:
-    names = list(names)
-    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,135 @@
+"""Opens weight files of every kind without running code from them, and compares their content with
+a model."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+from safetensors.torch import load_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# What a pickle of NumPy arrays in dicts and lists names; numpy._core is NumPy 2's name.
+_ARRAYS = {
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+}
+
+
+def load_checkpoint_file(path: str | Path) -> State:
+    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or a Hugging Face folder.
+
+    A state dict nested under ``state_dict`` or ``model`` is unwrapped.
+
+    Raises:
+        ValueError: the folder holds no weight file, or the file holds objects other than tensors
+            and containers, or no tensors.
+    """
+    return unwrap(read(PathManager.get_local_path(find_weight_file(path))))
+
+
+def find_weight_file(path: str | Path) -> str:
+    """The weight file inside a Hugging Face folder; any other path, or URL, as it is.
+
+    Raises:
+        FileNotFoundError: there is nothing at a path of this machine.
+        ValueError: a folder holds no weight file.
+    """
+    if not Path(path).is_dir():
+        if "://" not in str(path) and not Path(path).exists():
+            raise FileNotFoundError(
+                f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
+                "file or a Hugging Face folder with MODEL.WEIGHTS"
+            )
+        return str(path)
+    for name in _WEIGHT_FILES:
+        if (Path(path) / name).is_file():
+            return str(Path(path) / name)
+    raise ValueError(f"no weights in folder {path}: expected one of {', '.join(_WEIGHT_FILES)}")
+
+
+def read(path: str) -> dict[str, Any]:
+    """Content of a .safetensors file, or of a torch file of tensors and plain containers.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no weight file, or holds objects that could run code when opened; expected "
+            "tensors and plain containers"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    return content
+
+
+def refuse_code_in_pickle(path: str) -> None:
+    """Raises ValueError unless a .pkl file holds NumPy arrays in plain containers, and nothing else
+    (as those of detectron2's model zoo do)."""
+    try:
+        with PathManager.open(path, "rb") as file:
+            _ArraysOnly(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no weight file, or holds objects that could run code when opened ({error});"
+            " expected NumPy arrays and plain containers, as in detectron2's model zoo"
+        ) from error
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAYS:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def unwrap(content: Mapping[str, Any]) -> State:
+    """The tensors of a state dict, flat or under ``state_dict`` or ``model``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    nested = content.get("state_dict", content.get("model", content))
+    tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"expected tensors, flat or under 'state_dict' or 'model'; found {some(content)}"
+        )
+    return tensors
+
+
+def faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """In words, where names and shapes of ``state`` differ from those expected; "" = nowhere."""
+    found = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unknown": sorted(state.keys() - expected.keys()),
+        "misshapen": sorted(
+            name
+            for name in state.keys() & expected.keys()
+            if state[name].shape != expected[name].shape
+        ),
+    }
+    return "; ".join(
+        f"{len(names)} {fault} ({some(names)})" for fault, names in found.items() if names
+    )
+
+
+def some(names: Iterable[Any], limit: int = 3) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
