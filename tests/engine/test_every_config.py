@@ -8,7 +8,7 @@ import torch
 from mpcl.engine import AdaptationTrainer
 
 CONFIGS = Path(__file__).parents[2] / "projects" / "MPCL" / "configs"
-FRAGMENTS = {"baselines", "prototypes", "benchmarks"}
+FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones"}
 LEAVES = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.rglob("*.yaml")
@@ -24,7 +24,7 @@ def test_config_trains_a_step_and_evaluates(tiny_cfg, name):
     trainer.train()
     assert 0 <= trainer._last_eval_results["sem_seg"]["mIoU"] <= 100
     head = trainer.student.prototype_head
-    assert (head is not None) == name.endswith(("_centroid", "_gauss"))
+    assert (head is not None) == ("_centroid" in name or "_gauss" in name)
     if head is not None:
         assert head.prototypes.started.any() and trainer.last_step.pixels
     gradients = [p.grad for p in trainer.student.parameters() if p.requires_grad]
