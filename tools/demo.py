@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
 # Of the common start, and of each run after it: together minutes on two cores.
-PRETRAINING_ITERATIONS = 1800
-ITERATIONS = 250
+PRETRAINING_ITERATIONS = 1600
+ITERATIONS = 300
 ADAPTATION = ["SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", "50"]
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Predicts the test images of ACDC or Dark Zurich and packs them for the benchmark's test server.
 
-  python tools/submit.py --run output/acdc/daformer_gauss --dataset acdc_images_test
+  python tools/submit.py --run output/cityscapes_to_acdc/daformer_gauss --dataset acdc_images_test
   python tools/submit.py --config-file CONFIG --weights model_final.pth \\
       --dataset dark_zurich_images_test --output dark_zurich.zip [KEY VALUE ...]
   python tools/submit.py --check acdc.zip --dataset acdc_images_test
