@@ -1,0 +1,52 @@
+"""How the command-line tools end: a user's mistake is one message and status 2, not a traceback."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+USER_ERROR = 2
+"""Exit status of a tool that was given something it cannot work with; argparse's own."""
+
+DEBUG = "--debug"
+DEBUG_HELP = "show the full traceback of an error"
+
+
+@contextmanager
+def user_errors(program: str, debug: bool = False) -> Iterator[None]:
+    """Ends the process with one message when the body raises ValueError or OSError.
+
+    These are what the package raises for arguments, configs and files that it cannot work with; all
+    else is a fault of the program and keeps its traceback.
+
+    Args:
+        program: stands before the message.
+        debug: leave the exception alone.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        message = str(error) or type(error).__name__
+        print(f"{program}: error: {message}\n({DEBUG} shows where)", file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR) from None
+
+
+def command_line(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a tool's ``main(arguments=None)``: see :func:`user_errors`.
+
+    ``--debug`` may stand anywhere on the command line; ``main`` does not see it.
+    """
+    program = Path(main.__code__.co_filename).name
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> Any:
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        kept = [word for word in words if word != DEBUG]
+        with user_errors(program, debug=len(kept) < len(words)):
+            return main(kept)
+
+    return run
