@@ -1,0 +1,66 @@
+"""Every sub-command at tiny size: it runs, its rows add up, and its JSON says what was promised."""
+
+import json
+
+import benchmark
+import pytest
+from benchmarks import timing
+
+TINY = {
+    "step": [
+        *("--repeats", "1", "INPUT.CROP.SIZE", "(64,64)", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16"),
+        *("PROTOTYPES.DIM", "16", "PROTOTYPES.BANK.SIZE", "100", "PROTOTYPES.POOL_SIZE", "400"),
+    ],
+    "backbone": ["--size", "64", "--repeats", "1"],
+    "sinkhorn": ["--pixels", "500", "--classes", "4", "--dim", "8", "--repeats", "1"],
+    "loader": ["--images", "1", "--repeats", "1"],
+    "inference": ["--size", "64", "96", "--window", "64", "--repeats", "1"],
+    "evaluate": ["--images", "1", "--repeats", "1"],
+}
+
+
+@pytest.mark.parametrize("command", benchmark.COMMANDS)
+def test_command_writes_rows_with_their_baseline(command, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    options = TINY[command]
+    benchmark.main([command, "--device", "cpu", "--json", str(file), *options])
+    rows = json.loads(file.read_text())
+    keys = {"name", "value", "unit", "baseline", "ratio", "device"}
+    assert rows and all(set(row) == keys for row in rows)
+    compared = [row for row in rows if row["ratio"] is not None]
+    assert compared
+    for row in compared:
+        assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
+    assert rows[0]["name"] in capsys.readouterr().out
+
+
+def test_phases_of_the_step_add_up_to_it(tmp_path):
+    file = tmp_path / "rows.json"
+    benchmark.main(["step", "--device", "cpu", "--json", str(file), *TINY["step"]])
+    phases = [r for r in json.loads(file.read_text()) if r["name"].startswith("phase: ")]
+    assert len(phases) == 9
+    assert sum(r["ratio"] for r in phases) == pytest.approx(1)
+    assert all(r["value"] > 0 for r in phases)
+
+
+def test_variants_take_turns_and_medians_are_compared(monkeypatch):
+    calls, clock = [], {"a": [9.0, 1.0, 5.0, 2.0], "b": [9.0, 4.0, 4.0, 40.0]}
+
+    def measured(call, device):
+        name = call()
+        calls.append(name)
+        return clock[name].pop(0), 1.0
+
+    monkeypatch.setattr(timing, "measure", measured)
+    samples = timing.compare({"a": lambda: "a", "b": lambda: "b"}, device="cpu", repeats=3)
+    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert samples["a"].seconds == 2.0 and samples["b"].seconds == 4.0  # the first round is warm-up
+    (row, _) = timing.against("a", samples, "b", "cpu")
+    assert row.ratio == 0.5
+
+
+def test_memory_of_a_call_is_seen():
+    import torch
+
+    _, mebibytes = timing.measure(lambda: torch.ones(64 * 2**20), "cpu")  # 256 MiB
+    assert 200 < mebibytes < 400

@@ -1,0 +1,184 @@
+"""The training step with and without prototypes: time, memory, phases, arithmetic rate."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpcl.config import get_cfg_from
+from mpcl.engine import AdaptationTrainer
+
+from .timing import Row, against, compare, device_name, measure, row
+
+CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "MPCL" / "configs"
+PROTOTYPES, PLAIN = "with prototypes", "without"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--config-file", type=Path, default=CONFIGS / "streets" / "daformer_gauss.yaml"
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="of the config, such as INPUT.CROP.SIZE '(256, 256)'",
+    )
+
+
+def run(args) -> list[Row]:
+    with TemporaryDirectory() as folder:
+        opts = [*args.opts, "MODEL.DEVICE", args.device, "OUTPUT_DIR", folder]
+        trainers = {
+            PROTOTYPES: build(args.config_file, opts),
+            PLAIN: build(args.config_file, [*opts, "PROTOTYPES.TYPE", "none"]),
+        }
+        with EventStorage():
+            samples = compare(
+                {name: trainer.step_once for name, trainer in trainers.items()},
+                device=args.device,
+                repeats=args.repeats,
+                warmup=2,
+            )
+            rows = against(PROTOTYPES, samples, PLAIN, args.device)
+            rows += _phases(trainers[PROTOTYPES], args)
+            rows.append(_arithmetic_rate(trainers[PLAIN], samples[PLAIN].seconds, args.device))
+    return rows
+
+
+class SyntheticTrainer(AdaptationTrainer):
+    """The real trainer on one batch of noise with blobs as labels: nothing is loaded."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return _SyntheticLoader(cfg)
+
+    def build_writers(self):
+        return []
+
+    def step_once(self) -> None:
+        """One iteration as in training, hooks that learn included."""
+        self.run_step()
+        for hook in self._adaptation_hooks():
+            hook.after_step()
+        self.iter += 1
+
+
+class _SyntheticLoader:
+    def __init__(self, cfg) -> None:
+        generator = torch.Generator().manual_seed(0)
+        height, width = cfg.INPUT.CROP.SIZE
+        count, classes = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+        def images():
+            return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+        blobs = torch.randint(0, classes, (count, 1, 8, 8), generator=generator).float()
+        label = nn.functional.interpolate(blobs, size=(height, width)).long()[:, 0]
+        source = [{"image": images(), "sem_seg": each} for each in label]
+        self.batch = {"source": source, "target": [{"image": images()} for _ in range(count)]}
+
+    def seek(self, iteration: int) -> None:
+        """The batch is the same everywhere."""
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            yield self.batch
+
+
+def build(config_file: Path, opts: list[str]) -> SyntheticTrainer:
+    """A trainer in the middle of a run: prototypes started, no log line due."""
+    start = ["MODEL.WEIGHTS", "", "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"]
+    start += ["PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.INIT.MIN_SAMPLES", "1"]
+    start += ["LOG_PERIOD", "1000000", "PROTOTYPES.GRADIENT_SHARE_PERIOD", "0"]
+    cfg = get_cfg_from(str(config_file), [*start, *opts])
+    cfg.freeze()
+    trainer = SyntheticTrainer(cfg)
+    trainer.iter = 0
+    trainer.model.train()
+    trainer.storage = EventStorage()
+    for hook in trainer._adaptation_hooks():
+        hook.before_train()
+    for _ in range(3):
+        trainer.step_once()
+    return trainer
+
+
+def _phases(trainer: SyntheticTrainer, args) -> list[Row]:
+    """Share of the step that each phase takes, measured by stopping the clock around its calls."""
+    (hook,) = trainer._adaptation_hooks()
+    calls = {
+        "data": (trainer, "next_step"),
+        "teacher": (hook, "label_target"),
+        "mixing": (hook, "mix"),
+        "student forward": (trainer, "model"),
+        "clustering": (trainer, "after_forward"),
+        "losses": (trainer, "criterion"),
+        "optimiser": (trainer.grad_scaler, "step"),
+        "EMA": (hook, "after_step"),
+    }
+    seconds = dict.fromkeys(calls, 0.0)
+    with _clocks(calls, seconds, args.device):
+        total = sum(measure(trainer.step_once, args.device)[0] for _ in range(args.repeats))
+    seconds["backward and the rest"] = total - sum(seconds.values())
+    hardware = device_name(args.device)
+    return [
+        row(f"phase: {name}", value / args.repeats, "s", total / args.repeats, hardware)
+        for name, value in seconds.items()
+    ]
+
+
+@contextmanager
+def _clocks(calls: dict, seconds: dict[str, float], device: str) -> Iterator[None]:
+    """While it lasts, ``calls`` ({name: (object, attribute)}) add their time to ``seconds``."""
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            results = []
+            taken, _ = measure(lambda: results.append(function(*args, **kwargs)), device)
+            seconds[name] += taken
+            return results[0]
+
+        return call
+
+    saved = {name: getattr(owner, key) for name, (owner, key) in calls.items()}
+    for name, (owner, key) in calls.items():
+        if key == "model":  # a property of the trainer: its forward is what is called
+            trainer_model = saved[name]
+            saved[name] = trainer_model.forward
+            trainer_model.forward = timed(name, trainer_model.forward)
+        else:
+            setattr(owner, key, timed(name, saved[name]))
+    try:
+        yield
+    finally:
+        for name, (owner, key) in calls.items():
+            if key == "model":
+                del owner.model.forward
+            else:
+                setattr(owner, key, saved[name])
+
+
+def _arithmetic_rate(trainer: SyntheticTrainer, seconds: float, device: str) -> Row:
+    """Floating-point operations of a step over its time, over those of a large matrix product."""
+    with FlopCounterMode(display=False) as counter:
+        trainer.step_once()
+    rate = counter.get_total_flops() / seconds
+    size = 8192 if device.startswith("cuda") else 2048
+    dtype = trainer.amp_dtype if trainer.cfg.SOLVER.AMP.ENABLED else torch.float32
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+    product = min(measure(lambda: left @ right, device)[0] for _ in range(5))
+    hardware = device_name(device)
+    return row(
+        f"arithmetic rate {PLAIN}, over a {size}x{size} product",
+        rate / 1e9,
+        "GFLOP/s",
+        2 * size**3 / product / 1e9,
+        hardware,
+    )
