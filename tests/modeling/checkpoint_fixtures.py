@@ -26,6 +26,35 @@ def official_head_name(name: str) -> str:
     return name.replace("classifier", "conv_seg")
 
 
+def official_attention_name(name: str) -> str:
+    """``fusion.bn.bias`` -> ``fuse_layer.bn.bias``, of HRDA's scale attention."""
+    name = name.replace("embed.", "fusion.embed.") if name.startswith("embed.") else name
+    name = name.replace("fusion.conv.", "fuse_layer.conv.").replace("fusion.bn.", "fuse_layer.bn.")
+    return official_head_name(name)
+
+
+def official_segmentor(model: nn.Module) -> dict[str, Tensor]:
+    """A segmentor's state under the names of DAFormer's or HRDA's released checkpoints, filled with
+    the golden values."""
+    attention = getattr(model, "scale_attention", None)
+    head = "decode_head." if attention is None else "decode_head.head."
+    parts = [
+        ("backbone.", model.backbone, official_encoder_name),
+        (head, model.sem_seg_head, official_head_name),
+    ]
+    if attention is not None:
+        parts.append(("decode_head.scale_attention.", attention, official_attention_name))
+    names = {
+        prefix + rename(name): tensor
+        for prefix, module, rename in parts
+        for name, tensor in module.state_dict().items()
+    }
+    return {
+        name: golden_value(name, tensor) if tensor.is_floating_point() else torch.tensor(80000)
+        for name, tensor in names.items()
+    }
+
+
 def golden_value(key: str, like: Tensor) -> Tensor:
     """A tensor for an official ``key``: sin(0.7 i + phase of the key), scaled by its role."""
     phase = 0.2 * (sum(key.encode("ascii")) % 31)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from checkpoint_fixtures import (
     fill_golden_,
     golden_images,
+    official_attention_name,
     official_encoder_name,
     official_head_name,
     summary,
@@ -17,12 +18,6 @@ from mpcl.modeling.mit import MixTransformer
 from mpcl.views import Box
 
 METHODS = ["hrda", "hrda_gauss", "mic_centroid"]
-
-
-def official_attention_name(name: str) -> str:
-    name = name.replace("embed.", "fusion.embed.") if name.startswith("embed.") else name
-    name = name.replace("fusion.conv.", "fuse_layer.conv.").replace("fusion.bn.", "fuse_layer.bn.")
-    return official_head_name(name)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
+from mpcl.modeling.encoder_names import to_backbone_state
 from mpcl.modeling.mit import VARIANTS, MixTransformer
-from mpcl.modeling.weights import to_backbone_state
 
 PARAMETERS = {
     "b0": (176, 3_319_392),

@@ -2,7 +2,6 @@ import logging
 import pickle
 from pathlib import Path
 
-import convert_mit_weights as convert_tool
 import pytest
 import torch
 import transformers
@@ -16,14 +15,11 @@ from transformers import (
     SegformerModel,
 )
 
+from mpcl.modeling.encoder_names import infer_variant, to_backbone_state
+from mpcl.modeling.foreign_checkpoints import convert_checkpoint
 from mpcl.modeling.mit import VARIANTS, MixTransformer
-from mpcl.modeling.weights import (
-    WeightsCheckpointer,
-    infer_variant,
-    load_checkpoint_file,
-    save_converted,
-    to_backbone_state,
-)
+from mpcl.modeling.weight_files import load_checkpoint_file
+from mpcl.modeling.weights import WeightsCheckpointer
 
 
 class Segmentor(nn.Module):
@@ -311,7 +307,7 @@ def test_the_log_counts_matched_missing_and_left_out_tensors(official, tmp_path,
     with caplog.at_level(logging.INFO, logger=checkpointer.logger.name):
         checkpointer.load(str(tmp_path / "mit_b0.pth"))
     assert (
-        "SegFormer MiT-b0: 176 backbone tensors matched; 2 tensors of the model keep their initial "
+        "SegFormer MiT-b0: 176 tensors matched; 2 tensors of the model keep their initial "
         "values; 2 tensors of the file are left out (head.weight, head.bias)"
     ) in caplog.text
     assert "not found in the checkpoint" not in caplog.text
@@ -319,9 +315,9 @@ def test_the_log_counts_matched_missing_and_left_out_tensors(official, tmp_path,
 
 def test_a_converted_file_loads_as_an_own_checkpoint(hugging_face, tmp_path):
     hugging_face.save_pretrained(tmp_path / "mit-b0")
-    conversion = save_converted(tmp_path / "mit-b0", tmp_path / "mit_b0.pth")
-    assert (conversion.source, len(conversion.state)) == ("Hugging Face", 176)
-    assert set(conversion.left_out) == {"classifier.weight", "classifier.bias"}
+    foreign = convert_checkpoint(tmp_path / "mit-b0", tmp_path / "mit_b0.pth")
+    assert (foreign.kind, len(foreign.networks["student"])) == ("Hugging Face MiT-b0", 176)
+    assert set(foreign.left_out) == {"classifier.weight", "classifier.bias"}
     model = Segmentor()
     WeightsCheckpointer(model).load(str(tmp_path / "mit_b0.pth"))
     assert_same(backbone_of(model), to_backbone_state(hugging_face.state_dict()))
@@ -330,30 +326,10 @@ def test_a_converted_file_loads_as_an_own_checkpoint(hugging_face, tmp_path):
 def test_conversion_refuses_incomplete_files_and_odd_endings(official, tmp_path):
     torch.save({k: t for k, t in official.items() if k != "norm1.bias"}, tmp_path / "src.pth")
     with pytest.raises(ValueError, match=r"1 missing \(stages.0.norm.bias\)"):
-        save_converted(tmp_path / "src.pth", tmp_path / "dst.pth")
+        convert_checkpoint(tmp_path / "src.pth", tmp_path / "dst.pth")
     with pytest.raises(ValueError, match=r"must end in \.pth"):
-        save_converted(tmp_path / "src.pth", tmp_path / "dst.pkl")
+        convert_checkpoint(tmp_path / "src.pth", tmp_path / "dst.pkl")
     assert not (tmp_path / "dst.pth").exists()
-
-
-def test_the_conversion_tool_says_what_matched(official, ours, tmp_path, capsys):
-    torch.save(official, tmp_path / "src.pth")
-    convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
-    output = capsys.readouterr().out
-    assert "SegFormer MiT-b0" in output
-    assert "176 encoder tensors matched" in output
-    assert "2 other tensors left out head.weight head.bias" in output
-    assert_same(to_backbone_state(load_checkpoint_file(tmp_path / "dst.pth")), ours)
-
-
-def test_the_conversion_tool_helps_and_fails_in_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        convert_tool.main(["--help"])
-    assert "Hugging Face folder" in capsys.readouterr().out
-    torch.save({"x": torch.ones(1)}, tmp_path / "src.pth")
-    with pytest.raises(SystemExit, match="1"):
-        convert_tool.main([str(tmp_path / "src.pth"), str(tmp_path / "dst.pth")])
-    assert "no Mix Transformer among 1 tensors" in capsys.readouterr().err
 
 
 def test_missing_weights_are_named_with_the_remedy(tmp_path):

@@ -14,6 +14,7 @@ from torch import nn
 from ..config import get_cfg_from
 from ..data.paired_loader import build_test_loader
 from ..evaluation import build_evaluator, mean_metrics
+from ..modeling.weight_files import some
 from ..modeling.weights import WeightsCheckpointer
 from ..reporting import summary
 from ..runs import scores_by_dataset
@@ -75,11 +76,22 @@ def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | Non
             else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
         )
     rest = checkpointer.load(path, checkpointables=[])
+    _refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
     if "teacher" not in rest:
         return student, None
     teacher = build_teacher(cfg, student)
     teacher.model.load_state_dict(rest["teacher"])
     return student, teacher
+
+
+def _refuse_random_layers(path: str, initial: Sequence[str], output: str) -> None:
+    """Raises ValueError where a layer that predictions need was not in the checkpoint."""
+    unused = () if output == "prototypes" else ("prototype_head.",)
+    if needed := [name for name in initial if not name.startswith(unused)]:
+        raise ValueError(
+            f"{path} lacks {len(needed)} tensors that the config's model predicts with "
+            f"({some(needed)}); they would be random. Is it of another config, or an encoder only?"
+        )
 
 
 def load_run(folder: Path, opts: Sequence[str] = ()):
