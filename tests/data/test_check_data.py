@@ -90,11 +90,11 @@ def no_image(root):
     ("spoil", "said"),
     [
         (truncate, "images/2.png cannot be decoded"),
-        (other_size, "labels/2.png: found height x width (6, 4), its image has (4, 6)"),
-        (strange_id, "labels/2.png: found the ids [3], expected class indices below 3"),
-        (rgb_label, "labels/2.png: found mode 'RGB'"),
+        (other_size, "labels/2.png has height x width (6, 4)"),
+        (strange_id, "labels/2.png holds the ids [3], expected class indices below 3"),
+        (rgb_label, "labels/2.png has mode 'RGB'"),
         (no_label, "images/2.png has no label"),
-        (deep_image, "expected 8 bits a channel"),
+        (deep_image, "convert it to 8 bits a channel"),
         (no_image, "labels/2.png"),
     ],
 )

@@ -1,6 +1,9 @@
 import itertools
+import os
 import pickle
 import re
+import signal
+import time
 import uuid
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.data import paired_loader
+from mpcl.data.decoding import BadFile
 from mpcl.data.paired_loader import (
     DomainStream,
     PairedLoader,
@@ -19,6 +23,7 @@ from mpcl.data.paired_loader import (
     build_test_loader,
 )
 from mpcl.data.sampler import RareClassDraws, UniformDraws
+from mpcl.data.worker_death import explain_death
 
 NUM_IMAGES = 6
 
@@ -322,3 +327,122 @@ def test_the_test_loader_shows_every_image_once_at_the_target_size(cfg, tmp_path
     for image in images:
         assert image["image"].shape == (3, 32, 32)
         assert (image["height"], image["width"]) == (64, 64)
+
+
+def spoil(folder, *numbers):
+    """Cuts images in half; returns their files."""
+    files = [folder / f"{number}.png" for number in numbers]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:6000])
+    return [str(file) for file in files]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_ends_training_with_the_same_words_in_any_process(cfg, tmp_path, workers):
+    (bad,) = spoil(tmp_path / "target", 4)
+    cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(BadFile) as caught:
+        take(build_paired_loader(cfg), 3)
+    assert caught.value.file == bad
+    assert str(caught.value).startswith(f"{bad} cannot be decoded") and "worker" not in str(
+        caught.value
+    )
+
+
+def test_skipped_files_are_replaced_counted_and_reported(cfg, tmp_path):
+    bad = {*spoil(tmp_path / "target", 1, 4), *spoil(tmp_path / "source", 2)}
+    cfg.DATALOADER.ON_BAD_FILE, cfg.DATALOADER.RARE_CLASS.ENABLED = "skip", False
+    loader = build_paired_loader(cfg)
+    batches = take(loader, 6)
+    shown = [
+        image["file_name"] for batch in batches for images in batch.values() for image in images
+    ]
+    assert len(shown) == 2 * 6 * 4 and not bad & set(shown)
+    assert all("bad_files" not in image for batch in batches for image in batch["source"])
+    assert set(loader.bad_files.counts) == bad
+    # 24 draws of each domain are four epochs: each bad file comes four times, or instead of others
+    assert all(count >= 4 for count, _ in loader.bad_files.counts.values())
+    report = loader.bad_files.report()
+    assert "3 files" in report and all(file in report for file in bad)
+
+
+@pytest.mark.parametrize("rare", [False, True])
+def test_with_skipped_files_batches_depend_on_seed_and_position_alone(cfg, tmp_path, rare):
+    spoil(tmp_path / "target", 0, 5)
+    spoil(tmp_path / "source", 3)
+    cfg.DATALOADER.ON_BAD_FILE, cfg.DATALOADER.RARE_CLASS.ENABLED = "skip", rare
+    whole = build_paired_loader(cfg)
+    expected = take(whole, 5)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    resumed = build_paired_loader(cfg)
+    resumed.seek(2)
+    assert_same(take(resumed, 3), expected[2:])
+    cfg.DATALOADER.NUM_WORKERS = 0
+    halves = []
+    for rank in range(2):
+        loader = build_paired_loader(cfg)
+        loader._rank, loader._world_size = rank, 2
+        halves.append(take(loader, 5))
+    joined = [{d: a[d] + b[d] for d in a} for a, b in zip(*halves)]
+    assert_same(joined, expected)
+
+
+def test_more_bad_files_than_the_limit_end_training_with_their_names(cfg, tmp_path):
+    bad = spoil(tmp_path / "target", 0, 1, 2)
+    cfg.DATALOADER.ON_BAD_FILE, cfg.DATALOADER.MAX_BAD_FILES = "skip", 2
+    with pytest.raises(ValueError, match=r"MAX_BAD_FILES 2") as caught:
+        take(build_paired_loader(cfg), 6)
+    assert all(file in str(caught.value) for file in bad)
+
+
+def test_a_set_of_nothing_but_bad_files_ends_training(cfg, tmp_path):
+    spoil(tmp_path / "target", *range(NUM_IMAGES))
+    cfg.DATALOADER.ON_BAD_FILE = "skip"
+    with pytest.raises(BadFile, match=r"target/\d\.png"):
+        take(build_paired_loader(cfg), 1)
+
+
+def test_a_corrupt_label_is_skipped_where_classes_are_counted_and_not_forgotten(cfg, tmp_path):
+    label = tmp_path / "source" / "1_label.png"
+    whole = label.read_bytes()
+    label.write_bytes(whole[:100])
+    with pytest.raises(BadFile, match=r"1_label\.png"):
+        build_paired_loader(cfg)
+    cfg.DATALOADER.ON_BAD_FILE = "skip"
+    for _ in range(2):  # not cached: the second start names it again
+        assert list(build_paired_loader(cfg).bad_files.counts) == [str(label)]
+    label.write_bytes(whole)
+    assert not build_paired_loader(cfg).bad_files.counts
+
+
+def test_a_label_with_an_unknown_id_is_refused_where_no_class_is_counted(cfg, tmp_path):
+    cfg.DATALOADER.RARE_CLASS.ENABLED, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = False, 2
+    with pytest.raises(BadFile, match=r"0_label\.png holds the ids \[2\].*below 2"):
+        take(build_paired_loader(cfg), 2)
+
+
+class _Suicide:
+    """A mapper whose process the kernel ends."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, record, draw):
+        os.kill(os.getpid(), self.number)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGKILL, "SIGKILL.*memory runs out"), (signal.SIGSEGV, "SIGSEGV.*decoder")],
+)
+def test_the_death_of_a_worker_is_explained(number, cause):
+    stream = DomainStream([{}], UniformDraws(1, seed=0), _Suicide(number))
+    loader = PairedLoader({"source": stream}, batch_size=1, num_workers=1)
+    with pytest.raises(RuntimeError, match=f"loader worker 0 was killed by {cause}"):
+        next(iter(loader))
+
+
+def test_a_worker_that_exits_is_told_from_one_that_was_killed():
+    assert "worker 1 ended with status 3" in explain_death([None, 3])
+    assert "lost" in explain_death([None, None])

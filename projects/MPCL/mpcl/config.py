@@ -88,6 +88,11 @@ def _add_data_config(cfg: CN) -> None:
     # mixed image instead.
     cfg.INPUT.COLOR_AUG_SSD = False
 
+    # A file of the training data that cannot be used (corrupt, truncated, of a wrong mode): error
+    # stops and names it; skip draws another image in its place, and reports at the end.
+    cfg.DATALOADER.ON_BAD_FILE = "error"
+    cfg.DATALOADER.MAX_BAD_FILES = 10  # different files skipped before the run stops all the same
+
     # Rare-class sampling (DAFormer, arXiv:2111.14887, Eq. 6-7).
     cfg.DATALOADER.RARE_CLASS = CN()
     cfg.DATALOADER.RARE_CLASS.ENABLED = True
@@ -282,6 +287,7 @@ def _add_test_config(cfg: CN) -> None:
 
 
 _CHOICES = {
+    "DATALOADER.ON_BAD_FILE": ("error", "skip"),
     "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
     "SELF_TRAINING.MASKED.IMAGES": ("target", "pair"),
     "SELF_TRAINING.TEACHER_STATISTICS": ("student", "target"),

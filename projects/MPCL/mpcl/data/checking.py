@@ -9,18 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
-from PIL import Image
 
 from .datasets import load_records
+from .decoding import BadFile, Size, inspect_image
 from .files import MissingLabels, Record
-from .labels import IGNORE_LABEL, LabelMap, read_label_histogram
+from .labels import IGNORE_LABEL, LabelMap, check_ids, read_label_histogram
+from .mapper import check_pair
 from .parallel import map_in_threads
 from .statistics import class_table, fold_histogram
-
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on, the decoder of the loader swaps height and width
-
-Size = tuple[int, int]
 
 
 class FileReport(NamedTuple):
@@ -46,9 +42,9 @@ class DatasetReport:
 def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -> FileReport:
     """Decodes an image and counts its label.
 
-    Faults are: a file that is missing, broken or deeper than 8 bits, a label that holds no class
-    ids (see :func:`mpcl.data.labels.read_label`), an id that is neither a class nor ignored, a
-    label of another size than its image.
+    Faults are: a file that is missing, broken or of a mode that training refuses, a label that
+    holds no class ids (see :func:`mpcl.data.labels.read_label`), an id that is neither a class nor
+    ignored, a label of another size than its image.
     """
     mode, size, faults = _check_image(record["file_name"])
     counts = np.zeros(256, dtype=np.int64)
@@ -56,37 +52,37 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
     if label_file is not None:
         try:
             raw, label_size = read_label_histogram(label_file)
-        except (FileNotFoundError, ValueError) as error:
-            return FileReport(mode, size, counts, (*faults, str(error)))
+        except BadFile as error:
+            return FileReport(mode, size, counts, (*faults, f"label {error}"))
         counts = fold_histogram(raw, label_map)
-        faults += _label_faults(label_file, counts, label_size, size, num_classes)
+        faults += _label_faults(record, counts, label_size, size, num_classes)
     return FileReport(mode, size, counts, faults)
 
 
 def _check_image(file: str) -> tuple[str, Size | None, tuple[str, ...]]:
     try:
-        with Image.open(file) as image:
-            image.load()
-            size = (image.height, image.width)
-            if image.getexif().get(_ORIENTATION, 1) >= 5:
-                size = size[::-1]
-            mode = image.mode
-    except (OSError, SyntaxError) as error:
-        return "unreadable", None, (f"image {file} cannot be decoded: {error}",)
-    deep = f"image {file}: found mode {mode!r}, expected 8 bits a channel"
-    return mode, size, (deep,) if mode in _DEEP_MODES else ()
+        header = inspect_image(file)
+    except BadFile as error:
+        return "unreadable", None, (f"image {error}",)
+    return header.mode, header.size, ()
 
 
 def _label_faults(
-    file: str, counts: NDArray[np.int64], size: Size, image_size: Size | None, num_classes: int
+    record: Record,
+    counts: NDArray[np.int64],
+    size: Size,
+    image_size: Size | None,
+    num_classes: int,
 ) -> tuple[str, ...]:
     faults = []
-    strangers = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
-    if len(strangers):
-        expected = f"class indices below {num_classes}, or {IGNORE_LABEL} (ignored)"
-        faults.append(f"label {file}: found the ids {strangers.tolist()}, expected {expected}")
-    if image_size is not None and size != image_size:
-        faults.append(f"label {file}: found height x width {size}, its image has {image_size}")
+    for check in (
+        lambda: check_ids(record["sem_seg_file_name"], counts, num_classes),
+        lambda: check_pair(record, image_size or size, size),
+    ):
+        try:
+            check()
+        except BadFile as error:
+            faults.append(f"label {error}")
     return tuple(faults)
 
 

@@ -7,14 +7,15 @@ index itself and refuses files that hold none.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
+
+from .decoding import BadFile, opened, orientation, raw_mode
 
 IGNORE_LABEL = 255
 """Class index of pixels that take no part in losses and scores, in every data set."""
@@ -52,32 +53,42 @@ def lookup_table(label_map: LabelMap) -> NDArray[np.uint8]:
     return table
 
 
-@contextmanager
-def _open_label(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The image of a label file, once its mode is checked; its decoding errors name the file."""
-    try:
-        with Image.open(path) as image:
-            _check_mode(path, image)
-            yield image
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
-        raise ValueError(f"label {os.fspath(path)} cannot be decoded: {error}") from error
-
-
 def _check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
-    raw_mode = _raw_mode(image)
+    raw = raw_mode(image)
     # Pillow spreads 2- and 4-bit grey over 0..255, so that id 1 would become 85 or 17.
-    spread = raw_mode in ("L;2", "L;4")
+    spread = raw in ("L;2", "L;4")
     if image.mode not in _INDEX_MODES or spread or image.format == "JPEG":
-        found = f"mode {raw_mode if spread else image.mode!r} in format {image.format}"
-        raise ValueError(f"label {os.fspath(path)}: found {found}, expected {_EXPECTED}")
+        found = f"mode {raw if spread else image.mode!r} in format {image.format}"
+        raise BadFile(path, f"has {found}, expected {_EXPECTED}; {_remedy(image)}")
 
 
-def _raw_mode(image: Image.Image) -> str:
-    tile = getattr(image, "tile", None)
-    arguments = tile[0][3] if tile else None
-    return arguments if isinstance(arguments, str) else image.mode
+def _remedy(image: Image.Image) -> str:
+    if image.format == "JPEG":
+        return "save it as PNG from its source: JPEG has changed ids at every edge"
+    if image.mode[0] == "I" or ";16" in raw_mode(image):
+        return "write its ids as 8 bits (datasets/prepare_synthia.py does it for SYNTHIA)"
+    return "turn colours into ids: one number a pixel, named by the key label_map"
+
+
+def _check_upright(path: str | os.PathLike[str], image: Image.Image) -> None:
+    if image.format != "TIFF" and orientation(image) != 1:  # Pillow turns TIFFs itself
+        raise BadFile(
+            path,
+            f"has EXIF orientation {orientation(image)}, expected none in a label, as readers "
+            "disagree on it; turn its pixels to lie as the image is shown, and remove the tag",
+        )
+
+
+def check_ids(path: str | os.PathLike[str], counts: NDArray[np.int64], num_classes: int) -> None:
+    """Raises BadFile if the (256,) pixel counts of class indices in a label name an unknown one."""
+    strangers = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
+    if len(strangers):
+        raise BadFile(
+            path,
+            f"holds the ids {strangers.tolist()}, expected class indices below {num_classes} or "
+            f"{IGNORE_LABEL} (ignored); name what they mean with label_map or ignore "
+            "(datasets/README.md), or run the set's datasets/prepare_*.py",
+        )
 
 
 def read_label(
@@ -93,11 +104,13 @@ def read_label(
         (H, W) uint8, writable; class indices, 255 = ignored.
 
     Raises:
-        ValueError: the file holds no class ids (colours, 16 bits, several channels, lossy) or is
-            broken.
+        BadFile: it is missing or broken, holds no class ids (colours, 16 bits, several channels,
+            lossy), or is turned by an EXIF tag.
     """
-    with _open_label(path) as image:
+    with opened(path) as image:
+        _check_mode(path, image)
         raw = np.array(image, dtype=np.uint8)
+        _check_upright(path, image)
     if label_map is None:
         return raw
     return np.asarray(cv2.LUT(raw, lookup_table(label_map)), dtype=np.uint8).reshape(raw.shape)
@@ -110,13 +123,15 @@ def read_label_histogram(path: str | os.PathLike[str]) -> tuple[NDArray[np.int64
         (256,) int64 pixel count of every raw id (apply no map), and the size (height, width).
 
     Raises:
-        ValueError: as :func:`read_label`.
+        BadFile: as :func:`read_label`.
     """
-    with _open_label(path) as image:
+    with opened(path) as image:
+        _check_mode(path, image)
         index = image.convert("L") if image.mode == "1" else image
         counts = np.array(index.histogram(), dtype=np.int64)
         if image.mode == "1":  # Pillow widens one bit to 0 and 255; the ids are 0 and 1
             counts[1], counts[255] = counts[255], 0
+        _check_upright(path, image)
         return counts, (image.height, image.width)
 
 

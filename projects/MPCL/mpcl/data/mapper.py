@@ -19,7 +19,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from .labels import IGNORE_LABEL, LabelMap, read_label
+from .decoding import BadFile, read_image
+from .labels import IGNORE_LABEL, LabelMap, check_ids, read_label
 from .sampler import NO_CLASS, Draw
 
 _TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class
@@ -27,18 +28,6 @@ _TRIES = 10  # boxes tested by the category rule, and crops tested for the rare 
 Record = dict[str, Any]
 Size = tuple[int, int]
 Box = tuple[slice, slice]
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order.
-
-    Raises:
-        ValueError: the file is missing, or is no image that OpenCV can decode.
-    """
-    image = cv2.imread(path, cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"cannot read the image {path}: it is missing, truncated or not an image")
-    return image
 
 
 def keep_aspect_size(size: Size, box: Size | None) -> Size:
@@ -151,6 +140,7 @@ class SourceMapper:
         pad_colour: RGB of the padding: the mean colour, about 0 once normalised. Labels get 255.
         label_maps: raw id -> class index, by the name of the data set. Label files of other sets
             hold class indices.
+        num_classes: a label with other indices than [0, num_classes) and 255 is refused.
     """
 
     @configurable
@@ -165,6 +155,7 @@ class SourceMapper:
         distort_colours: bool,
         pad_colour: tuple[int, int, int],
         label_maps: Mapping[str, LabelMap],
+        num_classes: int = IGNORE_LABEL,
     ) -> None:
         self.size, self.crop_size, self.flip = size, crop_size, flip
         self.single_category_max_area = single_category_max_area
@@ -172,12 +163,14 @@ class SourceMapper:
         self.distort_colours = distort_colours
         self.pad_colour = pad_colour
         self.label_maps = label_maps
+        self.num_classes = num_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
             "size": tuple(cfg.INPUT.SOURCE_SIZE),
             "label_maps": _label_maps(cfg.DATASETS.TRAIN),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
             "min_crop_fraction": cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
             "distort_colours": cfg.INPUT.COLOR_AUG_SSD,
@@ -196,8 +189,8 @@ class SourceMapper:
             ``file_name``; ``height`` and ``width`` of the file.
 
         Raises:
-            ValueError: a file cannot be decoded, or image and label differ in size.
-            FileNotFoundError: there is no label file.
+            BadFile: a file is missing or cannot be decoded, image and label differ in size, or the
+                label holds an unknown id.
         """
         rng = np.random.default_rng(draw.seed)
         image, label = self._read(record)
@@ -214,14 +207,12 @@ class SourceMapper:
         return {**result, "sem_seg": torch.from_numpy(label)}
 
     def _read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        image_file, label_file = record["file_name"], record["sem_seg_file_name"]
-        image = read_image(image_file)
-        label = read_label(label_file, self.label_maps.get(record.get("dataset", "")))
-        if image.shape[:2] != label.shape:
-            raise ValueError(
-                f"image and label differ in size (height, width): {image_file} has "
-                f"{image.shape[:2]}, {label_file} has {label.shape}"
-            )
+        label_map = self.label_maps.get(record.get("dataset", ""))
+        image = read_image(record["file_name"])
+        label = read_label(record["sem_seg_file_name"], label_map)
+        check_pair(record, image.shape[:2], label.shape)
+        if cv2.countNonZero(cv2.inRange(label, self.num_classes, IGNORE_LABEL - 1)):
+            check_ids(record["sem_seg_file_name"], _class_counts(label), self.num_classes)
         return image, label
 
     def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:
@@ -244,6 +235,17 @@ class SourceMapper:
                 break
             box = self._mixed_box(label, rng)
         return box
+
+
+def check_pair(record: Record, image_size: Size, label_size: Size) -> None:
+    """Raises BadFile, naming both files, unless image and label have the same (height, width)."""
+    if image_size != label_size:
+        turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
+        raise BadFile(
+            record["sem_seg_file_name"],
+            f"has height x width {label_size}, but its image {record['file_name']} has "
+            f"{image_size}; expected the same size: export both from one source{turned}",
+        )
 
 
 def without_label(record: Record) -> Record:
@@ -292,7 +294,8 @@ class TargetMapper:
         bool is False in them and in the padding.
 
         Raises:
-            ValueError: the record names a label file, or the image cannot be read.
+            ValueError: the record names a label file.
+            BadFile: the image cannot be read.
         """
         rng = np.random.default_rng(draw.seed)
         image = read_image(without_label(record)["file_name"])
@@ -345,7 +348,7 @@ class TestMapper:
         Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file.
 
         Raises:
-            ValueError: the image cannot be read.
+            BadFile: the image cannot be read.
         """
         image = read_image(record["file_name"])
         size = keep_aspect_size(image.shape[:2], self.size)

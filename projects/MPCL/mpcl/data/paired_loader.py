@@ -1,5 +1,6 @@
 """Batches of source and target for each iteration, the same in every run, resumed or not."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -12,13 +13,20 @@ from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from .bad_files import BadFiles
 from .datasets import load_records
+from .decoding import BadFile
 from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
 from .rare_class import RareClassSampler
 from .sampler import Draw, Draws, RareClassDraws, UniformDraws, rank_positions
-from .statistics import class_statistics
+from .statistics import ClassStatistics, class_statistics
+from .worker_death import explain_death
+
+logger = logging.getLogger(__name__)
 
 _SOURCE_STREAM, _TARGET_STREAM = 0, 1
+_TRIES = 100  # draws for one place in a batch, when files are skipped
+_SKIPPED = "bad_files"  # of a record: file -> reason of the draws that it stands in for
 
 Batch = dict[str, list[Record]]
 
@@ -30,30 +38,57 @@ class DomainStream(Dataset[Record]):
         records: what the draws' ``index`` counts. Kept serialised: workers share their memory.
         draws: which image comes at position p, and its seed.
         mapper: (record, draw) -> image, and label if the domain has one.
+        skip_bad: a draw whose file cannot be used is replaced by another, which depends on the
+            position and on the files alone; the result then names the file under ``bad_files``.
+
+    Raises (on access):
+        BadFile: the file of a draw cannot be used; with ``skip_bad``, nor those of 99 others.
     """
 
     def __init__(
-        self, records: Sequence[Record], draws: Draws, mapper: Callable[[Record, Draw], Record]
+        self,
+        records: Sequence[Record],
+        draws: Draws,
+        mapper: Callable[[Record, Draw], Record],
+        skip_bad: bool = False,
     ) -> None:
         self.records = DatasetFromList(list(records), copy=False)
-        self.draws, self.mapper = draws, mapper
+        self.draws, self.mapper, self.skip_bad = draws, mapper, skip_bad
 
     def __getitem__(self, position: int) -> Record:
-        draw = self.draws[position]
-        return self.mapper(self.records[draw.index], draw)
+        draw, skipped = self.draws[position], {}
+        for attempt in range(1, _TRIES + 1):
+            try:
+                record = self.mapper(self.records[draw.index], draw)
+            except BadFile as error:
+                if not self.skip_bad or attempt == _TRIES:
+                    raise
+                skipped[error.file] = error.reason
+                draw = self.draws.instead(position, attempt)
+            else:
+                break
+        return {**record, _SKIPPED: skipped} if skipped else record
 
 
-class _Together(Dataset[Record]):
-    """The same position of several streams, so that one set of workers serves all domains."""
+class _Together(Dataset["Record | BadFile"]):
+    """The same position of several streams, so that one set of workers serves all domains.
+
+    A bad file is returned, not raised: PyTorch would wrap it in the worker's traceback.
+    """
 
     def __init__(self, streams: Mapping[str, DomainStream]) -> None:
         self.streams = dict(streams)
 
-    def __getitem__(self, position: int) -> Record:
-        return {domain: stream[position] for domain, stream in self.streams.items()}
+    def __getitem__(self, position: int) -> Record | BadFile:
+        try:
+            return {domain: stream[position] for domain, stream in self.streams.items()}
+        except BadFile as error:
+            return error
 
 
-def _by_domain(items: list[Record]) -> Batch:
+def _by_domain(items: list[Record | BadFile]) -> Batch | BadFile:
+    if fault := next((item for item in items if isinstance(item, BadFile)), None):
+        return fault
     return {domain: [item[domain] for item in items] for domain in items[0]}
 
 
@@ -74,6 +109,10 @@ class PairedLoader:
         batch_size: images of each domain in an iteration, over all ranks.
         num_workers: of this rank; 0 loads in the calling process.
         rank, world_size: of this process, and their number.
+        max_bad_files: different files that may be skipped before iterating raises ValueError.
+
+    Attributes:
+        bad_files: those skipped in the batches that were handed out so far, on this rank.
 
     Raises:
         ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
@@ -87,12 +126,14 @@ class PairedLoader:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        max_bad_files: int = 0,
     ) -> None:
         rank_positions(0, batch_size, rank, world_size)  # a bad size fails here, not at first use
         self._dataset = _Together(streams)
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._num_workers = num_workers
         self._start = 0
+        self.bad_files = BadFiles(max_bad_files)
 
     def seek(self, iteration: int) -> None:
         """Makes iterators whose first batch is still to come start at ``iteration``.
@@ -104,15 +145,35 @@ class PairedLoader:
         self._start = iteration
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from DataLoader(
-            self._dataset,
-            batch_sampler=self._positions(),
-            num_workers=self._num_workers,
-            collate_fn=_by_domain,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
-            generator=torch.Generator(),  # else it would draw from the global one
+        batches = iter(
+            DataLoader(
+                self._dataset,
+                batch_sampler=self._positions(),
+                num_workers=self._num_workers,
+                collate_fn=_by_domain,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_one_thread,
+                generator=torch.Generator(),  # else it would draw from the global one
+            )
         )
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                codes = [worker.exitcode for worker in batches._workers]
+                raise RuntimeError(explain_death(codes)) from error
+            if isinstance(batch, BadFile):
+                raise batch
+            self._count_bad_files(batch)
+            yield batch
+
+    def _count_bad_files(self, batch: Batch) -> None:
+        for record in (record for records in batch.values() for record in records):
+            skipped = record.pop(_SKIPPED, {})
+            for file in self.bad_files.add(skipped):
+                logger.warning(f"Skipped: {file} {skipped[file]}")
 
     def _positions(self) -> Iterator[list[int]]:
         for iteration in count(self._start):
@@ -128,16 +189,21 @@ def _labelled_records(names: Sequence[str]) -> list[Record]:
     return records
 
 
-def _rare_class_sampler(cfg: CfgNode, names: Sequence[str]) -> RareClassSampler:
+def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistics]:
     """Counts the classes on the first rank; the others wait and then read what it has kept."""
     if not comm.is_main_process():
         comm.synchronize()
-    statistics = [class_statistics(name, cfg.DATALOADER.NUM_WORKERS) for name in names]
+    skip = cfg.DATALOADER.ON_BAD_FILE == "skip"
+    statistics = [class_statistics(name, cfg.DATALOADER.NUM_WORKERS, skip) for name in names]
     if comm.is_main_process():
         comm.synchronize()
     num_classes = {name: s.counts.shape[1] for name, s in zip(names, statistics)}
     if len(set(num_classes.values())) > 1:
         raise ValueError(f"the sets of DATASETS.TRAIN differ in their classes: {num_classes}")
+    return statistics
+
+
+def _rare_class_sampler(cfg: CfgNode, statistics: Sequence[ClassStatistics]) -> RareClassSampler:
     rare_class = cfg.DATALOADER.RARE_CLASS
     return RareClassSampler(
         np.concatenate([s.counts for s in statistics]),
@@ -164,25 +230,30 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     """
     if cfg.SEED < 0:
         raise ValueError(f"SEED must not be negative, got {cfg.SEED}")
-    names = list(cfg.DATASETS.TRAIN)
+    names, skip = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.ON_BAD_FILE == "skip"
     records = _labelled_records(names)
+    statistics = _class_statistics(cfg, names) if cfg.DATALOADER.RARE_CLASS.ENABLED else []
     draws = (
-        RareClassDraws(_rare_class_sampler(cfg, names), seed=cfg.SEED, stream=_SOURCE_STREAM)
-        if cfg.DATALOADER.RARE_CLASS.ENABLED
+        RareClassDraws(_rare_class_sampler(cfg, statistics), seed=cfg.SEED, stream=_SOURCE_STREAM)
+        if statistics
         else UniformDraws(len(records), seed=cfg.SEED, stream=_SOURCE_STREAM)
     )
-    streams = {"source": DomainStream(records, draws, SourceMapper(cfg))}
+    streams = {"source": DomainStream(records, draws, SourceMapper(cfg), skip)}
     if cfg.SELF_TRAINING.ENABLED:
         targets = [without_label(r) for r in load_records(cfg.DATASETS.TRAIN_TARGET)]
         uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
-        streams["target"] = DomainStream(targets, uniform, TargetMapper(cfg))
-    return PairedLoader(
+        streams["target"] = DomainStream(targets, uniform, TargetMapper(cfg), skip)
+    loader = PairedLoader(
         streams,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        max_bad_files=cfg.DATALOADER.MAX_BAD_FILES,
     )
+    for known in statistics:
+        loader.bad_files.add(known.bad, skipped=0)
+    return loader
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:

@@ -22,9 +22,10 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
 from .datasets import root_in_words
+from .decoding import read_image
 from .files import list_files
 from .labels import LabelMap, lookup_table, read_label
-from .mapper import keep_aspect_size, read_image
+from .mapper import keep_aspect_size
 from .parallel import map_in_threads
 from .statistics import class_statistics, class_table
 

@@ -15,7 +15,8 @@ from .rare_class import RareClassSampler
 
 NO_CLASS = -1  # Draw.rare_class of a draw that was not made for the sake of a class
 
-_ORDER, _AUGMENTATION = 0, 1  # keeps the seed of epoch e apart from the seed of draw p = e
+# Keeps the seed of epoch e, of draw p = e and of what stands in for draw p apart.
+_ORDER, _AUGMENTATION, _INSTEAD = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Draws(Protocol):
     """An endless stream: ``draws[p]`` for every p >= 0."""
 
     def __getitem__(self, position: int) -> Draw: ...
+
+    def instead(self, position: int, attempt: int) -> Draw:
+        """What stands in for draw ``position`` when it and ``attempt - 1`` others could not be
+        used; a function of (seed, stream, position, attempt) alone."""
+        ...
 
 
 class UniformDraws:
@@ -67,6 +73,11 @@ class UniformDraws:
             self._epoch, self._order = epoch, rng.permutation(self.num_images)
         return Draw(int(self._order[place]), seed)
 
+    def instead(self, position: int, attempt: int) -> Draw:
+        """An evenly drawn image; see :class:`Draws`."""
+        seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
+        return Draw(int(np.random.default_rng(seed).integers(self.num_images)), seed)
+
 
 class RareClassDraws:
     """Independent draws of a rare-class sampler. Arguments as for :class:`UniformDraws`."""
@@ -79,6 +90,12 @@ class RareClassDraws:
         rng = np.random.default_rng(fold_seed(self.seed, self.stream, _ORDER, position))
         rare_class, index = self.sampler.draw(rng)
         seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
+        return Draw(index, seed, rare_class)
+
+    def instead(self, position: int, attempt: int) -> Draw:
+        """Another class and image; see :class:`Draws`."""
+        seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
+        rare_class, index = self.sampler.draw(np.random.default_rng(seed))
         return Draw(index, seed, rare_class)
 
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
 from .datasets import load_records
-from .labels import IGNORE_LABEL, LabelMap, lookup_table, read_label_histogram
+from .decoding import BadFile
+from .labels import LabelMap, check_ids, lookup_table, read_label_histogram
 from .parallel import map_in_threads
 
 logger = logging.getLogger(__name__)
@@ -39,14 +40,18 @@ class ClassStatistics:
         counts: (N, C) int64 pixels of every class in every file, at full resolution; ignored pixels
             are not counted.
         sizes: (N, 2) int64 height and width of every file.
+        bad: file -> what is wrong with it, of those that were skipped; their counts are 0.
     """
 
     files: tuple[str, ...]
     counts: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    bad: dict[str, str] = field(default_factory=dict)
 
 
-def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics:
+def class_statistics(
+    dataset_name: str, num_workers: int = 0, skip_bad: bool = False
+) -> ClassStatistics:
     """Counts the pixels of every class in every label of a registered set, if not cached.
 
     A plain function of one process: let the main process call it first when several train together.
@@ -54,10 +59,12 @@ def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics
     Args:
         dataset_name: a labelled set (``<name>_sem_seg_<split>``).
         num_workers: threads that read labels; 0 reads in this one.
+        skip_bad: a label that cannot be used counts as one without a class, and is named in the
+            result, which is then not cached: a repaired file must not be forgotten.
 
     Raises:
-        ValueError: the set has no labels, or a label holds an id that is neither a class nor
-            ignored.
+        BadFile: a label cannot be read, or holds an id that is neither a class nor ignored.
+        ValueError: the set has no labels.
         FileNotFoundError: files of the set are missing.
     """
     records = load_records([dataset_name])
@@ -73,30 +80,37 @@ def class_statistics(dataset_name: str, num_workers: int = 0) -> ClassStatistics
     places = _places(folder, dataset_name)
 
     for place in places:
-        cached = _read_cache(place, key)
+        cached = _read_cache(place, key, (len(files), num_classes))
         if cached is not None:
             return ClassStatistics(files, *cached)
-    count = partial(_count, label_map=metadata.get("label_map"), num_classes=num_classes)
-    rows = map_in_threads(count, files, num_workers, f"counting classes of {dataset_name}")
-    statistics = ClassStatistics(
-        files, np.stack([row[0] for row in rows]), np.array([row[1] for row in rows], np.int64)
+    bad: dict[str, str] = {}
+    count = partial(
+        _count,
+        label_map=metadata.get("label_map"),
+        num_classes=num_classes,
+        bad=bad if skip_bad else None,
     )
-    _write_cache(places, key, statistics)
+    rows = map_in_threads(count, files, num_workers, f"counting classes of {dataset_name}")
+    counts, sizes = (np.array(column, np.int64) for column in zip(*rows))
+    statistics = ClassStatistics(files, counts, sizes, dict(sorted(bad.items())))
+    if not bad:
+        _write_cache(places, key, statistics)
     return statistics
 
 
 def _count(
-    file: str, label_map: LabelMap | None, num_classes: int
+    file: str, label_map: LabelMap | None, num_classes: int, bad: dict[str, str] | None
 ) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    raw, size = read_label_histogram(file)
-    mapped = fold_histogram(raw, label_map)
-    strangers = np.flatnonzero(mapped[num_classes:IGNORE_LABEL]) + num_classes
-    if len(strangers):
-        raise ValueError(
-            f"label {file} holds the ids {strangers.tolist()}, expected class indices "
-            f"below {num_classes} or {IGNORE_LABEL} (ignored)"
-        )
-    return mapped[:num_classes], size
+    try:
+        raw, size = read_label_histogram(file)
+        counts = fold_histogram(raw, label_map)
+        check_ids(file, counts, num_classes)
+    except BadFile as error:
+        if bad is None:
+            raise
+        bad[error.file] = error.reason
+        return np.zeros(num_classes, np.int64), (1, 1)
+    return counts[:num_classes], size
 
 
 def fold_histogram(raw: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.int64]:
@@ -149,10 +163,17 @@ def _places(folder: Path, dataset_name: str) -> tuple[Path, Path]:
     return folder / f"{name}.npz", user / f"{name}_{digest}.npz"
 
 
-def _read_cache(place: Path, key: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def _read_cache(
+    place: Path, key: str, shape: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     try:
         with np.load(place, allow_pickle=False) as cache:
-            return (cache["counts"], cache["sizes"]) if str(cache["key"]) == key else None
+            if str(cache["key"]) != key:
+                return None
+            counts, sizes = cache["counts"], cache["sizes"]
+        if counts.shape != shape or sizes.shape != (shape[0], 2):
+            raise ValueError(f"found counts {counts.shape}, expected {shape}")
+        return counts, sizes
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

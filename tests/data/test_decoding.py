@@ -1,0 +1,178 @@
+"""Which image files training takes, what it makes of them, and what it refuses."""
+
+import pickle
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from mpcl.data.decoding import BadFile, inspect_image, pixel_limit, read_image
+from mpcl.data.labels import read_label, read_label_histogram
+
+ORIENTATION = 0x0112
+
+
+def smooth(height=40, width=60):
+    """An RGB image that JPEG hardly changes."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).clip(0, 255).astype(np.uint8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def bomb(side: int, colour: int) -> bytes:
+    """A PNG of a few kilobytes whose header promises side x side pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+def test_every_format_shows_the_same_picture(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth()).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    error = np.abs(read_image(path)[..., ::-1].astype(int) - smooth())
+    assert error.mean() < (3 if suffix == "jpg" else 0.01)
+    assert inspect_image(path).size == (40, 60)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "L", "LA", "1"])
+def test_palettes_become_colours_alpha_is_dropped_and_grey_is_repeated(tmp_path, mode):
+    path = tmp_path / "a.png"
+    image = Image.fromarray(smooth()).convert(mode)
+    image.save(path)
+    np.testing.assert_array_equal(read_image(path)[..., ::-1], np.array(image.convert("RGB")))
+    assert inspect_image(path).mode == mode
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_photo_lies_as_its_orientation_tag_says(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6  # to be turned clockwise by 90 degrees
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth()).save(path, exif=exif)
+    shown = np.rot90(smooth(), -1)
+    error = np.abs(read_image(path)[..., ::-1].astype(int) - shown)
+    assert error.mean() < 4 and inspect_image(path).size == (60, 40)
+
+
+def save_16_bit_colour(path):
+    cv2.imwrite(str(path), smooth().astype(np.uint16) * 256)
+
+
+def save_16_bit_grey(path):
+    Image.fromarray(smooth()[..., 0].astype(np.uint16) * 256).save(path)
+
+
+def save_float(path):
+    Image.fromarray(smooth()[..., 0].astype(np.float32)).save(path.with_suffix(".tif"))
+    return path.with_suffix(".tif")
+
+
+def save_cmyk(path):
+    Image.fromarray(smooth()).convert("CMYK").save(path.with_suffix(".jpg"))
+    return path.with_suffix(".jpg")
+
+
+@pytest.mark.parametrize(
+    ("save", "mode", "remedy"),
+    [
+        (save_16_bit_colour, "RGB;16B", "convert it to 8 bits"),
+        (save_16_bit_grey, "I", "convert it to 8 bits"),
+        (save_float, "F", "convert it to 8 bits"),
+        (save_cmyk, "CMYK", "convert it to RGB"),
+    ],
+)
+def test_modes_that_would_lose_their_meaning_are_refused_with_the_remedy(
+    tmp_path, save, mode, remedy
+):
+    path = save(tmp_path / "a.png") or tmp_path / "a.png"
+    for read in (read_image, inspect_image):
+        with pytest.raises(BadFile, match=f"mode '{mode}.*grey, palette or RGB; {remedy}") as e:
+            read(path)
+        assert e.value.file == str(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.95])
+def test_a_truncated_image_is_never_read(tmp_path, suffix, part):
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    for read in (read_image, inspect_image):
+        with pytest.raises(BadFile, match=rf"cut\.{suffix} cannot be decoded.*download"):
+            read(path)
+
+
+def test_a_lenient_decoder_does_not_hide_a_truncated_jpeg(tmp_path, monkeypatch):
+    # OpenCV 4 returns such images with their lower part grey.
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(smooth(200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((200, 200, 3), np.uint8))
+    with pytest.raises(BadFile, match=r"truncated"):
+        read_image(path)
+
+
+def test_what_stands_behind_an_image_does_no_harm(tmp_path):
+    for suffix in ("jpg", "png"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(smooth()).save(path)
+        whole = read_image(path)
+        path.write_bytes(path.read_bytes() + b"made by a phone")
+        np.testing.assert_array_equal(read_image(path), whole)
+
+
+@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, read_label_histogram])
+def test_a_missing_file_a_folder_and_text_are_named(tmp_path, read):
+    (tmp_path / "text.png").write_text("<html>404 Not Found</html>")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("missing.png", "text.png", "folder.png"):
+        with pytest.raises(BadFile, match=name):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", [12000, 60000])  # above our limit; above Pillow's own, too
+@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, read_label_histogram])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, read):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(side, colour=0))
+    with pytest.raises(BadFile, match=r"bomb\.png is above the limit of 134217728.*MPCL_MAX_IMAGE"):
+        read(path)
+
+
+def test_the_limit_admits_images_of_8k_and_can_be_set(tmp_path, monkeypatch):
+    assert pixel_limit() > 7680 * 4320 * 3
+    path = tmp_path / "a.png"
+    Image.fromarray(smooth()).save(path)
+    monkeypatch.setenv("MPCL_MAX_IMAGE_PIXELS", "2399")
+    with pytest.raises(BadFile, match="limit of 2399"):
+        read_image(path)
+    monkeypatch.setenv("MPCL_MAX_IMAGE_PIXELS", "2400")
+    assert read_image(path).shape == (40, 60, 3)
+    for wrong in ("0", "-1", "many", "1e9", ""):
+        monkeypatch.setenv("MPCL_MAX_IMAGE_PIXELS", wrong)
+        with pytest.raises(ValueError, match="positive whole number"):
+            pixel_limit()
+
+
+def test_a_label_with_an_orientation_tag_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    for read in (read_label, read_label_histogram):
+        with pytest.raises(BadFile, match=r"EXIF orientation 3.*remove the tag"):
+            read(tmp_path / "a.png")
+
+
+def test_a_bad_file_survives_the_way_out_of_a_worker():
+    error = pickle.loads(pickle.dumps(BadFile("a.png", "is a poem")))
+    assert (str(error), error.file, error.reason) == ("a.png is a poem", "a.png", "is a poem")
