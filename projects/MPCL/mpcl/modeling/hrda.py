@@ -60,6 +60,7 @@ class HRDASegmentor(MPCLSegmentor):
 
     # Both scales' grids lie on the context's cells.
     size_divisor = CONTEXT_CELL
+    smallest_side = 2 * MPCLSegmentor.smallest_side  # of the context, at half size
 
     @configurable
     def __init__(

@@ -27,6 +27,7 @@ class MPCLSegmentor(nn.Module):
     """
 
     size_divisor = 1  # images of :meth:`score` must be multiples of it
+    smallest_side = 32  # below it the encoder has no key left at its first level
 
     @configurable
     def __init__(
@@ -129,19 +130,24 @@ class MPCLSegmentor(nn.Module):
 
     def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:
         """Logits at each record's own ``height`` and ``width`` (the image's size where they are
-        missing).
+        missing). Images of one size pass together.
 
         Two successive bilinear resizes, as the baselines: stride 4 to network input, network input
             to native size.
         """
-        results = []
-        for record in batch:
-            images = self.normalize([record])
-            logits = self.inference(self.score, images, divisor=self.size_divisor)
-            size = (record.get("height", images.shape[-2]), record.get("width", images.shape[-1]))
-            if logits.shape[-2:] != size:
-                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            results.append({"sem_seg": logits[0]})
+        by_size: dict[torch.Size, list[int]] = {}
+        for index, record in enumerate(batch):
+            by_size.setdefault(record["image"].shape, []).append(index)
+        results: list[dict[str, Tensor]] = [{} for _ in batch]
+        for indices in by_size.values():
+            images = self.normalize([batch[index] for index in indices])
+            small = min(images.shape[-2:]) < self.smallest_side
+            divisor = self.smallest_side if small else self.size_divisor
+            logits = self.inference(self.score, images, divisor=divisor)
+            for index, own in zip(indices, logits):
+                record = batch[index]
+                size = (record.get("height", own.shape[-2]), record.get("width", own.shape[-1]))
+                results[index] = {"sem_seg": _resize(own, size)}
         return results
 
     def score(self, images: Tensor) -> Tensor:
@@ -162,3 +168,10 @@ class MPCLSegmentor(nn.Module):
         return (
             images.to(self.device, non_blocking=True).float() - self.pixel_mean
         ) / self.pixel_std
+
+
+def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size), bilinear."""
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
