@@ -42,7 +42,7 @@ def keep_aspect_size(size: Size, box: Size | None) -> Size:
     if box is None or not any(box):
         return size
     ratio = min(max(box) / max(size), min(box) / min(size))
-    return int(size[0] * ratio + 0.5), int(size[1] * ratio + 0.5)
+    return max(int(size[0] * ratio + 0.5), 1), max(int(size[1] * ratio + 0.5), 1)
 
 
 def _resize(array: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
@@ -350,6 +350,10 @@ class TestMapper:
         Raises:
             BadFile: the image cannot be read.
         """
-        image = read_image(record["file_name"])
+        return self.of_pixels(read_image(record["file_name"]), record["file_name"])
+
+    def of_pixels(self, image: np.ndarray, file_name: str = "") -> Record:
+        """The same for an image in memory, (H, W, 3) uint8 in OpenCV's BGR order."""
         size = keep_aspect_size(image.shape[:2], self.size)
+        record = {"file_name": file_name}
         return _result(record, image, _resize(image, size, cv2.INTER_LINEAR))
