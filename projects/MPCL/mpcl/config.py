@@ -61,6 +61,7 @@ def add_mpcl_config(cfg: CN) -> None:
     _add_self_training_config(cfg)
     _add_prototype_config(cfg)
     _add_solver_config(cfg)
+    _add_reliability_config(cfg)
     _add_test_config(cfg)
 
 
@@ -271,6 +272,23 @@ def _add_solver_config(cfg: CN) -> None:
     )
 
 
+def _add_reliability_config(cfg: CN) -> None:
+    # docs/RELIABILITY.md
+    cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
+    # Steps in a row that are skipped, because a loss or gradient is infinite or NaN, before the run
+    # stops.
+    cfg.SOLVER.MAX_SKIPPED = 20
+    # --resume also where SEED, the number of processes or IMS_PER_BATCH is no longer that of the
+    # checkpoint: the run draws other images from there on.
+    cfg.SOLVER.RESUME_CHANGED = False
+    # Warn when pseudo-labels fall below these floors between two log lines; 0 = never.
+    cfg.SELF_TRAINING.COLLAPSE = CN()
+    # Entropy of the classes in a batch over ln(number of classes); 0 = all pixels of one class.
+    cfg.SELF_TRAINING.COLLAPSE.MIN_ENTROPY = 0.1
+    cfg.SELF_TRAINING.COLLAPSE.MIN_CONFIDENT = 0.01  # fraction of pixels above the threshold
+    cfg.SELF_TRAINING.COLLAPSE.AFTER = 2000  # iterations that are not judged: the teacher learns
+
+
 def _add_test_config(cfg: CN) -> None:
     cfg.TEST.EVAL_PERIOD = 4000
     cfg.TEST.INFERENCE = "whole"  # whole | slide
@@ -330,6 +348,7 @@ def validate(cfg: CN) -> None:
         )
     _validate_scales(cfg)
     _validate_masking(cfg)
+    _validate_reliability(cfg)
     if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
         raise ValueError(
             f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}; expected above 0, at most 1"
@@ -389,6 +408,12 @@ def _validate_masking(cfg: CN) -> None:
             "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
             "crop) exclude each other; set one of them to 0"
         )
+
+
+def _validate_reliability(cfg: CN) -> None:
+    for key, least in (("SOLVER.CHECKPOINT_KEEP", 0), ("SOLVER.MAX_SKIPPED", 1)):
+        if (value := _get(cfg, key)) < least:  # type: ignore[operator]
+            raise ValueError(f"{key} is {value}; expected {least} or more")
 
 
 def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
