@@ -20,6 +20,7 @@ from ..evaluation import build_evaluator
 from ..modeling.weights import WeightsCheckpointer
 from ..utils.seeding import fold_seed
 from ..views import View
+from .bad_file_report import BadFileReport
 from .build import build_adaptation_hook, build_criterion, build_teacher
 from .evaluate import evaluate_models
 from .gradient_share import GradientShare
@@ -215,6 +216,7 @@ class AdaptationTrainer(DefaultTrainer):
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
             if main
             else None,
+            BadFileReport(self.data_loader.bad_files),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             TrainingPictures(cfg) if main and cfg.VIS_PERIOD else None,
             hooks.PeriodicWriter(self.build_writers(), period=cfg.LOG_PERIOD) if main else None,
