@@ -266,14 +266,18 @@ def test_an_own_checkpoint_resumes_with_optimizer_and_iteration(tmp_path):
     assert not fresh_optimizer.state
 
 
-def test_an_own_checkpoint_with_another_head_keeps_what_fits(tmp_path):
+def test_an_own_checkpoint_with_another_head_is_refused_unless_asked_for(tmp_path):
     torch.manual_seed(0)
     saved, model = Segmentor(), Segmentor()
     state = saved.state_dict()
     state["sem_seg_head.weight"] = torch.ones(9, 256, 1, 1)
     torch.save({"model": prefixed(state, "module.")}, tmp_path / "other_classes.pth")
     before = model.sem_seg_head.weight.clone()
-    WeightsCheckpointer(model).load(str(tmp_path / "other_classes.pth"))
+    with pytest.raises(
+        ValueError, match=r"sem_seg_head\.weight has \(9,.*expected \(3,.*ALLOW_UNM"
+    ):
+        WeightsCheckpointer(Segmentor()).load(str(tmp_path / "other_classes.pth"))
+    WeightsCheckpointer(model, allow_unmatched=True).load(str(tmp_path / "other_classes.pth"))
     assert_same(backbone_of(model), backbone_of(saved))
     assert torch.equal(model.sem_seg_head.weight, before)
     assert torch.equal(model.sem_seg_head.bias, saved.sem_seg_head.bias)

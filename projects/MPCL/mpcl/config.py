@@ -108,6 +108,8 @@ def _add_data_config(cfg: CN) -> None:
 
 def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "MPCLSegmentor"
+    # Start from MODEL.WEIGHTS although its backbone, or the shape of a tensor, is not the model's.
+    cfg.MODEL.ALLOW_UNMATCHED = False
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]  # ImageNet, RGB, 0-255
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]

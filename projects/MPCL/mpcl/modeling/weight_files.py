@@ -64,15 +64,14 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         ValueError: it is no such file.
     """
-    if path.endswith(".safetensors"):
-        return load_file(path)
     try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no weight file, or holds objects that could run code when opened; expected "
-            "tensors and plain containers"
-        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # zip, pickle and tensor readers raise nearly every kind
+        raise ValueError(_no_weights(path, error, "tensors and plain containers")) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
     return content
@@ -84,11 +83,20 @@ def refuse_code_in_pickle(path: str) -> None:
     try:
         with PathManager.open(path, "rb") as file:
             _ArraysOnly(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is no weight file, or holds objects that could run code when opened ({error});"
-            " expected NumPy arrays and plain containers, as in detectron2's model zoo"
-        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly every kind
+        expected = "NumPy arrays and plain containers, as in detectron2's model zoo"
+        raise ValueError(_no_weights(path, error, expected)) from error
+
+
+def _no_weights(path: str, error: Exception, expected: str) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+    return (
+        f"{path} is no weight file, is truncated, or holds objects that could run code when opened "
+        f"({first}); expected {expected}. Download it again; never open it by other means unless "
+        "you trust its author"
+    )
 
 
 class _ArraysOnly(pickle.Unpickler):

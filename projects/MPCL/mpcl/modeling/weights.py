@@ -18,6 +18,10 @@ from .timm_backbone import TimmBackbone
 from .weight_files import State, find_weight_file, read, refuse_code_in_pickle, some, unwrap
 
 _TIMM = "timm."
+_TO_ALLOW = (
+    "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train what "
+    "does not match from its initial values"
+)
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
@@ -26,17 +30,28 @@ class WeightsCheckpointer(DetectionCheckpointer):
     Checkpoints of our own load as they are, training state included. A released DAFormer, HRDA or
     MIC checkpoint gives its student, decode head included. Other files, or folders of Hugging Face,
     give an encoder and nothing else: SegFormer's for the Mix Transformer, timm's for its encoders,
-    and detectron2's .pkl files for its ResNets.
+    and detectron2's .pkl files for its ResNets. What matched, what is missing and what was left
+    over is logged.
+
+    Args:
+        allow_unmatched: tensors of another shape than the model's, and a backbone that is missing
+            or another one, keep their initial values instead of being refused.
 
     Attributes:
         initial: names of the model's tensors that the last load left as they were.
 
     Raises (on load):
-        ValueError: the file holds nothing that this model knows, not a complete encoder, or another
-            one; the message begins with the file's name.
+        ValueError: the file holds nothing that this model knows, not a complete encoder, another
+            one, or tensors of other shapes; the message begins with the file's name.
     """
 
     initial: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, allow_unmatched: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.allow_unmatched = allow_unmatched
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -50,6 +65,8 @@ class WeightsCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             refuse_code_in_pickle(filename)
+        elif filename.endswith(".pyth"):  # detectron2 opens it without weights_only
+            raise ValueError("files of pycls are not read; save the file's model_state as .pth")
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -71,8 +88,18 @@ class WeightsCheckpointer(DetectionCheckpointer):
             expected = _backbone(model)
             if all(name.startswith(_TIMM) for name in backbone):  # without the levels' own layers
                 expected = {name: t for name, t in expected.items() if name.startswith(_TIMM)}
-            check_backbone_state(backbone, expected)
+            self._check_backbone(backbone, expected)
+        elif _backbone(model) and not self.allow_unmatched:
+            raise ValueError(f"it holds no backbone, but {some(state)}. {_TO_ALLOW}")
         return self._load_some(checkpoint)
+
+    def _check_backbone(self, backbone: State, expected: State) -> None:
+        try:
+            check_backbone_state(backbone, expected)
+        except ValueError as error:
+            if not self.allow_unmatched:
+                raise ValueError(f"{error}. {_TO_ALLOW}") from error
+            self.logger.warning("%s", error)
 
     def _load_zoo(self, checkpoint: dict[str, Any]) -> Any:
         if checkpoint.get("__author__") == "Caffe2":
@@ -83,7 +110,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         return self._load_some(checkpoint)
 
     def _load_foreign(self, checkpoint: dict[str, Any], model: State) -> Any:
-        state, kind, left_out = _translate(unwrap(checkpoint["model"]), self.model.backbone, model)
+        state, kind, left_out = self._translate(unwrap(checkpoint["model"]), model)
         checkpoint["model"] = state
         incompatible = self._load_some(checkpoint)
         self.logger.info(
@@ -98,13 +125,41 @@ class WeightsCheckpointer(DetectionCheckpointer):
         incompatible.missing_keys.clear()  # said above; a list of them would read as a fault
         return incompatible
 
+    def _translate(self, file: State, model: State) -> tuple[State, str, Sequence[str]]:
+        """What a foreign file holds for this model, in words what it is, and the file's rest."""
+        backbone = self.model.backbone
+        if isinstance(backbone, TimmBackbone):
+            foreign = read_timm(file, backbone.name)
+        elif isinstance(backbone, MixTransformer):
+            foreign = read_foreign(file)
+        else:
+            raise ValueError(
+                f"{type(backbone).__name__} starts from detectron2's .pkl files and from "
+                f"checkpoints of this project; the file holds {some(file)}"
+            )
+        state = foreign.networks.get(STUDENT) or next(iter(foreign.networks.values()))
+        if isinstance(backbone, MixTransformer):
+            self._check_backbone(_backbone(state), _backbone(model))
+        elsewhere = [name for name in state if name not in model]
+        state = {name: tensor for name, tensor in state.items() if name in model}
+        return state, foreign.kind, [*foreign.left_out, *elsewhere]
+
     def _load_some(self, checkpoint: dict[str, Any]) -> Any:
-        """Loads as detectron2 does, but refuses to load nothing."""
+        """Loads as detectron2 does, but refuses to load nothing, and other shapes."""
         incompatible = super()._load_model(checkpoint)
+        if incompatible.incorrect_shapes and not self.allow_unmatched:
+            raise ValueError(_misshapen(incompatible.incorrect_shapes))
         misshapen = [name for name, *_ in incompatible.incorrect_shapes]
         self.initial = (*incompatible.missing_keys, *misshapen)
         if len(self.initial) >= len(self.model.state_dict()):
             raise ValueError("no tensor of the weights fits the model")
+        self.logger.info(
+            "%d of the model's %d tensors matched, %d were missing; %d of the file were unexpected",
+            len(self.model.state_dict()) - len(self.initial),
+            len(self.model.state_dict()),
+            len(self.initial),
+            len(incompatible.unexpected_keys),
+        )
         return incompatible
 
 
@@ -119,23 +174,11 @@ def load_encoder_(encoder: nn.Module, path: str) -> None:
     WeightsCheckpointer(holder).load(path)
 
 
-def _translate(file: State, backbone: nn.Module, model: State) -> tuple[State, str, Sequence[str]]:
-    """What a foreign file holds for this model, in words what it is, and the file's rest."""
-    if isinstance(backbone, TimmBackbone):
-        foreign = read_timm(file, backbone.name)
-    elif isinstance(backbone, MixTransformer):
-        foreign = read_foreign(file)
-    else:
-        raise ValueError(
-            f"{type(backbone).__name__} starts from detectron2's .pkl files and from checkpoints "
-            f"of this project; the file holds {some(file)}"
-        )
-    state = foreign.networks.get(STUDENT) or next(iter(foreign.networks.values()))
-    if isinstance(backbone, MixTransformer):
-        check_backbone_state(_backbone(state), _backbone(model))
-    elsewhere = [name for name in state if name not in model]
-    state = {name: tensor for name, tensor in state.items() if name in model}
-    return state, foreign.kind, [*foreign.left_out, *elsewhere]
+def _misshapen(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    listed = [f"{name} has {tuple(file)}, expected {tuple(model)}" for name, file, model in shapes]
+    classes = any("classifier" in name for name, *_ in shapes)
+    hint = " Does MODEL.SEM_SEG_HEAD.NUM_CLASSES differ from the checkpoint's?" if classes else ""
+    return f"{len(listed)} tensors have another shape: {some(listed)}.{hint} {_TO_ALLOW}"
 
 
 def _backbone(state: Mapping[str, Tensor]) -> State:
