@@ -1,6 +1,8 @@
 """From the config to the objects of the training step."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from detectron2.modeling import build_backbone
@@ -9,7 +11,9 @@ from torch import nn
 from ..modeling.weights import load_encoder_
 from ..self_training.strong_augmentation import StrongAugmentation
 from ..self_training.teacher import EMATeacher
+from .alarms import CollapseAlarm
 from .criterion import Criterion, PrototypeCriterion
+from .guards import StepGuard
 from .hooks import AdaptationHook, Masking
 from .prototype_learning import PrototypeLearner
 
@@ -123,6 +127,36 @@ def build_prototype_criterion(cfg, student: nn.Module) -> PrototypeCriterion:
         in_class_negatives=proto.IN_CLASS_NEGATIVES,
         consistency_weighted=proto.CONSISTENCY_WEIGHTED,
         detail_weight=cfg.MODEL.HRDA.DETAIL_WEIGHT,
+    )
+
+
+def build_collapse_alarm(cfg) -> CollapseAlarm:
+    collapse = cfg.SELF_TRAINING.COLLAPSE
+    return CollapseAlarm(
+        min_entropy=collapse.MIN_ENTROPY,
+        min_confident=collapse.MIN_CONFIDENT,
+        after=collapse.AFTER,
+    )
+
+
+def build_step_guard(
+    cfg,
+    student: nn.Module,
+    teacher: EMATeacher | None,
+    optimizer: torch.optim.Optimizer,
+    last_checkpoint: Callable[[], str],
+) -> StepGuard:
+    banks = [] if student.prototype_head is None else list(student.prototype_head.banks.values())
+    # Source and mixed images, of all ranks.
+    images = 2 * cfg.SOLVER.IMS_PER_BATCH
+    return StepGuard(
+        [student] if teacher is None else [student, teacher],
+        optimizer,
+        banks,
+        most_banked=images * cfg.PROTOTYPES.BANK.SAMPLES_PER_IMAGE,
+        max_skipped=cfg.SOLVER.MAX_SKIPPED,
+        report=Path(cfg.OUTPUT_DIR) / "diverged.json",
+        last_checkpoint=last_checkpoint,
     )
 
 

@@ -12,6 +12,7 @@ from ..self_training.pseudo_label import PseudoLabel, pseudo_label
 from ..self_training.strong_augmentation import StrongAugmentation
 from ..self_training.teacher import EMATeacher
 from ..views import View
+from .alarms import CONFIDENT, ENTROPY, class_entropy
 from .prototype_learning import PrototypeLearner
 from .step import AdaptationStep
 
@@ -106,8 +107,9 @@ class AdaptationHook(AdaptationHookBase):
         step.mixed = self.mix(step.source, step.target, step.pseudo_label)
         if self.masking is not None:
             step.masked = self.mask(step.source, step.target, step.pseudo_label)
+        entropy = class_entropy(step.pseudo_label.label, self.num_classes)
         self.trainer.metrics.add(
-            {"pseudo_label/confident_fraction": step.pseudo_label.confident_fraction}
+            {CONFIDENT: step.pseudo_label.confident_fraction, ENTROPY: entropy}
         )
 
     def after_forward(self, step: AdaptationStep) -> None:

@@ -1,32 +1,59 @@
 """Averages of scalars that stay on their device until someone asks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..utils.distributed import sum_over_ranks, world_size
+from ..utils.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
 
 
 class DeviceMetrics:
-    """Running means by name. ``add`` never waits for the device; ``read`` does, once."""
+    """Means by name, over the finite values. ``add`` never waits for the device; ``read`` does,
+    once.
+
+    A value that is infinite or NaN counts as absent: one skipped step does not spoil a log line.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (2, n): sums and counts
 
     def add(self, scalars: Mapping[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        if not scalars:
+            return
+        names = tuple(scalars)
+        values = torch.stack([value.detach().float() for value in scalars.values()])
+        finite = values.isfinite()
+        update = torch.stack([torch.where(finite, values, 0.0), finite.float()])
+        self._sums[names] = self._sums[names] + update if names in self._sums else update
 
     def read(self) -> dict[str, float]:
-        """Means over what was added since the last read and over all ranks. Every rank must call
-        it."""
+        """Means over what was added since the last read and over all ranks, without the names that
+        had no finite value. Every rank must call it."""
         if not self._sums:
             return {}
-        means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
-        names = list(self._sums)
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, (sum_over_ranks(means) / world_size()).tolist()))
+        sums, counts = sum_over_ranks(torch.cat(list(self._sums.values()), dim=1)).tolist()
+        names = [name for group in self._sums for name in group]
+        self._sums = {}
+        totals: dict[str, tuple[float, float]] = {}
+        for name, value, count in zip(names, sums, counts):
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + value, before[1] + count
+        return {name: value / count for name, (value, count) in totals.items() if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last read, of every rank. Every rank must call it."""
+        groups = [list(names) for names in self._sums]
+        if not groups:
+            return {"groups": [], "sums": torch.zeros(world_size(), 2, 0)}
+        sums = torch.cat(list(self._sums.values()), dim=1).unsqueeze(0)
+        return {"groups": groups, "sums": gather_over_ranks(sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Each rank goes on from its own sums; those of another number of ranks are let go."""
+        self._sums = {}
+        if len(state["sums"]) != world_size():
+            return
+        sums = state["sums"][rank()].to(device).split([len(names) for names in state["groups"]], 1)
+        self._sums = {tuple(names): part for names, part in zip(state["groups"], sums)}

@@ -58,6 +58,7 @@ class AdaptationStep:
             training.
         target_valid: (B, H, W) bool, False where pseudo-labels are not to be trusted: beyond the
             margins of the image; None = nowhere.
+        files: names of the batch's images, for messages.
         pseudo_label: the teacher's, of ``target``.
         mixed: source classes pasted onto ``target``, strongly augmented.
         masked: images with hidden blocks (MIC); None = not used.
@@ -71,6 +72,7 @@ class AdaptationStep:
     source: View
     target: Tensor | None = None
     target_valid: Tensor | None = None
+    files: tuple[str, ...] = ()
     pseudo_label: PseudoLabel | None = None
     mixed: View | None = None
     masked: View | None = None

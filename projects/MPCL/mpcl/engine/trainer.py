@@ -1,12 +1,12 @@
 """The training step, to be read as the algorithm: :meth:`AdaptationTrainer.run_step`."""
 
 import logging
-import math
 import resource
 import time
 import weakref
 from collections import OrderedDict
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
@@ -17,15 +17,30 @@ from torch import Tensor, nn
 
 from ..data.paired_loader import build_paired_loader, build_test_loader
 from ..evaluation import build_evaluator
-from ..modeling.weights import WeightsCheckpointer
 from ..utils.seeding import fold_seed
 from ..views import View
 from .bad_file_report import BadFileReport
-from .build import build_adaptation_hook, build_criterion, build_teacher
+from .build import (
+    build_adaptation_hook,
+    build_collapse_alarm,
+    build_criterion,
+    build_step_guard,
+    build_teacher,
+)
+from .checkpointing import CheckpointHook, TrainingCheckpointer
 from .evaluate import evaluate_models
 from .gradient_share import GradientShare
 from .hooks import AdaptationHookBase
 from .metrics import DeviceMetrics
+from .metrics_file import (
+    Evaluation,
+    MetricsWriter,
+    Unwritten,
+    put_back,
+    start_metrics,
+    unwritten_scalars,
+)
+from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .step import AdaptationStep
 from .visualization import TrainingPictures
@@ -64,11 +79,21 @@ class AdaptationTrainer(DefaultTrainer):
             cfg.MODEL.DEVICE,
             enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16,
         )
-        self.checkpointer = WeightsCheckpointer(
-            self.student, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        self.checkpointer = TrainingCheckpointer(
+            self.student,
+            cfg.OUTPUT_DIR,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED,
+            trainer=weakref.proxy(self),
         )
         if self.teacher is not None:
             self.checkpointer.add_checkpointable("teacher", self.teacher.model)
+        self.guard = build_step_guard(
+            cfg, self.student, self.teacher, optimizer, self.checkpointer.get_checkpoint_file
+        )
+        self.collapse_alarm = build_collapse_alarm(cfg)
+        self.last_step: AdaptationStep | None = None  # for the pictures
+        self._unwritten: Unwritten = {}  # what a resumed run still has to log
         self.register_hooks(self.build_hooks())
 
     # ---- one iteration
@@ -77,6 +102,7 @@ class AdaptationTrainer(DefaultTrainer):
         """One iteration of Algorithm 1."""
         seed_all_rng(fold_seed(self.cfg.SEED, comm.get_rank(), self.iter))
         step = self.next_step()
+        self.guard.remember()
         self.before_forward(step)  # teacher: pseudo-labels; class-mix; masked images
         self.optimizer.zero_grad()
         masked_losses = self.backward_masked(step)
@@ -86,10 +112,9 @@ class AdaptationTrainer(DefaultTrainer):
         losses = self.criterion(step)
         self.gradient_share(losses, step, self.metrics)
         self.grad_scaler.scale(sum(losses.values())).backward()
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self.update_student(step, masked_losses | losses)
         self.write_metrics(masked_losses | losses)
-        self.last_step = step  # for the pictures; replaced in the next iteration
+        self.last_step = step
 
     def next_step(self) -> AdaptationStep:
         """The next paired batch on the device."""
@@ -101,14 +126,15 @@ class AdaptationTrainer(DefaultTrainer):
         label = label.to(self.student.device, non_blocking=True)
         trusted = label != self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         view = View(self.student.normalize(source), label, weight=None, trusted=trusted)
+        files = tuple(record["file_name"] for records in batch.values() for record in records)
         if "target" not in batch:
-            return AdaptationStep(self.iter, view)
+            return AdaptationStep(self.iter, view, files=files)
         target = self.student.normalize(batch["target"])
         valid = None
         if "valid" in batch["target"][0]:
             valid = torch.stack([record["valid"] for record in batch["target"]])
             valid = valid.to(self.student.device, non_blocking=True)
-        return AdaptationStep(self.iter, view, target, valid)
+        return AdaptationStep(self.iter, view, target, valid, files)
 
     def backward_masked(self, step: AdaptationStep) -> dict[str, Tensor]:
         """Forward and backward of the masked view, alone and first: its graph needs no other view,
@@ -122,6 +148,15 @@ class AdaptationTrainer(DefaultTrainer):
             losses = self.criterion.of_masked(outputs, step.masked)
             self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def update_student(self, step: AdaptationStep, losses: dict[str, Tensor]) -> None:
+        """The optimiser's step; where a loss or gradient is not finite there is none, and what the
+        forward has changed is taken back."""
+        self.grad_scaler.unscale_(self.optimizer)
+        # GradScaler's own way to tell a fused optimiser, on the device, to leave all as it is.
+        self.optimizer.found_inf = self.guard.check(step, losses)
+        self.optimizer.step()
+        self.grad_scaler.update()
 
     def before_forward(self, step: AdaptationStep) -> None:
         for hook in self._adaptation_hooks():
@@ -145,21 +180,17 @@ class AdaptationTrainer(DefaultTrainer):
         storage.
 
         Raises:
-            FloatingPointError: a mean is not finite; the message names the loss.
+            Diverged: SOLVER.MAX_SKIPPED steps in a row were skipped.
         """
         self.metrics.add(losses)
         if (self.iter + 1) % self.cfg.LOG_PERIOD and self.iter + 1 < self.max_iter:
             return
+        self.guard.settle()
         values = self.metrics.read()
-        broken = [
-            name for name, value in values.items() if "loss" in name and not math.isfinite(value)
-        ]
-        if broken:
-            raise FloatingPointError(
-                f"{', '.join(broken)} became infinite or NaN between iterations "
-                f"{self.iter - self.cfg.LOG_PERIOD + 1} and {self.iter}: {values}"
-            )
-        values["total_loss"] = sum(value for name, value in values.items() if name in losses)
+        self.collapse_alarm(self.iter, values)
+        if losses.keys() <= values.keys():
+            values["total_loss"] = sum(values[name] for name in losses)
+        values["skipped_steps"] = self.guard.total
         if self.cfg.MODEL.DEVICE == "cpu":
             # On a GPU detectron2's printer shows the device's peak memory; here the process's.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -211,16 +242,44 @@ class AdaptationTrainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            # Before the checkpointer: the teacher is saved with the iteration's update in it.
+            # Before the checkpoint: the teacher is saved with the iteration's update in it.
             adaptation,
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            if main
-            else None,
             BadFileReport(self.data_loader.bad_files),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            # What comes after it is made up for by a run that goes on from the checkpoint.
+            CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            Evaluation(cfg.TEST.EVAL_PERIOD, self.evaluate),
             TrainingPictures(cfg) if main and cfg.VIS_PERIOD else None,
-            hooks.PeriodicWriter(self.build_writers(), period=cfg.LOG_PERIOD) if main else None,
+            MetricsWriter(self.build_writers, period=cfg.LOG_PERIOD) if main else None,
         ]
+
+    # ---- begin and end
+
+    def before_train(self) -> None:
+        metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
+        written = comm.is_main_process() and start_metrics(metrics, self.start_iter)
+        super().before_train()
+        if self.start_iter and not comm.all_gather(written)[0]:
+            self._finish_saved_iteration()
+
+    def _finish_saved_iteration(self) -> None:
+        """Evaluation and log line, which a kill or a request to stop came before."""
+        self.iter = self.storage.iter = self.start_iter - 1
+        put_back(self.storage, self._unwritten)
+        saved_by = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, CheckpointHook))
+        for hook in self._hooks[saved_by + 1 :]:
+            hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last iteration is done; for hooks, after training."""
+        return self.iter >= self.max_iter
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # one more, if a finished run is resumed
+        super().after_train()
+        if self._trainer._data_loader_iter_obj is not None:
+            self._trainer._data_loader_iter_obj.close()  # ends the workers
 
     # ---- evaluation
 
@@ -236,35 +295,25 @@ class AdaptationTrainer(DefaultTrainer):
         self.data_loader.seek(self.start_iter)
 
     def state_dict(self) -> dict:
-        state = super().state_dict()
-        state["grad_scaler"] = self.grad_scaler.state_dict()
-        state["run"] = self._run_identity()
-        return state
+        """Everything that the networks do not hold. All ranks must call it."""
+        return super().state_dict() | {
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "run": run_identity(self.cfg),
+            "metrics": self.metrics.state_dict(),
+            "guard": self.guard.state_dict(),
+            "unwritten": unwritten_scalars(self.storage, self.iter, self.cfg.LOG_PERIOD),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Raises ValueError where the random streams of the resumed run would differ from the saved
         one's."""
-        saved, current = state_dict["run"], self._run_identity()
-        changed = [
-            f"{key} was {saved[key]} and is {current[key]}"
-            for key in current
-            if saved[key] != current[key]
-        ]
-        if changed:
-            raise ValueError(
-                f"Cannot resume: {'; '.join(changed)}. The run would draw other images than the "
-                "one it goes on from. Restore these values, or start a new run from the checkpoint "
-                "with MODEL.WEIGHTS."
-            )
+        check_same_run(state_dict["run"], self.cfg)
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-    def _run_identity(self) -> dict[str, int]:
-        return {
-            "SEED": self.cfg.SEED,
-            "number of processes": comm.get_world_size(),
-            "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH,
-        }
+        if "guard" in state_dict:  # not in the checkpoints of earlier versions
+            self.metrics.load_state_dict(state_dict["metrics"], self.student.device)
+            self.guard.load_state_dict(state_dict["guard"])
+            self._unwritten = state_dict["unwritten"]
 
 
 def ddp_options(cfg) -> dict:

@@ -20,8 +20,8 @@ class TrainingPictures(HookBase):
         self.colors = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_colors
 
     def after_step(self) -> None:
-        if self.trainer.iter % self.period:
-            return
+        if self.trainer.iter % self.period or self.trainer.last_step is None:
+            return  # a resumed run has no step yet when it finishes a saved iteration
         for name, picture in self.pictures().items():
             self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))
 

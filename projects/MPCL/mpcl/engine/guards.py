@@ -1,0 +1,178 @@
+"""What stands between a non-finite loss or gradient and everything that training keeps."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..prototypes.bank import FeatureBank
+from ..utils.distributed import sum_over_ranks
+from .step import AdaptationStep
+
+logger = logging.getLogger(__name__)
+
+GRADIENT = "gradient"
+"""Stands beside the names of the losses where the gradient was not finite."""
+
+EXIT_DIVERGED = 65
+"""Exit status of a run that :class:`Diverged` (EX_DATAERR: another try from here ends the same)."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step that was not taken.
+
+    Attributes:
+        causes: names of the losses that were not finite on some rank, and ``gradient``.
+        files: images of its batch on this rank.
+    """
+
+    iteration: int
+    causes: list[str]
+    files: list[str]
+
+
+class Diverged(FloatingPointError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+class StepGuard:
+    """Undoes and counts the steps whose losses or gradients are not finite, without waiting for the
+    device.
+
+    A skipped step leaves the student's parameters and buffers, the optimiser, the prototypes and
+    the banks as they were; the teacher averages the unchanged student once more. All ranks decide
+    alike. What was skipped is known when :meth:`settle` reads the flags.
+
+    Args:
+        networks: whose buffers a forward may change: student and teacher.
+        banks: the student's feature banks; of each only what a step can overwrite is remembered.
+        most_banked: embeddings of a class that one step may put into a bank.
+        max_skipped: so many skipped steps in a row end the run.
+        report: file that then lists them.
+        last_checkpoint: path of the newest checkpoint, for that report.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        optimizer: torch.optim.Optimizer,
+        banks: Sequence[FeatureBank] = (),
+        *,
+        most_banked: int = 0,
+        max_skipped: int,
+        report: Path,
+        last_checkpoint: Callable[[], str],
+    ) -> None:
+        self.networks = list(networks)
+        self.optimizer = optimizer
+        self.banks = list(banks)
+        self.most_banked = most_banked
+        self.max_skipped = max_skipped
+        self.report = report
+        self.last_checkpoint = last_checkpoint
+        self.total = 0  # skipped steps of the whole run
+        self.in_a_row: list[Skipped] = []
+        self._pending: list[tuple[Skipped, Tensor]] = []  # causes that may be, and their flags
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._rings: list[tuple[Tensor, tuple[Tensor, Tensor], Tensor]] = []
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keeps what the coming step may change in place."""
+        large = {id(bank.features) for bank in self.banks}
+        self._before = [
+            (buffer, buffer.clone())
+            for network in self.networks
+            for buffer in network.buffers()
+            if id(buffer) not in large
+        ]
+        self._rings = []
+        for bank in self.banks:
+            offsets = torch.arange(min(bank.size, self.most_banked), device=bank.cursor.device)
+            slots = (bank.cursor.unsqueeze(1) + offsets) % bank.size
+            place = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1), slots
+            self._rings.append((bank.features, place, bank.features[place]))
+
+    @torch.no_grad()
+    def check(self, step: AdaptationStep, losses: Mapping[str, Tensor]) -> Tensor:
+        """After the backward: takes the step's changes back where a loss or gradient is not finite.
+
+        Returns: scalar, 1 = skip, 0 = go on; what optimisers call ``found_inf``. Equal on all
+            ranks, which must all call it.
+        """
+        gradients = [
+            parameter.grad
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        # Squared, as the optimiser's second moment will be: that must not overflow either.
+        norm = torch.stack(torch._foreach_norm(gradients)).float().square().sum()
+        values = torch.stack([*(loss.detach().float() for loss in losses.values()), norm])
+        broken = sum_over_ranks((~values.isfinite()).float())
+        skip = broken.sum() > 0
+        for buffer, before in self._before:
+            buffer.copy_(torch.where(skip, before, buffer))
+        for features, place, before in self._rings:
+            features[place] = torch.where(skip, before, features[place])
+        self._before, self._rings = [], []
+        candidate = Skipped(step.iteration, [*losses, GRADIENT], list(step.files))
+        self._pending.append((candidate, broken))
+        return skip.float()
+
+    def settle(self) -> None:
+        """Reads which steps were skipped since the last call, and logs them. Waits for the device.
+
+        Raises:
+            Diverged: ``max_skipped`` of them in a row; they are in the file ``report``. On all
+                ranks at once.
+        """
+        pending, self._pending = self._pending, []
+        flags = torch.cat([flags for _, flags in pending]).tolist() if pending else []
+        for candidate, _ in pending:
+            own, flags = flags[: len(candidate.causes)], flags[len(candidate.causes) :]
+            causes = [name for name, broken in zip(candidate.causes, own) if broken]
+            if not causes:
+                self.in_a_row = []
+                continue
+            skipped = Skipped(candidate.iteration, causes, candidate.files)
+            self.total += 1
+            self.in_a_row.append(skipped)
+            logger.warning(
+                f"Skipped the step of iteration {skipped.iteration}: not finite: "
+                f"{', '.join(causes)}; images {', '.join(skipped.files)}"
+            )
+            if len(self.in_a_row) >= self.max_skipped:
+                raise self._diverged()
+
+    def _diverged(self) -> Diverged:
+        checkpoint = self.last_checkpoint()
+        ranks = comm.gather([asdict(skipped) for skipped in self.in_a_row])
+        if comm.is_main_process():
+            content = {"last_good_checkpoint": checkpoint, "skipped_by_rank": ranks}
+            self.report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        first, last = self.in_a_row[0], self.in_a_row[-1]
+        causes = dict.fromkeys(cause for skipped in self.in_a_row for cause in skipped.causes)
+        return Diverged(
+            f"{', '.join(causes)} were infinite or NaN in {len(self.in_a_row)} iterations in a row "
+            f"({first.iteration} to {last.iteration}; SOLVER.MAX_SKIPPED is {self.max_skipped}). "
+            f"The last images were {', '.join(last.files)}; all are listed in {self.report}. "
+            f"Nothing of these steps was kept; the last good checkpoint is {checkpoint or 'none'}. "
+            "A smaller SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS may help"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers. Settles first, and so may raise Diverged."""
+        self.settle()
+        return {"total": self.total, "in_a_row": [asdict(skipped) for skipped in self.in_a_row]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total = state["total"]
+        self.in_a_row = [Skipped(**skipped) for skipped in state["in_a_row"]]
