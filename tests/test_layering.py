@@ -10,8 +10,19 @@ LAYERS = [
     {"utils", "views"},
     {"self_training", "prototypes", "losses"},
     {"data", "modeling"},
-    {"evaluation", "config", "pictures", "runs", "reporting", "submission"},
+    {
+        "evaluation",
+        "config",
+        "config_reading",
+        "config_validation",
+        "preflight",
+        "pictures",
+        "runs",
+        "reporting",
+        "submission",
+    },
     {"engine"},
+    {"predictor", "prediction_files", "network_arguments", "export"},
 ]
 PURE = [
     *sorted((PACKAGE / "utils").glob("*.py")),

@@ -1,0 +1,30 @@
+"""Output folders as training leaves them, made without training."""
+
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+
+from mpcl.engine.build import build_teacher
+
+
+def save_run(cfg) -> Path:
+    """A run whose student and teacher predict differently, with started prototypes."""
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    student = build_model(cfg)
+    content = {}
+    if student.prototype_head is not None:
+        prototypes = student.prototype_head.prototypes
+        shape = prototypes.mean.shape
+        all_classes = torch.ones(shape[0], dtype=torch.bool)
+        prototypes.start_(all_classes, torch.randn(shape), torch.ones(shape))
+    teacher = build_teacher(cfg, student).model
+    for network in (student, teacher):
+        torch.nn.init.normal_(network.sem_seg_head.classifier.weight)
+    content = {"model": student.state_dict(), "teacher": teacher.state_dict(), "iteration": 5}
+    torch.save(content, folder / "model_final.pth")
+    (folder / "last_checkpoint").write_text("model_final.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
