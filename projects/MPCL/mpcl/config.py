@@ -5,13 +5,14 @@ deviations.
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
+from .config_reading import merge_file, merge_options
+from .config_validation import validate
 from .evaluation import check_class_subsets
 
 __all__ = ["add_mpcl_config", "get_cfg_from"]
@@ -24,20 +25,18 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     can be looked up.
 
     Raises:
-        KeyError: an unknown key, in the file or in ``opts``.
-        ValueError: a value of the wrong type, or a combination that cannot be trained; the message
-            names the keys.
+        FileNotFoundError: the file, or one of its ``_BASE_``, does not exist.
+        UnknownKey: a KeyError and ValueError; names similar keys.
+        ValueError: a value of the wrong type or range, or a combination that cannot be trained;
+            the message names the keys.
     """
     cfg = get_cfg()
     add_mpcl_config(cfg)
     default = {key: cfg.MODEL[key] for key in ("PIXEL_MEAN", "PIXEL_STD")}
     cfg.MODEL.update({key: [] for key in default})  # filled in below, unless someone sets them
     if config_file:
-        cfg.merge_from_file(config_file)
-    unknown = [key for key in list(opts)[::2] if not _exists(cfg, str(key))]
-    if unknown:
-        raise KeyError("; ".join(_advice(cfg, str(key)) for key in unknown))
-    cfg.merge_from_list(list(opts))
+        merge_file(cfg, config_file)
+    merge_options(cfg, opts)
     validate(cfg)
     for key, value in (default | _pixel_statistics(cfg)).items():
         cfg.MODEL[key] = list(cfg.MODEL[key] or value)
@@ -306,118 +305,6 @@ def _add_test_config(cfg: CN) -> None:
     cfg.TEST.CLASS_SUBSETS = ()
 
 
-_CHOICES = {
-    "DATALOADER.ON_BAD_FILE": ("error", "skip"),
-    "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
-    "SELF_TRAINING.MASKED.IMAGES": ("target", "pair"),
-    "SELF_TRAINING.TEACHER_STATISTICS": ("student", "target"),
-    "PROTOTYPES.TYPE": ("none", "centroid", "gauss"),
-    "PROTOTYPES.HEAD": ("shared", "separate"),
-    "PROTOTYPES.NORMALIZE": ("layer", "l2", "none"),
-    "PROTOTYPES.DISTANCE": ("squared", "euclidean"),
-    "PROTOTYPES.SIMILARITY_SCALE": ("mean", "sum"),
-    "PROTOTYPES.CLUSTER_POOL": ("bank", "batch"),
-    "PROTOTYPES.INIT.METHOD": ("kmeans", "random"),
-    "SOLVER.AMP.PRECISION": ("bfloat16", "float16"),
-    "TEST.INFERENCE": ("whole", "slide"),
-    "TEST.OUTPUT": ("classifier", "prototypes"),
-}
-
-
-def validate(cfg: CN) -> None:
-    """Refuses, before anything is built, a config that could not be trained as written.
-
-    Raises:
-        ValueError: naming the key, its value and what was expected.
-    """
-    for key, known in _CHOICES.items():
-        if (value := _get(cfg, key)) not in known:
-            raise ValueError(f"{key} is {value!r}; expected one of {', '.join(known)}")
-    views = set(cfg.PROTOTYPES.CONTRAST_VIEWS)
-    if not views:
-        raise ValueError(
-            "PROTOTYPES.CONTRAST_VIEWS is empty; to switch the contrast off, set "
-            "PROTOTYPES.CONTRAST_WEIGHT to 0"
-        )
-    if unknown := views - {"source", "mixed", "target"}:
-        raise ValueError(
-            f"PROTOTYPES.CONTRAST_VIEWS holds {sorted(unknown)}; "
-            "expected some of source, mixed, target"
-        )
-    if {"mixed", "target"} <= views:
-        raise ValueError(
-            "PROTOTYPES.CONTRAST_VIEWS: 'target' is a part of 'mixed'; name one of them"
-        )
-    _validate_scales(cfg)
-    _validate_masking(cfg)
-    _validate_reliability(cfg)
-    if not 0 < cfg.SOLVER.LAYER_DECAY <= 1:
-        raise ValueError(
-            f"SOLVER.LAYER_DECAY is {cfg.SOLVER.LAYER_DECAY}; expected above 0, at most 1"
-        )
-    if cfg.PROTOTYPES.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
-        raise ValueError(
-            "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
-        )
-    if (
-        cfg.SELF_TRAINING.ENABLED
-        and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0
-        and not cfg.MODEL.WEIGHTS
-    ):
-        raise ValueError(
-            "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0 compares with the ImageNet encoder in "
-            "MODEL.WEIGHTS, which is empty; name a weight file, or set the weight to 0 to train "
-            "from random initialisation"
-        )
-    if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
-        raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
-
-
-def _validate_scales(cfg: CN) -> None:
-    multi_resolution = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
-    scales = tuple(cfg.PROTOTYPES.SCALES)
-    if scales not in (("context",), ("context", "detail")):
-        raise ValueError(
-            f"PROTOTYPES.SCALES is {scales}; expected ('context',) or ('context', 'detail')"
-        )
-    if "detail" in scales and not multi_resolution:
-        raise ValueError(
-            "PROTOTYPES.SCALES holds 'detail', which only MODEL.META_ARCHITECTURE HRDASegmentor "
-            f"sees; it is {cfg.MODEL.META_ARCHITECTURE}"
-        )
-    sizes = {"MODEL.HRDA.DETAIL_SIZE": 16, "INPUT.CROP.SIZE": 8, "TEST.SLIDE.CROP": 8}
-    for key, multiple in sizes.items() if multi_resolution else ():
-        sides = tuple(_get(cfg, key))  # type: ignore[call-overload]
-        if any(side <= 0 or side % multiple for side in sides):
-            raise ValueError(f"{key} is {sides}; HRDASegmentor expects multiples of {multiple}")
-    if not 0 <= cfg.MODEL.HRDA.DETAIL_WEIGHT <= 1:
-        raise ValueError(
-            f"MODEL.HRDA.DETAIL_WEIGHT is {cfg.MODEL.HRDA.DETAIL_WEIGHT}; expected 0 to 1"
-        )
-
-
-def _validate_masking(cfg: CN) -> None:
-    st = cfg.SELF_TRAINING
-    if not 0 <= st.MASKED.RATIO <= 1:
-        raise ValueError(f"SELF_TRAINING.MASKED.RATIO is {st.MASKED.RATIO}; expected 0 to 1")
-    if st.MASKED.WEIGHT and not 0 < st.MASKED.BLOCK_SIZE <= min(cfg.INPUT.CROP.SIZE):
-        raise ValueError(
-            f"SELF_TRAINING.MASKED.BLOCK_SIZE is {st.MASKED.BLOCK_SIZE}; expected at most the "
-            f"side of the crop, INPUT.CROP.SIZE {tuple(cfg.INPUT.CROP.SIZE)}"
-        )
-    if any(st.IGNORE_MARGINS) and (st.IGNORE_TOP or st.IGNORE_BOTTOM):
-        raise ValueError(
-            "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
-            "crop) exclude each other; set one of them to 0"
-        )
-
-
-def _validate_reliability(cfg: CN) -> None:
-    for key, least in (("SOLVER.CHECKPOINT_KEEP", 0), ("SOLVER.MAX_SKIPPED", 1)):
-        if (value := _get(cfg, key)) < least:  # type: ignore[operator]
-            raise ValueError(f"{key} is {value}; expected {least} or more")
-
-
 def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
     """What an encoder of timm was trained with; nothing for the others."""
     if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
@@ -426,32 +313,3 @@ def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
 
     mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
     return {"PIXEL_MEAN": mean, "PIXEL_STD": std}
-
-
-def _exists(cfg: CN, dotted: str) -> bool:
-    try:
-        _get(cfg, dotted)
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-def _advice(cfg: CN, dotted: str) -> str:
-    similar = get_close_matches(dotted, _leaves(cfg), n=3)
-    return f"Unknown config key {dotted}" + (
-        f"; did you mean {', '.join(similar)}?" if similar else ""
-    )
-
-
-def _leaves(node: CN, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in node.items():
-        names += _leaves(value, f"{prefix}{key}.") if isinstance(value, CN) else [prefix + key]
-    return names
-
-
-def _get(cfg: CN, dotted: str) -> object:
-    node: object = cfg
-    for part in dotted.split("."):
-        node = node[part]  # type: ignore[index]
-    return node
