@@ -1,0 +1,269 @@
+"""What tools/predict.py writes, refuses, skips and reports."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import predict as tool
+import pytest
+from conftest import draw_scene
+from PIL import Image
+from run_fixtures import save_run
+
+import mpcl
+from mpcl.data.driving_classes import CITYSCAPES_IDS
+from mpcl.prediction_files import OverlayVideo, PredictionWriter, find_images, is_camera
+
+
+@pytest.fixture
+def run(tiny_cfg) -> Path:
+    return save_run(tiny_cfg("daformer_gauss"))
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two images of one size, and one of another in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for name, size in (("a.png", (64, 96)), ("b.jpg", (64, 96)), ("deep/c.png", (51, 75))):
+        image, _ = draw_scene(np.random.default_rng(len(name)), "target", size)
+        Image.fromarray(image).save(folder / name)
+    return folder
+
+
+def predict(run: Path, out: Path, *inputs, more=()) -> int:
+    """``more`` is what follows the options: KEY VALUE pairs come last."""
+    arguments = ["--run", str(run), "--input", *map(str, inputs), "--output", str(out), *more]
+    return tool.main(arguments)
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def test_a_folder_becomes_overlays_and_train_ids_of_the_same_names(run, photos, tmp_path, capsys):
+    assert predict(run, tmp_path / "out", photos) == 0
+    names = {"a", "b", "deep/c"}
+    expected = {f"overlay/{n}.jpg" for n in names} | {f"train_ids/{n}.png" for n in names}
+    assert files(tmp_path / "out") == expected
+    predictor = mpcl.Predictor(run)
+    for name, file in (("a", "a.png"), ("deep/c", "deep/c.png")):
+        ids = read(tmp_path / "out" / "train_ids" / f"{name}.png")
+        assert ids.dtype == np.uint8
+        labels = predictor.labels(photos / file).ids
+        assert ids.shape == labels.shape and (ids == labels).mean() > 0.999
+    overlay, image = read(tmp_path / "out/overlay/a.jpg"), read(photos / "a.png")
+    height, width = image.shape[:2]
+    assert overlay.shape == (height, 2 * width, 3)
+    left = overlay[:, :width].astype(float)
+    assert np.abs(left - image).mean() < 12  # JPEG of noise
+    ids = read(tmp_path / "out" / "train_ids" / "a.png")
+    colors = np.array(predictor.metadata.stuff_colors)[ids]
+    right = 0.4 * image + 0.6 * colors
+    assert np.abs(overlay[:, width:].astype(float) - right).mean() < 12
+    out = capsys.readouterr().out
+    assert "teacher: 3 images predicted" in out and "images/s" in out
+    assert f"train_ids  3 files in {tmp_path / 'out' / 'train_ids'}" in out
+
+
+def test_student_and_prototypes_predict_otherwise(run, photos, tmp_path, capsys):
+    ids = {}
+    for name, options in (
+        ("teacher", ()),
+        ("student", ("--student",)),
+        ("prototypes", ("--prototype-output",)),
+    ):
+        predict(run, tmp_path / name, photos / "a.png", more=options)
+        ids[name] = read(tmp_path / name / "train_ids" / "a.png")
+    assert not np.array_equal(ids["teacher"], ids["student"])
+    assert not np.array_equal(ids["prototypes"], ids["student"])
+    assert capsys.readouterr().out.count("student: 1 images") == 2
+
+
+def test_confidence_is_written_where_it_is_asked_for(run, photos, tmp_path):
+    slide = ("TEST.INFERENCE", "slide")
+    arguments = ["--run", str(run), "--input", str(photos / "a.png"), "--write", "confidence"]
+    assert tool.main([*arguments, "--output", str(tmp_path / "out"), *slide]) == 0
+    assert files(tmp_path / "out") == {"confidence/a.png"}
+    predictor = mpcl.Predictor(run, opts=slide)
+    expected = predictor.labels(photos / "a.png", confidence=True).confidence
+    found = read(tmp_path / "out" / "confidence" / "a.png")
+    np.testing.assert_allclose(found / 255, expected, atol=0.51 / 255)
+
+
+def test_cityscapes_models_write_label_ids(tiny_cfg, photos, tmp_path):
+    opts = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 19, "DATASETS.TEST", (), "DATASETS.TRAIN", ())
+    run = save_run(tiny_cfg("daformer", *opts))
+    predict(run, tmp_path / "out", photos / "a.png")
+    train_ids, label_ids = (
+        read(tmp_path / "out" / kind / "a.png") for kind in ("train_ids", "label_ids")
+    )
+    to_train_id = np.full(256, 255)
+    to_train_id[[i for i in CITYSCAPES_IDS if i >= 0]] = [
+        t for i, t in CITYSCAPES_IDS.items() if i >= 0
+    ]
+    np.testing.assert_array_equal(to_train_id[label_ids], train_ids)
+
+
+def test_label_ids_of_other_classes_are_refused(run, photos, tmp_path, capsys):
+    arguments = ["--run", str(run), "--input", str(photos), "--write", "label_ids"]
+    with pytest.raises(SystemExit):
+        tool.main([*arguments, "--output", str(tmp_path / "out")])
+    assert "the model has other classes" in capsys.readouterr().err
+
+
+def test_existing_outputs_are_kept_unless_asked_otherwise(run, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    predict(run, out, photos / "a.png")
+    mine = out / "train_ids" / "a.png"
+    Image.fromarray(np.full((2, 2), 9, np.uint8)).save(mine)
+    with pytest.raises(SystemExit):
+        predict(run, out, photos)
+    assert "2 outputs exist already" in capsys.readouterr().err
+    assert files(out) == {"overlay/a.jpg", "train_ids/a.png"}
+    predict(run, out, photos, more=("--existing", "skip"))
+    assert "2 images predicted" in (said := capsys.readouterr().out) and "1 inputs skipped" in said
+    assert read(mine).shape == (2, 2)
+    predict(run, out, photos, more=("--existing", "overwrite"))
+    assert read(mine).shape == (64, 96)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_predicted(
+    run, photos, tmp_path, capsys
+):
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:200])
+    assert predict(run, tmp_path / "out", photos) == 1
+    out = capsys.readouterr().out
+    assert "FAULT" in out and "broken.png" in out and "3 images predicted" in out
+    assert len(files(tmp_path / "out")) == 6
+
+
+def test_photographs_are_turned_upright(run, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photos / "a.png").save(photos / "turned.jpg", exif=exif)
+    predict(run, tmp_path / "out", photos / "turned.jpg")
+    assert read(tmp_path / "out" / "train_ids" / "turned.png").shape == (96, 64)
+
+
+def test_globs_find_what_they_match_and_keep_folders(photos):
+    found = {(image.name, Path(image.path).name) for image in find_images([f"{photos}/**/*.png"])}
+    assert found == {("a", "a.png"), ("deep/c", "c.png")}
+    assert [i.name for i in find_images([f"{photos}/a.*", str(photos / "a.png")])] == ["a"]
+
+
+def test_inputs_of_one_size_come_together(photos):
+    Image.fromarray(np.zeros((51, 75, 3), np.uint8)).save(photos / "aa.png")
+    sizes = [Image.open(image.path).size for image in find_images([str(photos)])]
+    assert sizes == sorted(sizes)
+
+
+def test_inputs_that_are_not_there_or_share_a_name_are_refused(photos, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image, folder or video at"):
+        find_images([str(tmp_path / "nothing.png")])
+    with pytest.raises(FileNotFoundError, match="no image matches"):
+        find_images([f"{photos}/*.gif"])
+    (photos / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"notes\.txt is neither an image nor a video"):
+        find_images([str(photos / "notes.txt")])
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (4, 4)).save(other / "a.png")
+    with pytest.raises(ValueError, match="would both be written as a"):
+        find_images([str(photos), str(other)])
+
+
+def write_video(path: Path, frames: int, fps: float = 10.0) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (96, 64))
+    for i in range(frames):
+        writer.write(draw_scene(np.random.default_rng(i), "target")[0][..., ::-1].copy())
+    writer.release()
+
+
+def frames_of(path: Path) -> tuple[int, float, tuple[int, int]]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read_frame := capture.read())[0]:
+        frames.append(read_frame[1])
+    return len(frames), capture.get(cv2.CAP_PROP_FPS), frames[0].shape[:2]
+
+
+def test_a_video_becomes_a_video_of_overlays_and_images_of_ids(run, tmp_path, capsys):
+    write_video(tmp_path / "drive.mp4", 5)
+    assert predict(run, tmp_path / "out", tmp_path / "drive.mp4") == 0
+    ids = {f"train_ids/drive/{i:06d}.png" for i in range(5)}
+    assert files(tmp_path / "out") == {"overlay/drive.mp4", *ids}
+    assert frames_of(tmp_path / "out" / "overlay" / "drive.mp4") == (5, 10.0, (64, 192))
+    assert "5 images predicted" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        predict(run, tmp_path / "out", tmp_path / "drive.mp4")
+    assert "2 outputs exist already" in capsys.readouterr().err
+    few = ("--existing", "overwrite", "--max-frames", "2")
+    predict(run, tmp_path / "out", tmp_path / "drive.mp4", more=few)
+    assert frames_of(tmp_path / "out" / "overlay" / "drive.mp4")[0] == 2
+
+
+class Camera:
+    """Two frames, then Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        assert number == 0
+        self.frames = 0
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def release(self) -> None:
+        pass
+
+    def read(self):
+        self.frames += 1
+        if self.frames > 2:
+            raise KeyboardInterrupt
+        return True, np.full((48, 64, 3), 90, np.uint8)
+
+
+def test_a_camera_runs_until_it_is_interrupted_and_keeps_its_video(run, tmp_path, monkeypatch):
+    assert is_camera("0") and not is_camera("0.mp4")
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    assert predict(run, tmp_path / "out", "0") == 0
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
+    assert frames_of(tmp_path / "out" / "overlay" / "camera_0.mp4") == (2, 25.0, (48, 128))
+
+
+def test_videos_that_cannot_be_opened_are_refused(run, tmp_path, capsys):
+    (tmp_path / "no.mp4").write_text("no video")
+    with pytest.raises(SystemExit):
+        predict(run, tmp_path / "out", tmp_path / "no.mp4")
+    assert "cannot be opened" in capsys.readouterr().err
+
+
+def test_an_overlay_video_of_odd_sides_loses_a_row_not_the_video(tmp_path):
+    video = OverlayVideo(tmp_path / "odd.mp4", 5)
+    video.add(np.zeros((33, 50, 3), np.uint8))
+    assert not (tmp_path / "odd.mp4").exists()
+    video.close()
+    assert frames_of(tmp_path / "odd.mp4") == (1, 5.0, (32, 50))
+
+
+def test_unknown_kinds_and_opacities_are_refused(run, tmp_path):
+    metadata = mpcl.Predictor(run).metadata
+    with pytest.raises(ValueError, match=r"unknown kinds \['depth'\]; known: overlay"):
+        PredictionWriter(tmp_path, ["depth"], metadata)
+    with pytest.raises(ValueError, match="opacity is 2"):
+        PredictionWriter(tmp_path, ["overlay"], metadata, opacity=2)
+
+
+def test_a_network_must_be_named_once(tmp_path, capsys):
+    for arguments in ([], ["--run", "a", "--config-file", "b"]):
+        with pytest.raises(SystemExit):
+            tool.main([*arguments, "--input", "x.png", "--output", str(tmp_path)])
+        assert "name a network" in capsys.readouterr().err
