@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from ..modeling.weights import WeightsCheckpointer
 from ..utils.atomic_write import TEMPORARY, write_atomically
@@ -70,7 +71,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def start_afresh(self) -> None:
         """Lets the checkpoints of an earlier run in this folder be forgotten, though not removed: a
         restart must not go on from them."""
-        if (Path(self.save_dir) / POINTER).is_file():
+        if any(self._candidates()):
             self.tag_last_checkpoint("")
 
     def has_checkpoint(self) -> bool:
@@ -91,10 +92,11 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
     def _candidates(self) -> Iterator[Path]:
         """The likeliest first."""
+        if not self.save_dir:
+            return
         folder, pointer = Path(self.save_dir), Path(self.save_dir) / POINTER
-        if not self.save_dir or not pointer.is_file():
-            pointed, since = "", -1
-        else:
+        pointed, since = "", -1
+        if pointer.is_file():
             pointed, since = pointer.read_text().strip(), pointer.stat().st_mtime_ns
         known = [p for p in folder.glob("model_*.pth") if _PERIODIC.fullmatch(p.name)]
         known += [p for p in [folder / FINAL] if p.is_file()]
@@ -151,6 +153,7 @@ class CheckpointHook(HookBase):
             name = FINAL.removesuffix(".pth")
             self.checkpointer.save(name, iteration=self.trainer.iter)
         if stop:
+            comm.synchronize()  # whoever ends first may end the others: not while one is saving
             logger.warning(f"Asked to stop after iteration {self.trainer.iter}: saved {name}.pth")
             raise Preempted(f"{name}.pth")
 

@@ -15,10 +15,10 @@ from ..config import get_cfg_from
 from ..data.paired_loader import build_test_loader
 from ..evaluation import build_evaluator, mean_metrics
 from ..modeling.weight_files import some
-from ..modeling.weights import WeightsCheckpointer
 from ..reporting import summary
 from ..runs import scores_by_dataset
 from .build import build_teacher
+from .checkpointing import TrainingCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | Non
     Raises: ValueError: no checkpoint was named, or there is none in OUTPUT_DIR.
     """
     student = build_model(cfg)
-    checkpointer = WeightsCheckpointer(student, cfg.OUTPUT_DIR)
+    checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError(

@@ -1,8 +1,9 @@
 """SIGTERM and SIGINT as a request to stop: a cluster's preemption, or Ctrl-C."""
 
-import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,6 @@ import torch
 import torch.distributed as dist
 
 from ..utils.distributed import world_size
-
-logger = logging.getLogger(__name__)
 
 EXIT_PREEMPTED = 75
 """Exit status of a run that was asked to stop and has saved (EX_TEMPFAIL: start it again with
@@ -28,12 +27,17 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """Turns the first SIGTERM or SIGINT into a flag; a second one ends the process as usual."""
+    """Turns SIGTERM and SIGINT into a flag; one that comes seconds later ends the process as usual.
+
+    One request often arrives several times: from the terminal or the cluster, and from the parent
+    process.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SAME_REQUEST = 3.0  # seconds
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: float | None = None  # when, by the monotonic clock
         self._previous: dict[signal.Signals, Callable[..., Any] | int | None] = {}
         self._group: dist.ProcessGroup | None = None
 
@@ -52,8 +56,11 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, _frame: object) -> None:
-        self.received = signal.Signals(number)
-        self.restore()
+        if self.received is None:
+            self.received = time.monotonic()
+        elif time.monotonic() - self.received > self.SAME_REQUEST:
+            self.restore()
+            os.kill(os.getpid(), number)
 
     def requested(self) -> bool:
         """Whether any rank has been asked to stop. All ranks must call it in each iteration.

@@ -1,0 +1,78 @@
+"""Processes of a job: one, those of torchrun, or those that ``--num-gpus`` asks for."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from .preemption import StopSignals
+
+
+def launch_job(main: Callable, args) -> None:
+    """Calls ``main(args)`` on every process.
+
+    Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one of them; else there
+    are ``args.num_gpus`` on this machine, and signals to this process reach all of them. The status
+    of a process that ends early becomes that of the job.
+    """
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        _join_torchrun()
+        main(args)
+        dist.destroy_process_group()
+        return
+    with _signals_to_children():
+        try:
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:
+            raise SystemExit(error.exit_code) from error
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this job again (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def _join_torchrun() -> None:
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # A rank that dies is noticed at once; the timeout is for those that hang.
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(
+        int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    )
+
+
+@contextmanager
+def _signals_to_children() -> Iterator[None]:
+    """Passes on what asks a job to stop; without children it is as ever."""
+
+    def pass_on(number: int, frame: object) -> None:
+        children = [child.pid for child in active_children() if child.pid is not None]
+        for pid in children:
+            os.kill(pid, number)
+        if not children:
+            signal.signal(number, previous[number])
+            os.kill(os.getpid(), number)
+
+    previous = {number: signal.signal(number, pass_on) for number in StopSignals.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

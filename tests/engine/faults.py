@@ -1,0 +1,123 @@
+"""Faults to plant in a trainer: picklable, and called with it before it trains."""
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+
+import mpcl.utils.atomic_write
+
+
+def at_iteration(trainer, iteration: int, action) -> None:
+    """Calls ``action`` when the step of ``iteration`` begins."""
+    run_step = trainer.run_step
+
+    def step():
+        if trainer.iter == iteration:
+            action()
+        run_step()
+
+    trainer.run_step = step
+
+
+@dataclass
+class Signal:
+    """This rank is sent a signal in an iteration."""
+
+    number: signal.Signals
+    iteration: int
+    rank: int = 0
+
+    def __call__(self, trainer) -> None:
+        if comm.get_rank() == self.rank:
+            at_iteration(trainer, self.iteration, lambda: os.kill(os.getpid(), self.number))
+
+
+@dataclass
+class Stop:
+    """SIGTERM to rank 0 in each of some iterations; a run resumed after one meets the next."""
+
+    iterations: tuple[int, ...]
+
+    def __call__(self, trainer) -> None:
+        coming = [i for i in self.iterations if i >= trainer.start_iter]
+        if coming:
+            Signal(signal.SIGTERM, coming[0])(trainer)
+
+
+@dataclass
+class Ready:
+    """Touches a file when training begins."""
+
+    file: Path
+
+    def __call__(self, trainer) -> None:
+        at_iteration(trainer, trainer.start_iter, self.file.touch)
+
+
+STAGES = ("write", "fsync", "replace", "fsync folder", "fsync pointer", "replace pointer", "after")
+
+
+@dataclass
+class KillWhileSaving:
+    """SIGKILL at a stage of the n-th checkpoint from here."""
+
+    stage: str
+    checkpoint: int = 0
+
+    def __call__(self, trainer) -> None:
+        saves, calls = [], []
+        save = trainer.checkpointer.save
+
+        def counted(*args, **kwargs):
+            saves.append(1)
+            calls.clear()
+            save(*args, **kwargs)
+
+        def reached(stage: str) -> None:
+            if len(saves) == self.checkpoint + 1 and stage == self.stage:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        class CountedOS:
+            """``os`` as atomic_write sees it."""
+
+            def __getattr__(self, name):
+                return getattr(os, name)
+
+            def fsync(self, descriptor):
+                calls.append("fsync")
+                number = calls.count("fsync")
+                reached({1: "fsync", 2: "fsync folder", 3: "fsync pointer"}.get(number, "after"))
+                os.fsync(descriptor)
+
+            def replace(self, source, target):
+                calls.append("replace")
+                reached("replace" if calls.count("replace") == 1 else "replace pointer")
+                os.replace(source, target)
+
+        def torn(content, file):
+            torch_save(content, file)
+            file.flush()
+            if len(saves) == self.checkpoint + 1:
+                os.ftruncate(file.fileno(), file.tell() * 2 // 3)
+                reached("write")
+
+        torch_save = torch.save
+        trainer.checkpointer.save = counted
+        mpcl.utils.atomic_write.os = CountedOS()
+        if self.stage == "write":
+            torch.save = torn
+
+
+def random_moments(seed: int, count: int) -> list[tuple[str, float]]:
+    """(stage of saving or "any", seconds after the start of training) in a random order."""
+    draw = random.Random(seed)
+    stages = [STAGES[i % len(STAGES)] for i in range(count // 2)]
+    moments = [(stage, 0.0) for stage in stages]
+    moments += [("any", draw.uniform(0, 0.8)) for _ in range(count - len(moments))]
+    draw.shuffle(moments)
+    return moments

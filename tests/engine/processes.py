@@ -1,0 +1,161 @@
+"""Training in processes of its own, to be killed, stopped and counted.
+
+Processes are forked from a server that has imported everything and run nothing: one starts in a
+fraction of a second, where a fresh interpreter takes several.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from mpcl.engine import AdaptationTrainer
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["mpcl.engine", "mpcl.engine.launch"])
+
+# Wall-clock times and memory, which no two runs share.
+MEASURED = ("time", "data_time", "rank_data_time", "eta_seconds", "[metric] max_mem_MiB")
+
+
+class Register:
+    """Registers the session's tiny data sets in another process."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.sets = {
+            name: (DatasetCatalog.get(name), MetadataCatalog.get(name).as_dict())
+            for name in names.values()
+        }
+
+    def __call__(self) -> None:
+        for name, (records, meta) in self.sets.items():
+            if name not in DatasetCatalog:
+                DatasetCatalog.register(name, lambda records=records: [dict(r) for r in records])
+                meta.pop("name", None)
+                MetadataCatalog.get(name).set(**meta)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(cfg, resume=True, before=None):
+    """Trains to the end, in this process; ``before(trainer)`` may plant a fault."""
+    seed_all_rng(cfg.SEED + comm.get_rank())  # as detectron2's default_setup does
+    trainer = AdaptationTrainer(cfg)
+    trainer.resume_or_load(resume)
+    if before is not None:
+        before(trainer)
+    trainer.train()
+    return trainer
+
+
+def join(rank: int, world_size: int, port: int) -> None:
+    """Makes this process one of ``world_size`` ranks."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    comm.create_local_process_group(world_size)
+
+
+def _train_rank(rank, world_size, port, cfg, register, before) -> None:
+    register()
+    torch.set_num_threads(1)
+    if world_size > 1:
+        join(rank, world_size, port)
+    trainer = train(cfg, before=before)
+    if world_size > 1:
+        state = {"student": trainer.student.state_dict(), "teacher": trainer.teacher.state_dict()}
+        torch.save(state, Path(cfg.OUTPUT_DIR) / f"rank{rank}.pth")
+        dist.barrier()  # torch 2.4 hangs in the next call where a rank is still at work
+        dist.destroy_process_group()
+
+
+def start(cfg, world, *, world_size=1, before=None):
+    """Starts the ranks of a run that goes on from its newest checkpoint, if there is one."""
+    port, register = free_port(), Register(world)
+    ranks = [
+        FORKS.Process(
+            target=_train_rank,
+            args=(rank, world_size, port, cfg, register, before),
+            daemon=False,
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def statuses(ranks, timeout: float = 120) -> list[int]:
+    """Exit statuses once all have ended; fails if one does not in time."""
+    for process in ranks:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise AssertionError(f"process {process.pid} was still alive after {timeout} s")
+    return [process.exitcode for process in ranks]
+
+
+def run(cfg, world, **options) -> list[int]:
+    return statuses(start(cfg, world, **options))
+
+
+def checkpoint(folder, name: str = "model_final.pth") -> dict[str, object]:
+    """Everything in a checkpoint, flat, by dotted name."""
+    return _flatten(torch.load(Path(folder) / name, weights_only=True))
+
+
+def _flatten(node, prefix: str = "") -> dict[str, object]:
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else None
+    )
+    if items is None:
+        return {prefix: node}
+    return {k: v for key, item in items for k, v in _flatten(item, f"{prefix}.{key}").items()}
+
+
+def assert_equal_checkpoints(left: dict, right: dict) -> None:
+    """To the last bit: tensors, counters, schedule, unwritten metrics; not wall-clock times."""
+    left, right = ({k: v for k, v in c.items() if not _is_measured(k)} for c in (left, right))
+    assert left.keys() == right.keys()
+    different = [
+        name
+        for name, value in left.items()
+        if not (
+            torch.equal(value, right[name])
+            if isinstance(value, torch.Tensor)
+            else value == right[name]
+        )
+    ]
+    assert not different
+
+
+def _is_measured(name: str) -> bool:
+    return any(name.startswith(f".trainer.unwritten.{measured}.") for measured in MEASURED)
+
+
+def metrics(folder) -> dict[int, dict[str, float]]:
+    """The lines of metrics.json by iteration, without measured values.
+
+    Fails where the values of an iteration stand in it twice.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for line in (Path(folder) / "metrics.json").read_text().splitlines():
+        values = {k: v for k, v in json.loads(line).items() if k not in MEASURED}
+        row = rows.setdefault(values.pop("iteration"), {})
+        assert not row.keys() & values.keys(), f"{sorted(row.keys() & values.keys())} twice"
+        row |= {k: str(v) for k, v in values.items()}  # NaN is equal to itself
+    return {iteration: row for iteration, row in rows.items() if row}
