@@ -230,6 +230,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--preview", type=Path, metavar="FILE", help="write a contact sheet of images and labels"
     )
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser.parse_args(arguments)
 
 
@@ -246,5 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         _write(args.preview, contact_sheet(args.output / NAME)[..., ::-1])
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # not in the processes that draw, which need no mpcl
+    from mpcl.utils.cli import command_line
+
+    command_line(main)()

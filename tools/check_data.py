@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog
 from mpcl.data.checking import check_dataset, summary
 from mpcl.data.custom import register_from_yaml
 from mpcl.data.datasets import registered_names
+from mpcl.utils.cli import add_debug_option, command_line
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -40,6 +41,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default=min(16, os.cpu_count() or 1),
         help="files to read side by side (default: %(default)s)",
     )
+    add_debug_option(parser)
     parsed = parser.parse_args(arguments)
     if not (parsed.names or parsed.file or parsed.list):
         parser.error("name a data set, or give --file or --list")
@@ -60,6 +62,7 @@ def check(name: str, num_workers: int) -> bool:
     return not report.faults
 
 
+@command_line
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse_arguments(arguments)
     own: list[str] = []

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from mpcl.reporting import NETWORKS, compare, report, write_csv
 from mpcl.runs import read_experiments
+from mpcl.utils.cli import add_debug_option, command_line
 
 
+@command_line
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,11 +34,9 @@ def main(argv=None) -> None:
     parser.add_argument("--network", choices=NETWORKS, help="default: both")
     parser.add_argument("--per-class", action="store_true", help="IoU of each class as well")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers there as well")
+    add_debug_option(parser)
     args = parser.parse_args(argv)
-    try:
-        experiments = read_experiments(args.runs)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    experiments = read_experiments(args.runs)
     networks = [args.network] if args.network else NETWORKS
     rows = compare(experiments, args.metric, networks, args.per_class)
     print(report(experiments, rows))

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from mpcl.engine.evaluate import load_run
 from mpcl.pictures import comparison
+from mpcl.utils.cli import add_debug_option, command_line
 
 
+@command_line
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -22,11 +24,9 @@ def main(argv=None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="output folders")
     parser.add_argument("--images", type=int, default=3, help="rows (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("comparison.png"), help="PNG to write")
+    add_debug_option(parser)
     args = parser.parse_args(argv)
-    try:
-        loaded = {folder.name: load_run(folder) for folder in args.runs}
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    loaded = {folder.name: load_run(folder) for folder in args.runs}
     cfg = next(iter(loaded.values()))[0]
     networks = {name: teacher or student for name, (_, student, teacher) in loaded.items()}
     comparison(cfg, networks, num_images=args.images).save(args.output)

@@ -48,6 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         nargs=argparse.REMAINDER,
         help="KEY VALUE pairs for every run, such as SEED 1",
     )
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser.parse_args(argv)
 
 
@@ -128,4 +129,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from mpcl.utils.cli import command_line
+
+    command_line(main)()

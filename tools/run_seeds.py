@@ -19,6 +19,7 @@ import yaml
 from mpcl.config import get_cfg_from
 from mpcl.reporting import compare, report
 from mpcl.runs import differences, read_experiments, read_run
+from mpcl.utils.cli import add_debug_option, command_line
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
@@ -33,6 +34,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--output", type=Path, help="folder of the seeds (default: OUTPUT_DIR of the config)"
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run (default: 1)")
+    add_debug_option(parser)
     # REMAINDER: values such as -1 are the config's, not ours.
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
@@ -69,6 +71,7 @@ def command(args: argparse.Namespace, seed: int, folder: Path) -> list[str]:
     return [*start, "--num-gpus", str(args.num_gpus), *args.opts, *own]
 
 
+@command_line
 def main(argv=None) -> int:
     args = parse_args(argv)
     cfg = get_cfg_from(args.config_file, args.opts)

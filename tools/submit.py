@@ -30,6 +30,7 @@ from detectron2.utils.logger import setup_logger
 from mpcl.config import get_cfg_from
 from mpcl.engine.evaluate import load_networks, load_run
 from mpcl.submission import NAMES, check_submission, folders_of, frames_of, write_submission
+from mpcl.utils.cli import add_debug_option, command_line
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--names", default=NAMES, help="of the files (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the config")
+    add_debug_option(parser)
     args = parser.parse_args(argv)
     if (args.config_file is None) != (args.weights is None):
         parser.error("--config-file and --weights go together")
@@ -68,19 +70,17 @@ def load(args: argparse.Namespace):
     return cfg, student if args.student or teacher is None else teacher
 
 
+@command_line
 def main(argv=None) -> int:
     args = parse_args(argv)
     package = args.check or args.output or Path(f"{args.dataset}.zip")
-    try:
-        folders = ", ".join(folders_of(args.dataset))
-        number = f"{len(frames_of(args.dataset))} images, {folders}"
-        if args.check is not None:
-            faults = check_submission(package, args.dataset)
-        else:
-            setup_logger(name="mpcl")
-            faults = write_submission(package, *load(args), args.dataset, args.names)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from None
+    folders = ", ".join(folders_of(args.dataset))
+    number = f"{len(frames_of(args.dataset))} images, {folders}"
+    if args.check is not None:
+        faults = check_submission(package, args.dataset)
+    else:
+        setup_logger(name="mpcl")
+        faults = write_submission(package, *load(args), args.dataset, args.names)
     print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
     print(f"{package}: {args.dataset}, {number}: {len(faults) or 'no'} faults")
     return int(bool(faults))

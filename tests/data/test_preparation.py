@@ -184,11 +184,14 @@ def test_prepare_gta5_with_resize_makes_the_registered_copy(root, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["prepare_gta5", "prepare_synthia", "prepare_cityscapes"])
-def test_missing_data_gives_a_message_and_exit_status_1(root, monkeypatch, caplog, script):
-    with caplog.at_level("ERROR"):
-        assert run(script, monkeypatch) == 1
-    assert f"{root}" in caplog.text
-    assert "does not exist" in caplog.text
+def test_missing_data_gives_a_message_and_exit_status_2(root, monkeypatch, capsys, script):
+    with pytest.raises(SystemExit) as caught:
+        run(script, monkeypatch)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"Data sets lie below {root}" in said and "does not exist" in said
+    with pytest.raises(FileNotFoundError):
+        run(script, monkeypatch, "--debug")
 
 
 def test_help_shows_the_expected_files_and_where_to_get_them(monkeypatch, capsys):

@@ -197,9 +197,10 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path):
     assert [e.name for e in read_experiments(folders)] == list(map(str, folders))
 
 
-def test_wrong_folders_are_named(tmp_path):
-    with pytest.raises(SystemExit, match="holds no run"):
+def test_wrong_folders_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         tool.main([str(tmp_path)])
+    assert "holds no run" in capsys.readouterr().err
     for name in ("seed_0", "copy"):
         write_run(tmp_path / "a" / name, 0, flat(40.0, 39.0))
     with pytest.raises(ValueError, match="have the same SEED 0"):

@@ -18,6 +18,7 @@ def test_finished_runs_are_shown_side_by_side(tiny_cfg, tmp_path):
     assert Image.open(picture).width == 4 * 96
 
 
-def test_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"no config\.yaml"):
+def test_folder_without_a_run_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         tool.main([str(tmp_path)])
+    assert "no config.yaml" in capsys.readouterr().err

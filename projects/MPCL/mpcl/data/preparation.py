@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
+from ..utils.cli import add_debug_option, user_errors
 from .datasets import root_in_words
 from .decoding import read_image
 from .files import list_files
@@ -193,19 +195,19 @@ def argument_parser(description: str, epilog: str) -> argparse.ArgumentParser:
         default=min(16, os.cpu_count() or 1),
         help="files to work on side by side (default: %(default)s)",
     )
+    add_debug_option(parser)
     return parser
 
 
 def run_script(prepare: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Runs a preparation; a fault of the data becomes a message and exit status 1 instead of a
-    traceback."""
+    """Runs a preparation; a fault of the data becomes a message and exit status 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        prepare(arguments)
-    except (FileNotFoundError, ValueError) as error:
-        logger.error("error: %s", error)
-        logger.error("Data sets lie below %s. --help shows the expected files.", root_in_words())
-        return 1
+    with user_errors(Path(sys.argv[0]).name, arguments.debug):
+        try:
+            prepare(arguments)
+        except FileNotFoundError as error:
+            where = f"Data sets lie below {root_in_words()}. --help shows the expected files."
+            raise FileNotFoundError(f"{error}\n{where}") from error
     return 0
 
 

@@ -1,5 +1,6 @@
 """How the command-line tools end: a user's mistake is one message and status 2, not a traceback."""
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,11 @@ USER_ERROR = 2
 
 DEBUG = "--debug"
 DEBUG_HELP = "show the full traceback of an error"
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """Puts ``--debug`` into the help of a tool."""
+    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
 
 
 @contextmanager
@@ -30,9 +36,16 @@ def user_errors(program: str, debug: bool = False) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        message = str(error) or type(error).__name__
-        print(f"{program}: error: {message}\n({DEBUG} shows where)", file=sys.stderr, flush=True)
+        text = f"{program}: error: {in_words(error)}\n({DEBUG} shows where)"
+        print(text, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR) from None
+
+
+def in_words(error: Exception) -> str:
+    """The message of an error; of one of the operating system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def command_line(main: Callable[..., Any]) -> Callable[..., Any]:
