@@ -1,12 +1,13 @@
 """Merges files and ``KEY VALUE`` pairs into a config: runs no code, and names every mistake."""
 
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode as CN
+
+from .utils.short import short
 
 
 class UnknownKey(KeyError, ValueError):
@@ -93,7 +94,7 @@ def _check(cfg: CN, content: dict[str, Any], place: str, prefix: str = "") -> No
             raise UnknownKey(place + _advice(cfg, dotted, prefix))
         if isinstance(cfg[key], CN):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{place}{dotted} is {_short(value)}; expected a group of keys")
+                raise ValueError(f"{place}{dotted} is {short(value)}; expected a group of keys")
             _check(cfg[key], content[key], place, f"{dotted}.")
         else:
             content[key] = _typed(dotted, cfg[key], value, place)
@@ -110,7 +111,7 @@ def _typed(key: str, default: Any, value: Any, place: str) -> Any:
     free = default is None or decoded is None
     if type(decoded) is not type(default) and not sequences and not free:
         raise ValueError(
-            f"{place}{key} is {_short(decoded)}, {_kind(decoded)}; expected {_kind(default)}, such "
+            f"{place}{key} is {short(decoded)}, {_kind(decoded)}; expected {_kind(default)}, such "
             f"as {_example(default, decoded)}"
         )
     return value
@@ -126,10 +127,6 @@ def _example(default: Any, value: Any) -> str:
     if isinstance(default, (list, tuple)) and isinstance(value, str):
         return f"\"('{value}',)\""
     return repr(default)
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)  # aliases of YAML can make a short file a very long value
 
 
 def _exists(cfg: CN, dotted: str) -> bool:

@@ -8,7 +8,6 @@ confirmed, and by what, is in datasets/README.md.
 import os
 import zipfile
 from collections import Counter
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -19,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data.datasets import load_records
+from .data.decoding import BadFile, opened, pixel_limit
 from .data.labels import IGNORE_LABEL
 from .data.paired_loader import build_test_loader
 from .pictures import predict
@@ -82,6 +82,8 @@ def write_submission(
     frames_of(dataset)  # a set that cannot be packed fails here, not after hours
     if len({names.format(folder=folder, frame="") for folder in folders}) < len(folders):
         raise ValueError(f"names is {names!r}; this server's packages need {{folder}} in it")
+    if PurePosixPath(names).is_absolute() or ".." in PurePosixPath(names.replace("\\", "/")).parts:
+        raise ValueError(f"names is {names!r}; expected a path inside the package, without '..'")
     partial = package.with_name(package.name + ".partial")
     package.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -135,8 +137,7 @@ def check_submission(package: Path, dataset: str) -> list[str]:
                     elif len(found) > 1:
                         faults.append(f"{image} has {len(found)} predictions: {', '.join(found)}")
                     else:
-                        content = archive.read(found[0])
-                        faults += _content_faults(found[0], content, folder, image, num_classes)
+                        faults += _content_faults(archive, found[0], folder, image, num_classes)
     except (zipfile.BadZipFile, EOFError) as error:
         return [f"{package} is no readable zip: {error}"]
     return faults
@@ -155,14 +156,19 @@ def _place(name: str, folders: tuple[str, ...], frames: dict[str, str]) -> tuple
 
 
 def _content_faults(
-    name: str, content: bytes, folder: str, image_file: str, num_classes: int
+    archive: zipfile.ZipFile, name: str, folder: str, image_file: str, num_classes: int
 ) -> list[str]:
+    # A file of the package is unpacked in memory: no larger than 16 bits a pixel, nor any bomb.
+    if archive.getinfo(name).file_size > 2 * pixel_limit():
+        return [
+            f"{name} unfolds to {archive.getinfo(name).file_size} bytes, more than an image has"
+        ]
     try:
-        with Image.open(BytesIO(content)) as png:
+        with opened(name, archive.read(name)) as png:
             png.load()
             ids, mode, form = np.array(png), png.mode, png.format
-    except (OSError, SyntaxError) as error:
-        return [f"{name} cannot be decoded: {error}"]
+    except BadFile as error:
+        return [str(error)]
     faults = []
     with Image.open(image_file) as image:
         if ids.shape[1::-1] != image.size:

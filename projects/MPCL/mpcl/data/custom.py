@@ -13,6 +13,7 @@ Relative paths start at the folder of the YAML file. ``datasets/README.md`` expl
 """
 
 import colorsys
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,19 @@ from typing import Any
 import yaml
 from detectron2.data import DatasetCatalog
 
+from ..utils.short import short
 from .datasets import set_metadata
 from .files import IMAGE_SUFFIXES, Record, image_records, labelled_records, list_files
 from .labels import IGNORE_LABEL, identity_except
 
 _KEYS = ("name", "classes", "colors", "label_map", "ignore", "splits")
-_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix")
+_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix", "root")
 _registered: dict[str, tuple[Path, Any]] = {}  # name -> its file and what the file said
 
 
 class _Fault(ValueError):
     def __init__(self, file: Path, key: str, value: object, expected: str) -> None:
-        super().__init__(f"{file}: key {key!r}: got {value!r}, expected {expected}")
+        super().__init__(f"{file}: key {key!r}: got {short(value)}, expected {expected}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -57,6 +59,7 @@ class _Split:
     labels: Path | None
     image_suffixes: tuple[str, ...]
     label_suffix: str
+    root: Path | None  # of the files that lists name; None: the folder of each list
 
     def records(self) -> list[Record]:
         try:
@@ -84,14 +87,30 @@ class _Split:
         return labelled_records(images, labels, self.labels)
 
     def _listing(self, path: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
-        return list_files(path, suffixes) if path.is_dir() else _read_list(path)
+        if path.is_dir():
+            return list_files(path, suffixes)
+        return _read_list(path, self.root or path.parent)
 
 
-def _read_list(path: Path) -> dict[str, str]:
-    """One path a line, relative to the list's own folder; keeps the order of the lines."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    named = [line for line in lines if line]
-    files = {line: path.parent / line for line in named}
+def _read_list(path: Path, root: Path) -> dict[str, str]:
+    """One path a line, below ``root``; keeps the order of the lines.
+
+    A list may come with a download, unlike the description that names it: no line leads out of the
+    root. Links are followed, as in folders.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text file; expected a folder, or a list of files") from None
+    named = [line.strip() for line in text.splitlines() if line.strip()]
+    files = {line: Path(os.path.normpath(root / line)) for line in named}
+    outside = [line for line, file in files.items() if not file.is_relative_to(root)]
+    if outside:
+        raise ValueError(
+            f"list {path} names {len(outside)} files outside {root}, first {outside[0]!r}; "
+            "expected paths below it: if they are meant, name their common folder with the split's "
+            "key root"
+        )
     if len(files) != len(named):
         raise ValueError(f"list {path} names a file twice")
     missing = [str(file) for file in files.values() if not file.is_file()]
@@ -250,7 +269,11 @@ def _split(file: Path, name: str, value: object) -> _Split:
         if not isinstance(entry.get(suffix, ".png"), str) or not entry.get(suffix, ".png"):
             raise _Fault(file, f"{key}.{suffix}", entry[suffix], "the end of a file name: '.png'")
     suffixes = (entry["image_suffix"],) if "image_suffix" in entry else IMAGE_SUFFIXES
-    return _Split(file, key, images, labels, suffixes, entry.get("label_suffix", ".png"))
+    root = _existing(file, f"{key}.root", entry["root"]) if "root" in entry else None
+    if root is not None and (images.is_dir() or not root.is_dir()):
+        raise _Fault(file, f"{key}.root", entry["root"], "a folder, for images that are a list")
+    suffix = entry.get("label_suffix", ".png")
+    return _Split(file, key, images, labels, suffixes, suffix, root and root.resolve())
 
 
 def _existing(file: Path, key: str, value: object) -> Path:
