@@ -150,7 +150,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         if incompatible.incorrect_shapes and not self.allow_unmatched:
             raise ValueError(_misshapen(incompatible.incorrect_shapes))
         misshapen = [name for name, *_ in incompatible.incorrect_shapes]
-        self.initial = (*incompatible.missing_keys, *misshapen)
+        self.initial = tuple(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
         if len(self.initial) >= len(self.model.state_dict()):
             raise ValueError("no tensor of the weights fits the model")
         self.logger.info(

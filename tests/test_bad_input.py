@@ -1,0 +1,518 @@
+"""A user's mistakes, one a row: what is wrong, and what the message must hold.
+
+Each is made through the command line, as a user makes it, in a small world of files. The answer is
+one message that names the thing, what was expected and the remedy; the exit status is 2; there is
+no traceback; nothing was written.
+"""
+# ruff: noqa: E501  (a table has long rows)
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import train_net
+import yaml
+from conftest import CONFIGS, TINY, draw_scene
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from mpcl.config import get_cfg_from
+from mpcl.data import custom
+from mpcl.preflight import preflight
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["ground", "hedge", "sky", "box"]
+
+
+class World:
+    """Two domains on disk, their description, and the command line that trains on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.name = root, f"world{uuid.uuid4().hex[:8]}"
+        self.output = root / "output"
+        self.config = str(CONFIGS / "daformer_gauss.yaml")
+        self.flags: list[str] = []
+        self.description = {
+            "name": self.name,
+            "classes": list(CLASSES),
+            "splits": {
+                "source": {"images": "source", "labels": "source_labels"},
+                "target": {"images": "target"},
+                "val": {"images": "val", "labels": "val_labels"},
+            },
+        }
+        for split, domain in (("source", "source"), ("target", "target"), ("val", "target")):
+            for i in range(2):
+                image, label = draw_scene(np.random.default_rng(i), domain)
+                self.save(image, f"{split}/{i}.png")
+                if split != "target":
+                    self.save(label, f"{split}_labels/{i}.png")
+
+    def save(self, pixels: np.ndarray, name: str, mode: str | None = None, **options) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels)
+        (image.convert(mode) if mode else image).save(path, **options)
+        return path
+
+    def pixels(self, name: str) -> np.ndarray:
+        return np.array(Image.open(self.root / name))
+
+    def command(self, *opts: str) -> list[str]:
+        (self.root / "world.yaml").write_text(yaml.safe_dump(self.description))
+        sets = {
+            "DATASETS.FILES": f"('{self.root / 'world.yaml'}',)",
+            "DATASETS.TRAIN": f"('{self.name}_sem_seg_source',)",
+            "DATASETS.TRAIN_TARGET": f"('{self.name}_images_target',)",
+            "DATASETS.TEST": f"('{self.name}_sem_seg_val',)",
+            "OUTPUT_DIR": str(self.output),
+        }
+        words = [word for pair in sets.items() for word in pair]
+        return ["--config-file", self.config, *self.flags, *words, *TINY, *map(str, opts)]
+
+    def config_file(self, text: str, name: str = "mine.yaml") -> None:
+        (self.root / name).write_text(text)
+        self.config = str(self.root / "mine.yaml")
+
+    def checkpoint(self, name: str, *opts: str) -> Path:
+        """A checkpoint of an untrained model of the config with other options."""
+        cfg = get_cfg_from(self.config, [*TINY, *opts])
+        torch.save({"model": build_model(cfg).state_dict(), "iteration": 3}, self.root / name)
+        return self.root / name
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = World(tmp_path)
+    yield made
+    for name in [name for name in DatasetCatalog if name.startswith(made.name)]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+        custom._registered.pop(name, None)
+
+
+def remains(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*")) if folder.exists() else []
+
+
+# ---- the mistakes: functions of the world that return KEY VALUE pairs
+
+
+def key(name: str, value: str) -> Callable[[World], list[str]]:
+    return lambda world: [name, value]
+
+
+def in_file(text: str) -> Callable[[World], None]:
+    return lambda world: world.config_file(f"_BASE_: {CONFIGS / 'daformer_gauss.yaml'}\n{text}")
+
+
+def sets(name: str, value: str) -> Callable[[World], list[str]]:
+    """The names of sets: {w} is the world's."""
+    return lambda world: [name, value.replace("{w}", world.name)]
+
+
+def described(change: Callable[[dict], object]) -> Callable[[World], None]:
+    def spoil(world: World) -> None:
+        change(world.description)
+
+    return spoil
+
+
+def without(folder: str) -> Callable[[World], None]:
+    return lambda world: shutil.rmtree(world.root / folder)
+
+
+def emptied(folder: str) -> Callable[[World], None]:
+    return lambda world: [file.unlink() for file in (world.root / folder).iterdir()] and None
+
+
+def cut(file: str, share: float = 0.5) -> Callable[[World], None]:
+    def spoil(world: World) -> None:
+        content = (world.root / file).read_bytes()
+        (world.root / file).write_bytes(content[: int(share * len(content))])
+
+    return spoil
+
+
+def saved(pixels: Callable[[World], np.ndarray], file: str, mode: str | None = None, **options):
+    def spoil(world: World) -> None:
+        world.save(pixels(world), file, mode, **options)
+
+    return spoil
+
+
+def deep(world: World) -> None:
+    image = cv2.imread(str(world.root / "source/0.png"))
+    cv2.imwrite(str(world.root / "source/0.png"), image.astype(np.uint16) * 256)
+
+
+def cmyk(world: World) -> None:
+    (world.root / "target/0.png").unlink()
+    world.save(draw_scene(np.random.default_rng(0), "target")[0], "target/0.jpg", "CMYK")
+
+
+def turned(world: World) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = world.pixels("source/0.png")
+    (world.root / "source/0.png").unlink()
+    world.save(pixels, "source/0.jpg", exif=exif)
+
+
+def turned_label(world: World) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    world.save(world.pixels("source_labels/0.png"), "source_labels/0.png", exif=exif)
+
+
+def jpeg_labels(world: World) -> None:
+    for i in range(2):
+        path = world.root / f"source_labels/{i}.png"
+        world.save(world.pixels(f"source_labels/{i}.png"), f"source_labels/{i}.jpg")
+        path.unlink()
+    world.description["splits"]["source"]["label_suffix"] = ".jpg"
+
+
+def colours(world: World) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+
+
+def foreign_id(world: World) -> np.ndarray:
+    return world.pixels("source_labels/0.png") + np.uint8(4)
+
+
+def two_names(world: World) -> None:
+    shutil.copy(world.root / "source/0.png", world.root / "source/0.bmp")
+
+
+def other_classes(world: World) -> list[str]:
+    path = world.checkpoint("three.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3")
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def other_variant(world: World) -> list[str]:
+    return ["MODEL.WEIGHTS", str(world.checkpoint("b1.pth", "MODEL.MIT.VARIANT", "b1"))]
+
+
+def cut_checkpoint(world: World) -> list[str]:
+    path = world.checkpoint("cut.pth")
+    path.write_bytes(path.read_bytes()[:-5000])
+    return ["MODEL.WEIGHTS", str(path)]
+
+
+def weights(name: str, content: object) -> Callable[[World], list[str]]:
+    def spoil(world: World) -> list[str]:
+        path = world.root / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        return ["MODEL.WEIGHTS", str(path)]
+
+    return spoil
+
+
+def headless(world: World) -> list[str]:
+    content = torch.load(world.checkpoint("whole.pth"), weights_only=True)
+    kept = {name: t for name, t in content["model"].items() if not name.startswith("backbone.")}
+    torch.save({"model": kept}, world.root / "head.pth")
+    return ["MODEL.WEIGHTS", str(world.root / "head.pth")]
+
+
+def folder_of_weights(world: World) -> list[str]:
+    (world.root / "hub").mkdir()
+    return ["MODEL.WEIGHTS", str(world.root / "hub")]
+
+
+def output_is_a_file(world: World) -> list[str]:
+    (world.root / "taken").write_text("mine")
+    return ["OUTPUT_DIR", str(world.root / "taken" / "run")]
+
+
+def flags(*words: str) -> Callable[[World], None]:
+    return lambda world: world.flags.extend(words)
+
+
+def lists(line: str) -> Callable[[World], None]:
+    def spoil(world: World) -> None:
+        (world.root / "lists").mkdir()
+        (world.root / "lists/images.txt").write_text(line.replace("{root}", str(world.root)))
+        world.description["splits"]["target"] = {"images": "lists/images.txt"}
+
+    return spoil
+
+
+def circle(world: World) -> None:
+    world.config_file("_BASE_: mine.yaml\n")
+
+
+ARRAY = {"weight": torch.zeros(3, 3)}
+
+CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
+    # config keys: misspelt, of the wrong type or range
+    ("a misspelt key", key("SOLVER.BASE_LRR", "1e-4"), r"SOLVER\.BASE_LRR.*mean SOLVER\.BASE_LR"),
+    ("a misspelt group", key("PROTOTYPE.TYPE", "gauss"), r"PROTOTYPE\.TYPE.*mean PROTOTYPES\.TYPE"),
+    ("a key without its group", key("BASE_LR", "1e-4"), r"BASE_LR.*SOLVER\.BASE_LR"),
+    ("a misspelt key in a file", in_file("SOLVER: {BASE_LRR: 1.0e-4}"), r"mine\.yaml.*SOLVER\.BASE_LR\b"),
+    ("a misspelt group in a file", in_file("SOLVR: {BASE_LR: 1.0e-4}"), r"mine\.yaml.*SOLVR"),
+    ("a value without a key", lambda w: ["SEED"], r"KEY VALUE pairs.*odd"),
+    ("text for a number", key("SOLVER.BASE_LR", "fast"), r"SOLVER\.BASE_LR is 'fast', text; expected a number"),
+    ("a fraction for a count", key("SOLVER.MAX_ITER", "1.5"), r"MAX_ITER is 1\.5.*whole number"),
+    ("text for a switch", key("SELF_TRAINING.ENABLED", "yes"), r"ENABLED is 'yes'.*True or False"),
+    ("a name for a list", key("DATASETS.TEST", "gta5"), r"DATASETS\.TEST is 'gta5'.*a list.*\('gta5',\)"),
+    ("a value for a group", in_file("SOLVER: 3"), r"SOLVER is 3; expected a group of keys"),
+    ("a group as an option", key("SOLVER", "3"), r"SOLVER is a group.*BASE_LR"),
+    ("a negative rate", key("SOLVER.BASE_LR", "-0.1"), r"BASE_LR is -0\.1; expected above 0"),
+    ("no iterations", key("SOLVER.MAX_ITER", "0"), r"MAX_ITER is 0; expected 1 or more"),
+    ("a negative seed", key("SEED", "-1"), r"SEED is -1; expected 0 or more"),
+    ("a share above one", key("SELF_TRAINING.CONFIDENCE_THRESHOLD", "96.8"), r"THRESHOLD is 96\.8; expected from 0 to 1"),
+    ("a temperature of nothing", key("PROTOTYPES.TEMPERATURE", "0.0"), r"TEMPERATURE is 0\.0; expected above 0"),
+    ("a rate that is no number", key("SOLVER.WEIGHT_DECAY", "1e999"), r"WEIGHT_DECAY is inf; expected 0 or more"),
+    ("a crop of one side", key("INPUT.CROP.SIZE", "(64,)"), r"CROP\.SIZE is \(64,\); expected \(height, width\)"),
+    ("a crop of text", key("INPUT.CROP.SIZE", "('a','b')"), r"CROP\.SIZE.*two whole numbers"),
+    ("a size of one zero", key("INPUT.SOURCE_SIZE", "(96,0)"), r"SOURCE_SIZE is \(96, 0\).*images' own size"),
+    ("windows with gaps", key("TEST.SLIDE.STRIDE", "(80,80)"), r"STRIDE is \(80, 80\).*at most TEST\.SLIDE\.CROP"),
+    ("margins of everything", key("SELF_TRAINING.IGNORE_MARGINS", "(0.5,0.5,0,0)"), r"IGNORE_MARGINS.*leave some"),
+    ("K above the bank", key("PROTOTYPES.NUM_PER_CLASS", "201"), r"NUM_PER_CLASS is 201.*BANK\.SIZE 200"),
+    ("no class at all", key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "0"), r"NUM_CLASSES is 0; expected from 1 to 255"),
+    ("a thing that is no class", lambda w: ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1", "SELF_TRAINING.FEATURE_DISTANCE.CLASSES", "(6,)", "MODEL.WEIGHTS", "x"], r"CLASSES is \(6,\).*below.*4"),
+    # unknown names
+    ("an unknown prototype", key("PROTOTYPES.TYPE", "gaussian"), r"'gaussian'; expected one of none, centroid, gauss"),
+    ("an unknown architecture", key("MODEL.META_ARCHITECTURE", "HRDA"), r"'HRDA'.*HRDASegmentor.*MPCLSegmentor|'HRDA'.*MPCLSegmentor.*HRDASegmentor"),
+    ("an unknown backbone", key("MODEL.BACKBONE.NAME", "mit_b5"), r"'mit_b5'.*MixTransformer"),
+    ("an unknown variant", key("MODEL.MIT.VARIANT", "b6"), r"VARIANT is 'b6'; expected b0, b1"),
+    ("an unknown head", key("MODEL.SEM_SEG_HEAD.NAME", "SegFormer"), r"'SegFormer'.*DAFormerHead"),
+    ("an unknown encoder of timm", lambda w: ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "vit_smal"], r"vit_smal"),
+    ("an unknown data set", sets("DATASETS.TRAIN", "('{w}_sem_seg_sauce',)"), r"TRAIN names '.*sauce'.*known: .*_sem_seg_source"),
+    ("an unknown way with bad files", key("DATALOADER.ON_BAD_FILE", "ignore"), r"'ignore'; expected one of error, skip"),
+    # files of configs and descriptions
+    ("a config that is missing", lambda w: setattr(w, "config", "nowhere.yaml"), r"config file nowhere\.yaml does not exist"),
+    ("a base that is missing", lambda w: w.config_file("_BASE_: nothing.yaml\n"), r"nothing\.yaml does not exist.*_BASE_ of .*mine\.yaml"),
+    ("bases in a circle", circle, r"mine\.yaml.*circle"),
+    ("a config that is no YAML", lambda w: w.config_file("SOLVER: [\n"), r"mine\.yaml.*no valid YAML"),
+    ("an empty config", lambda w: w.config_file(""), r"mine\.yaml.*is empty"),
+    ("a description without classes", described(lambda d: d.pop("classes")), r"world\.yaml: key 'classes'.*expected a list"),
+    ("a description of nothing", described(lambda d: d["splits"]["val"].update(images="nowhere")), r"splits\.val\.images.*nowhere.*does not exist"),
+    ("a misspelt key of a split", described(lambda d: d["splits"]["val"].update(image="x")), r"splits\.val\.image.*one of the keys images"),
+    ("a list that leads outside", lists("../../secret.png\n"), r"outside .*lists.*'\.\./\.\./secret\.png'.*key root"),
+    ("a list of missing files", lists("gone.png\n"), r"names 1 missing files.*gone\.png"),
+    ("an empty list", lists(""), r"images\.txt is empty"),
+    # folders and pairs
+    ("a folder that was removed", without("target"), r"splits\.target\.images.*does not exist"),
+    ("an empty folder", emptied("source"), r"folder .*source holds no file"),
+    ("an image without a label", lambda w: (w.root / "source_labels/1.png").unlink(), r"no label in .*source_labels for 1 of 2 images.*source/1\.png"),
+    ("a label without an image", lambda w: (w.root / "source/1.png").unlink(), r"1 labels without an image.*source_labels/1\.png"),
+    ("two images of one name", two_names, r"source/0\.(png|bmp).*which is the image"),
+    ("no source", key("DATASETS.TRAIN", "()"), r"DATASETS\.TRAIN is empty; expected.*labelled"),
+    ("no target", key("DATASETS.TRAIN_TARGET", "()"), r"TRAIN_TARGET is empty; expected.*image-only"),
+    ("a labelled target", sets("DATASETS.TRAIN_TARGET", "('{w}_sem_seg_source',)"), r"TRAIN_TARGET expects image-only sets.*has labels"),
+    ("an unlabelled source", sets("DATASETS.TRAIN", "('{w}_images_target',)"), r"TRAIN expects labelled sets.*image-only"),
+    ("an unlabelled test set", sets("DATASETS.TEST", "('{w}_images_target',)"), r"TEST expects labelled sets.*image-only"),
+    ("a data set that was not prepared", key("DATASETS.TRAIN", "('gta5_sem_seg_train',)"), r"gta5/images.*prepare_gta5\.py"),
+    ("classes of another number", described(lambda d: d.update(classes=CLASSES[:3])), r"has 3 classes.*NUM_CLASSES is 4.*set it to 3"),
+    # images and labels
+    ("an id outside the classes", saved(foreign_id, "source_labels/0.png"), r"source_labels/0\.png holds the ids \[4, 5.*below 4.*label_map"),
+    ("an id outside, in the test set", saved(foreign_id, "val_labels/0.png"), r"TEST.*val_labels/0\.png holds the ids"),
+    ("a label of another size", saved(lambda w: np.zeros((32, 96), np.uint8), "source_labels/0.png"), r"height x width \(32, 96\).*\(64, 96\).*same size"),
+    ("an image turned by its EXIF tag", turned, r"\(64, 96\).*\(96, 64\).*EXIF orientation"),
+    ("a label turned by its EXIF tag", turned_label, r"source_labels/0\.png has EXIF orientation 3.*remove the tag"),
+    ("16 bits a channel", deep, r"source/0\.png is in mode 'RGB;16B'.*convert it to 8 bits"),
+    ("grey of 16 bits", saved(lambda w: np.zeros((64, 96), np.uint16), "target/0.png"), r"target/0\.png is in mode 'I.*8 bits"),
+    ("CMYK", cmyk, r"target/0\.jpg is in mode 'CMYK'.*convert it to RGB"),
+    ("a label in colours", saved(colours, "source_labels/0.png"), r"source_labels/0\.png has mode 'RGB'.*turn colours into ids"),
+    ("a label with alpha", saved(colours, "source_labels/0.png", "RGBA"), r"source_labels/0\.png has mode 'RGBA'"),
+    ("a label of 16 bits", saved(lambda w: np.zeros((64, 96), np.uint16), "source_labels/0.png"), r"mode 'I.*8-bit.*as 8 bits"),
+    ("labels as JPEG", jpeg_labels, r"source_labels/0\.jpg.*JPEG.*save it as PNG"),
+    ("a truncated image", cut("source/0.png"), r"source/0\.png cannot be decoded.*download"),
+    ("a truncated target", cut("target/0.png"), r"target/0\.png cannot be decoded"),
+    ("a truncated label", cut("val_labels/0.png"), r"val_labels/0\.png cannot be decoded"),
+    ("an image of nothing", cut("target/0.png", 0.0), r"target/0\.png cannot be decoded"),
+    # weights
+    ("weights that are missing", key("MODEL.WEIGHTS", "nowhere.pth"), r"nowhere\.pth.*(put|name)"),
+    ("a folder without weights", folder_of_weights, r"no weights in folder .*hub.*model\.safetensors"),
+    ("a truncated checkpoint", cut_checkpoint, r"cut\.pth is no weight file, is truncated"),
+    ("an empty checkpoint", weights("empty.pth", b""), r"empty\.pth is no weight file"),
+    ("text as a checkpoint", weights("page.pth", b"<html>404</html>"), r"page\.pth is no weight file"),
+    ("text as safetensors", weights("page.safetensors", b"<html>404</html>"), r"page\.safetensors is no weight file"),
+    ("a truncated pickle", weights("zoo.pkl", b"\x80\x04\x95"), r"zoo\.pkl is no weight file"),
+    ("a list as a checkpoint", weights("list.pth", [1, 2]), r"list\.pth.*expected a dict of tensors, got list"),
+    ("a checkpoint without tensors", weights("none.pth", {"a": 1}), r"none\.pth.*expected tensors"),
+    ("a checkpoint of something else", weights("mnist.pth", ARRAY), r"mnist\.pth.*weight.*known are"),
+    ("a checkpoint of fewer classes", other_classes, r"three\.pth.*classifier.*\(3, .*expected \(4, .*NUM_CLASSES.*ALLOW_UNMATCHED"),
+    ("a checkpoint of another encoder", other_variant, r"b1\.pth.*MiT-b1.*MODEL\.MIT\.VARIANT is b0.*ALLOW_UNMATCHED"),
+    ("a checkpoint without a backbone", headless, r"head\.pth.*no backbone.*ALLOW_UNMATCHED"),
+    ("a file of pycls", weights("r.pyth", ARRAY), r"pycls are not read.*as \.pth"),
+    # the machine and the job
+    ("an output folder below a file", output_is_a_file, r"OUTPUT_DIR.*taken.*(cannot be written).*choose another"),
+    ("an output folder that is read-only", key("OUTPUT_DIR", "/proc/mpcl/run"), r"OUTPUT_DIR is '/proc/mpcl/run', but /proc cannot be written"),
+    ("no output folder", key("OUTPUT_DIR", "''"), r"OUTPUT_DIR is empty; expected a folder"),
+    ("an unknown device", key("MODEL.DEVICE", "gpu"), r"MODEL\.DEVICE is 'gpu'; expected cpu or cuda"),
+    ("a batch that ranks cannot share", lambda w: w.flags.extend(["--num-gpus", "2"]) or ["SOLVER.IMS_PER_BATCH", "3"], r"IMS_PER_BATCH is 3.*multiple of the 2"),
+    ("nothing to evaluate", flags("--eval-only"), r"Nothing to evaluate.*MODEL\.WEIGHTS"),
+]  # fmt: skip
+
+
+def refuse(run: Callable[[], object], capsys) -> str:
+    """The message with which a tool ends; with status 2 and without a traceback."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run()
+    said = capsys.readouterr()
+    assert caught.value.code == 2, said.err
+    assert "Traceback" not in said.err + said.out
+    assert said.err.count("error: ") == 1, said.err
+    return said.err
+
+
+@pytest.mark.parametrize(("spoil", "said"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_is_refused_with_one_message_before_anything_is_written(world, capsys, spoil, said):
+    opts = spoil(world) or []
+    command = world.command(*opts)
+    before = remains(world.output)
+    message = refuse(lambda: train_net.cli(command), capsys)
+    assert re.search(said, message, re.DOTALL), message
+    if "--eval-only" not in command:
+        assert remains(world.output) == before == []
+
+
+def test_there_are_at_least_sixty_cases_and_none_twice():
+    assert len(CASES) >= 60 and len({name for name, *_ in CASES}) == len(CASES)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_named(world, capsys, device):
+    message = refuse(lambda: train_net.cli(world.command("MODEL.DEVICE", device)), capsys)
+    assert f"MODEL.DEVICE is '{device}'" in message and "set MODEL.DEVICE cpu" in message
+
+
+def test_several_faults_are_told_at_once(world, capsys):
+    cut("target/0.png")(world)
+    opts = ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", "/proc/x"]
+    world.flags += ["--num-gpus", "2"]
+    message = refuse(lambda: train_net.cli(world.command(*opts)), capsys)
+    assert "3 faults" in message
+    for name in ("target/0.png", "IMS_PER_BATCH", "/proc"):
+        assert name in message
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(world):
+    for command in (
+        ["--debug", *world.command("SEED", "-1")],
+        [*world.command("SEED", "-1"), "--debug"],
+    ):
+        with pytest.raises(ValueError, match="SEED is -1"):
+            train_net.cli(command)
+
+
+def test_as_a_process_it_ends_with_status_2_and_no_traceback_but_with_debug_with_one(world):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/train_net.py")]
+    command += world.command("SOLVER.BASE_LR", "-1.0")
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert plain.returncode == 2 and "Traceback" not in plain.stderr
+    assert plain.stderr.startswith("train_net.py: error: SOLVER.BASE_LR is -1.0")
+    shown = subprocess.run([*command, "--debug"], capture_output=True, text=True)
+    assert shown.returncode == 1 and "Traceback" in shown.stderr
+    assert remains(world.output) == []
+
+
+def flawless(world: World, *opts: str) -> list[str]:
+    """Notes of the preflight."""
+    args = train_net.parse_args(world.command(*opts))
+    return train_net.check(args)
+
+
+def test_a_world_without_fault_passes_within_two_seconds(world):
+    start = time.perf_counter()
+    assert flawless(world) == []
+    assert time.perf_counter() - start < 2
+    assert remains(world.output) == []
+
+
+def test_a_crop_larger_than_the_images_is_noted_with_what_it_costs(world):
+    # 64 x 96 pixels of 128 x 128 are 37.5 percent
+    notes = flawless(world, "INPUT.CROP.SIZE", "(128, 128)")
+    assert len(notes) == 2 and all("62% of its crops is padding" in note for note in notes)
+
+
+def test_a_corrupt_file_is_noted_where_it_will_be_skipped(world):
+    cut("target/0.png")(world)
+    (note,) = flawless(world, "DATALOADER.ON_BAD_FILE", "skip")
+    assert "target/0.png cannot be decoded" in note and "skipped" in note
+
+
+def test_unmatched_weights_are_taken_where_it_is_asked_for(world):
+    for spoil in (other_classes, other_variant, headless):
+        flawless(world, *spoil(world), "MODEL.ALLOW_UNMATCHED", "True")
+
+
+def train(world: World, *opts: str) -> Path:
+    train_net.cli(world.command("SOLVER.MAX_ITER", "3", "VIS_PERIOD", "0", *opts))
+    return world.output / "model_final.pth"
+
+
+def test_one_class_trains(world):
+    world.description["classes"] = ["ground"]
+    world.description["label_map"] = {0: "ground"}
+    assert train(world, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1").is_file()
+
+
+def test_sets_of_one_image_train(world):
+    for name in (
+        "source/1.png",
+        "source_labels/1.png",
+        "target/1.png",
+        "val/1.png",
+        "val_labels/1.png",
+    ):
+        (world.root / name).unlink()
+    assert train(world).is_file()
+
+
+def test_a_class_of_fewer_pixels_than_prototypes_trains(world):
+    for i in range(2):
+        label = world.pixels(f"source_labels/{i}.png")
+        label[label == 3] = 0
+        label[0, 0] = 3  # one pixel; K is 3
+        world.save(label, f"source_labels/{i}.png")
+    assert train(world, "PROTOTYPES.INIT.MIN_SAMPLES", "1").is_file()
+
+
+def test_skipped_files_are_reported_when_training_ends(world, caplog):
+    world.save(world.pixels("target/1.png"), "target/2.png")
+    cut("target/1.png")(world)
+    with caplog.at_level("WARNING"):
+        train(world, "DATALOADER.ON_BAD_FILE", "skip")
+    assert "1 files could not be used" in caplog.text and "target/1.png" in caplog.text
+    state = torch.load(world.output / "model_final.pth", weights_only=True)
+    (counted,) = [h for n, h in state["trainer"]["hooks"].items() if n == "BadFileReport"]
+    assert list(counted) == [str(world.root / "target/1.png")]
+
+
+def test_every_shipped_config_can_be_checked_without_memory(world):
+    from mpcl.preflight import _check_weights
+
+    for name in ("mic_gauss", "hrda_centroid", "daformer_gauss", "mic_gauss_dinov2"):
+        cfg = get_cfg_from(str(CONFIGS / f"{name}.yaml"), TINY)
+        path = world.root / f"{name}.pth"
+        torch.save({"model": build_model(cfg).state_dict()}, path)
+        cfg.MODEL.WEIGHTS = str(path)
+        _check_weights(cfg, resume=False)
+
+
+def test_preflight_of_an_evaluation_asks_for_no_training_data(world):
+    without("source")(world)
+    del world.description["splits"]["source"]
+    args = train_net.parse_args(world.command())
+    cfg = get_cfg_from(args.config_file, args.opts)
+    assert preflight(cfg, eval_only=True) == []
+    with pytest.raises(ValueError, match="_sem_seg_source"):
+        preflight(cfg)
