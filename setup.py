@@ -34,6 +34,13 @@ REQUIRED = [
     "matplotlib>=3.8",
 ]
 
+# tools/export.py --format onnx
+EXPORT = [
+    "onnx>=1.16",
+    "onnxscript>=0.2",
+    "onnxruntime>=1.18",
+]
+
 TEST = [
     "pytest>=8.0",
     "pytest-cov>=5.0",
@@ -48,6 +55,9 @@ TEST = [
     "scikit-learn>=1.4",
     "scipy>=1.11",
     "transformers>=4.45",
+    # Without them the tests of ONNX are skipped. Newer protobufs than the lower bound of tensorboard
+    # (tested on Python 3.10) can read come with them.
+    *(f'{requirement}; python_version >= "3.11"' for requirement in EXPORT),
 ]
 
 setup(
@@ -62,5 +72,5 @@ setup(
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
     install_requires=REQUIRED,
-    extras_require={"test": TEST},
+    extras_require={"export": EXPORT, "test": TEST},
 )

@@ -8,6 +8,7 @@ it, remain the caller's.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -138,7 +139,9 @@ def export_network(
 def _torchscript(
     network: nn.Module, images: Tensor, path: Path, dynamic: bool
 ) -> Callable[[Tensor], Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of what might not hold at other sizes: the comparison finds out.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.jit.trace(network, images, check_trace=False).save(str(path))
     return torch.jit.load(str(path))
 
@@ -174,15 +177,12 @@ def _onnx(
 
 
 def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    dims = {
-        0: torch.export.Dim("batch", min=1),
-        2: torch.export.Dim("height", min=MIN_SIDE),
-        3: torch.export.Dim("width", min=MIN_SIDE),
-    }
+    # AUTO finds the range itself: a named size would have to prove that no two levels are of equal
+    # size, at any.
+    size = torch.export.Dim.AUTO if dynamic else None
+    dims = {0: size, 2: size, 3: size}
     with torch.no_grad():
-        return torch.export.export(
-            network, (images,), dynamic_shapes={"images": dims} if dynamic else None
-        )
+        return torch.export.export(network, (images,), dynamic_shapes={"images": dims})
 
 
 def _example(shape: tuple[int, ...]) -> Tensor:

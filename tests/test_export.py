@@ -1,0 +1,143 @@
+"""Slim weights score the same; exported networks compute the same, at other sizes too."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_scene
+from packaging.version import Version
+from run_fixtures import save_run
+
+import mpcl
+from mpcl.engine.evaluate import evaluate_checkpoint, load_run
+from mpcl.export import FORMATS, export_network, save_slim
+from mpcl.modeling import mit
+from mpcl.predictor import load_network
+
+SIZE = (64, 96)
+TINY = ("MODEL.MIT.VARIANT", "tiny")
+torch_version = Version(torch.__version__)
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder(monkeypatch):
+    """A Mix Transformer of one block a stage: exporters take their time for each."""
+    monkeypatch.setitem(mit.VARIANTS, "tiny", mit.Variant((8, 16, 40, 64), (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("method", ["daformer_gauss", "hrda_gauss"])
+def test_slim_weights_evaluate_to_identical_numbers(tiny_cfg, tmp_path, method):
+    run = save_run(tiny_cfg(method))
+    whole = evaluate_checkpoint(
+        tiny_cfg(method, "MODEL.WEIGHTS", str(run / "model_final.pth")), resume=False
+    )
+    for student, task in ((False, "sem_seg"), (True, "sem_seg_student")):
+        path = tmp_path / f"{task}.pth"
+        assert save_slim(load_network(run, student=student), path) > 176
+        slim = evaluate_checkpoint(tiny_cfg(method, "MODEL.WEIGHTS", str(path)))
+        assert set(slim) == {"sem_seg"}
+        assert slim["sem_seg"] == pytest.approx(whole[task], abs=0, nan_ok=True)
+    assert whole["sem_seg"] != whole["sem_seg_student"]
+
+
+def test_a_slim_file_holds_one_network_its_config_and_nothing_of_this_machine(tiny_cfg, tmp_path):
+    run = save_run(tiny_cfg("daformer_gauss"))
+    save_slim(load_network(run), tmp_path / "slim.pth")
+    content = torch.load(tmp_path / "slim.pth", weights_only=True)
+    assert set(content) == {"model", "config", "classes", "role"}
+    assert content["role"] == "teacher"
+    assert not any(name.startswith("prototype_head.") for name in content["model"])
+    teacher = load_run(run)[2].model.state_dict()
+    assert content["model"].keys() == teacher.keys()
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in teacher.items())
+    assert str(tmp_path) not in content["config"] and "tiny_" not in content["config"]
+    assert (tmp_path / "slim.pth").stat().st_size < 0.5 * (run / "model_final.pth").stat().st_size
+
+
+def test_a_slim_file_can_be_made_slim_again(tiny_cfg, tmp_path):
+    save_slim(load_network(save_run(tiny_cfg("daformer"))), tmp_path / "one.pth")
+    save_slim(load_network(tmp_path / "one.pth"), tmp_path / "two.pth")
+    image, _ = draw_scene(np.random.default_rng(0), "target")
+    one, two = (mpcl.Predictor(tmp_path / f"{name}.pth")(image) for name in ("one", "two"))
+    assert torch.equal(one["sem_seg"], two["sem_seg"])
+
+
+def images(height: int, width: int, number: int = 1) -> torch.Tensor:
+    return torch.randint(0, 256, (number, 3, height, width)).float()
+
+
+def expected(predictor: mpcl.Predictor, batch: torch.Tensor) -> torch.Tensor:
+    """What the evaluation computes of images at their own size."""
+    records = [{"image": image.byte()} for image in batch]
+    with torch.no_grad():
+        return torch.stack([result["sem_seg"] for result in predictor.model(records)])
+
+
+RUNNERS = {
+    "torchscript": lambda path: torch.jit.load(path),
+    "export": lambda path: torch.export.load(path).module(),
+}
+
+
+@pytest.mark.parametrize("export_format", RUNNERS)
+def test_an_exported_network_computes_the_same_at_any_size(tiny_cfg, tmp_path, export_format):
+    if export_format == "export" and torch_version < Version("2.6"):
+        pytest.skip("needs torch >= 2.6")
+    run = save_run(tiny_cfg("daformer_gauss", *TINY))
+    path = tmp_path / f"network{FORMATS[export_format]}"
+    exported = export_network(load_network(run), path, export_format, SIZE)
+    assert exported.dynamic and len(exported.differences) == 2
+    assert max(exported.differences.values()) < 1e-4
+    network, predictor = RUNNERS[export_format](str(path)), mpcl.Predictor(run)
+    for batch in (images(*SIZE), images(77, 130, 3), images(129, 64)):
+        with torch.no_grad():
+            found = network(batch)
+        torch.testing.assert_close(found, expected(predictor, batch), rtol=1e-4, atol=1e-4)
+
+
+# Two detail windows: every further one makes the graph larger.
+HRDA = (*TINY, "TEST.INFERENCE", "whole", "MODEL.HRDA.DETAIL_SIZE", (64, 64))
+
+
+def test_hrda_is_exported_at_one_size(tiny_cfg, tmp_path):
+    run = save_run(tiny_cfg("hrda_gauss", *HRDA))
+    exported = export_network(load_network(run), tmp_path / "net.pt", "torchscript", (64, 72))
+    assert not exported.dynamic and list(exported.differences) == [(1, 3, 64, 72)]
+    batch = images(64, 72)
+    with torch.no_grad():
+        found = torch.jit.load(tmp_path / "net.pt")(batch)
+    torch.testing.assert_close(found, expected(mpcl.Predictor(run), batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch_version < Version("2.6"), reason="needs torch >= 2.6")
+@pytest.mark.parametrize("method", ["daformer", "hrda"])
+def test_onnxruntime_computes_the_same(tiny_cfg, tmp_path, method):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    run = save_run(tiny_cfg(method, *HRDA))
+    path = tmp_path / "network.onnx"
+    exported = export_network(load_network(run), path, "onnx", (64, 72))
+    assert exported.dynamic == (method == "daformer")
+    assert max(exported.differences.values()) < 1e-4
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    batches = [images(64, 72)]
+    batches += [images(77, 130, 3)] if exported.dynamic else []
+    for batch in batches:
+        (found,) = session.run(["logits"], {"images": batch.numpy()})
+        wanted = expected(mpcl.Predictor(run), batch)
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_refused(tiny_cfg, tmp_path):
+    run = save_run(tiny_cfg("hrda_gauss"))
+    loaded = load_network(run)
+    for options, message in (
+        (("tflite", SIZE), "format is 'tflite'; expected one of torchscript, export, onnx"),
+        (("export", (64, 90)), r"size is \(64, 90\); expected at least 64 .* multiples of 8"),
+        (("export", (32, 96)), r"size is \(32, 96\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_network(loaded, tmp_path / "network", *options)
+    by_prototypes = load_network(run, opts=("TEST.OUTPUT", "prototypes"))
+    with pytest.raises(ValueError, match=r"TEST\.OUTPUT is prototypes"):
+        save_slim(by_prototypes, tmp_path / "slim.pth")
+    assert not (tmp_path / "slim.pth").exists()

@@ -1,0 +1,39 @@
+"""What tools/export.py prints and refuses."""
+
+import export as tool
+import pytest
+from run_fixtures import save_run
+
+
+@pytest.fixture
+def run(tiny_cfg) -> str:
+    return str(save_run(tiny_cfg("daformer_gauss")))
+
+
+def test_slim_says_what_was_written(run, tmp_path, capsys):
+    out = tmp_path / "out" / "slim.pth"
+    assert tool.main(["--run", run, "--format", "slim", "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{out}: teacher, 234 tensors" in said and "MiB" in said
+    student = ["--run", run, "--format", "slim", "--output", str(out), "--student"]
+    with pytest.raises(SystemExit):
+        tool.main(student)
+    assert "--overwrite" in capsys.readouterr().err
+    assert tool.main([*student, "--overwrite"]) == 0
+    assert "student, 234 tensors" in capsys.readouterr().out
+
+
+def test_parity_is_printed_and_decides_the_exit_status(run, tmp_path, capsys):
+    out = ["--format", "torchscript", "--output", str(tmp_path / "net.pt"), "--size", "64", "96"]
+    assert tool.main(["--run", run, *out]) == 0
+    said = capsys.readouterr().out
+    assert "teacher as torchscript, any size" in said
+    assert "images 2x3x64x96: largest difference" in said
+    assert "images 1x3x88x137: largest difference" in said
+    assert tool.main(["--run", run, *out, "--overwrite", "--tolerance", "-1"]) == 1
+
+
+def test_the_suffix_must_tell_the_format(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["--run", run, "--format", "onnx", "--output", str(tmp_path / "net.pt")])
+    assert "must end in .onnx" in capsys.readouterr().err
