@@ -55,8 +55,8 @@ TEST = [
     "scikit-learn>=1.4",
     "scipy>=1.11",
     "transformers>=4.45",
-    # Without them the tests of ONNX are skipped. Newer protobufs than the lower bound of tensorboard
-    # (tested on Python 3.10) can read come with them.
+    # Without them the tests of ONNX are skipped. They bring a newer protobuf than the lower bound
+    # of tensorboard, which is tested on Python 3.10, can read.
     *(f'{requirement}; python_version >= "3.11"' for requirement in EXPORT),
 ]
 
