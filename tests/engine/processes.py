@@ -67,6 +67,8 @@ def join(rank: int, world_size: int, port: int) -> None:
 
 
 def _train_rank(rank, world_size, port, cfg, register, before) -> None:
+    # A child of the server would start its own children, the loader's workers, by a server, too.
+    multiprocessing.set_start_method("fork", force=True)
     register()
     torch.set_num_threads(1)
     if world_size > 1:

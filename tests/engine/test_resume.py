@@ -54,9 +54,9 @@ def test_stopped_run_equals_undisturbed_run(tiny_cfg, tmp_path, method, workers,
 
 def test_scaler_of_half_precision_is_resumed(tiny_cfg, tmp_path):
     half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16")
-    opts = (*SHORT, *half, "OUTPUT_DIR")
+    opts = (*SHORT, *half, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR")
     train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")))
-    trainer = train_with_stops(tiny_cfg("daformer", *opts, str(tmp_path / "stopped")), (2,))
+    trainer = train_with_stops(tiny_cfg("daformer", *opts, str(tmp_path / "stopped")), (0,))
     assert trainer.grad_scaler.is_enabled()
     assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped")
 
@@ -90,7 +90,7 @@ class Killed(BaseException):
 def test_what_a_kill_after_the_checkpoint_prevented_is_made_up_for(
     tiny_cfg, tmp_path, monkeypatch, where
 ):
-    opts = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 2, "VIS_PERIOD", 0)
+    opts = (*SHORT, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2)
     opts = (*opts, "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR")
     train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")))
 
@@ -121,8 +121,8 @@ def test_resuming_a_finished_run_changes_nothing(tiny_cfg, tmp_path):
 
 
 def test_lines_of_the_iterations_after_the_checkpoint_are_written_once(tiny_cfg):
-    short = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1)
-    cfg = tiny_cfg("source_only", *short, "VIS_PERIOD", 0)
+    short = (*SHORT, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1)
+    cfg = tiny_cfg("source_only", *short)
     train(cfg)
     expected = metrics(cfg.OUTPUT_DIR)
     file = Path(cfg.OUTPUT_DIR, "metrics.json")

@@ -17,8 +17,9 @@ from .step import AdaptationStep
 
 logger = logging.getLogger(__name__)
 
-GRADIENT = "gradient"
-"""Stands beside the names of the losses where the gradient was not finite."""
+GRADIENT, STATISTICS = "gradient", "statistics"
+"""Stand beside the names of the losses where the gradient was not finite, or what the forward left
+in buffers: statistics of batch norm, prototypes."""
 
 EXIT_DIVERGED = 65
 """Exit status of a run that :class:`Diverged` (EX_DATAERR: another try from here ends the same)."""
@@ -29,7 +30,8 @@ class Skipped:
     """A step that was not taken.
 
     Attributes:
-        causes: names of the losses that were not finite on some rank, and ``gradient``.
+        causes: names of the losses that were not finite on some rank; ``gradient``,
+            ``statistics``.
         files: images of its batch on this rank.
     """
 
@@ -43,8 +45,8 @@ class Diverged(FloatingPointError):
 
 
 class StepGuard:
-    """Undoes and counts the steps whose losses or gradients are not finite, without waiting for the
-    device.
+    """Undoes and counts steps whose losses, gradients or statistics are not finite, without waiting
+    for the device.
 
     A skipped step leaves the student's parameters and buffers, the optimiser, the prototypes and
     the banks as they were; the teacher averages the unchanged student once more. All ranks decide
@@ -116,16 +118,24 @@ class StepGuard:
         # Squared, as the optimiser's second moment will be: that must not overflow either.
         norm = torch.stack(torch._foreach_norm(gradients)).float().square().sum()
         values = torch.stack([*(loss.detach().float() for loss in losses.values()), norm])
-        broken = sum_over_ranks((~values.isfinite()).float())
+        broken = torch.cat([~values.isfinite(), self._buffers_broke()])
+        broken = sum_over_ranks(broken.float())
         skip = broken.sum() > 0
         for buffer, before in self._before:
             buffer.copy_(torch.where(skip, before, buffer))
         for features, place, before in self._rings:
             features[place] = torch.where(skip, before, features[place])
         self._before, self._rings = [], []
-        candidate = Skipped(step.iteration, [*losses, GRADIENT], list(step.files))
+        candidate = Skipped(step.iteration, [*losses, GRADIENT, STATISTICS], list(step.files))
         self._pending.append((candidate, broken))
         return skip.float()
+
+    def _buffers_broke(self) -> Tensor:
+        """(1,) bool: a buffer that was finite is no longer, as the teacher's may be although the
+        student has seen nothing of it."""
+        pairs = [pair for pair in self._before if pair[0].is_floating_point()]
+        now, before = (torch.stack(torch._foreach_norm(list(side))) for side in zip(*pairs))
+        return (before.isfinite() & ~now.isfinite()).any().view(1)
 
     def settle(self) -> None:
         """Reads which steps were skipped since the last call, and logs them. Waits for the device.

@@ -1,0 +1,69 @@
+import logging
+import math
+
+import pytest
+import torch
+
+from mpcl.engine.alarms import CONFIDENT, ENTROPY, CollapseAlarm, class_entropy
+
+
+def blocks(*shares: int) -> torch.Tensor:
+    """(1, 4, 4n) labels: class i on ``shares[i]`` of n 4x4 blocks."""
+    row = torch.cat([torch.full((share * 4,), i) for i, share in enumerate(shares)])
+    return row.expand(1, 4, -1)
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((1, 1, 1, 1), 1.0),
+        ((4, 0, 0, 0), 0.0),
+        ((1, 1, 0, 0), math.log(2) / math.log(4)),
+        ((3, 1, 0, 0), -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)),
+    ],
+)
+def test_entropy_of_the_classes(shares, expected):
+    entropy = class_entropy(blocks(*shares), num_classes=4)
+    torch.testing.assert_close(entropy, torch.tensor(expected))
+
+
+def test_ignored_pixels_take_no_part():
+    label = torch.cat([blocks(1, 1), torch.full((1, 4, 40), 255)], dim=2)
+    torch.testing.assert_close(class_entropy(label, 2), torch.tensor(1.0))
+    assert class_entropy(torch.full((1, 8, 8), 255), 2).isnan()
+
+
+def test_one_class_is_no_collapse():
+    assert class_entropy(blocks(3), num_classes=1) == 1
+
+
+def alarm() -> CollapseAlarm:
+    return CollapseAlarm(min_entropy=0.2, min_confident=0.05, after=100)
+
+
+def test_warns_once_when_a_value_falls_and_says_when_it_is_back(caplog):
+    caplog.set_level(logging.INFO)
+    alarmed = alarm()
+    for iteration, entropy in ((100, 0.5), (120, 0.1), (140, 0.05), (160, 0.3), (180, 0.1)):
+        alarmed(iteration, {ENTROPY: entropy, CONFIDENT: 0.5})
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert ["120" in warnings[0], "180" in warnings[1]] == [True, True] and len(warnings) == 2
+    assert "MIN_ENTROPY" in warnings[0] and "collapsed" in warnings[0]
+    assert "Iteration 160" in caplog.text and "is back" in caplog.text
+
+
+def test_no_judgement_at_the_start_or_of_absent_values(caplog):
+    alarm()(99, {ENTROPY: 0.0, CONFIDENT: 0.0})
+    alarm()(100, {"loss": 0.0})
+    assert not caplog.records
+
+
+def test_confident_fraction_has_an_alarm_of_its_own(caplog):
+    alarm()(100, {ENTROPY: 0.5, CONFIDENT: 0.0})
+    assert "CONFIDENCE_THRESHOLD" in caplog.text and ENTROPY not in caplog.text
+
+
+def test_floor_of_zero_never_warns(caplog):
+    quiet = CollapseAlarm(min_entropy=0.0, min_confident=0.0, after=0)
+    quiet(0, {ENTROPY: 0.0, CONFIDENT: 0.0})
+    assert not caplog.records

@@ -1,0 +1,162 @@
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mpcl.engine.checkpointing import TrainingCheckpointer
+from mpcl.utils import atomic_write
+
+
+def make(folder, size: int = 4, **options) -> TrainingCheckpointer:
+    return TrainingCheckpointer(nn.Linear(size, size), str(folder), **options)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    weight = content.index(torch.load(path)["model"]["weight"].numpy().tobytes())
+    content[weight] ^= 1
+    path.write_bytes(content)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert make(tmp_path).get_checkpoint_file() == ""
+    assert not make(tmp_path).has_checkpoint()
+    assert make("").get_checkpoint_file() == ""
+
+
+def test_saved_checkpoint_is_found_and_nothing_else_is_left(tmp_path):
+    make(tmp_path).save("model_0000004", iteration=4)
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000004.pth")
+    assert names(tmp_path) == ["last_checkpoint", "model_0000004.pth"]
+    assert torch.load(tmp_path / "model_0000004.pth", weights_only=True)["iteration"] == 4
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])
+def test_broken_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, damage):
+    for iteration in range(3):
+        make(tmp_path).save(f"model_{iteration:07d}")
+    damage(tmp_path / "model_0000002.pth")
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_kill_between_checkpoint_and_pointer_loses_nothing(tmp_path, monkeypatch):
+    make(tmp_path).save("model_0000000")
+    checkpointer = make(tmp_path)
+    monkeypatch.setattr(checkpointer, "tag_last_checkpoint", lambda _: None)
+    checkpointer.save("model_0000001")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000000.pth"
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_pointer_that_someone_sets_back_is_followed(tmp_path):
+    for iteration in range(3):
+        make(tmp_path).save(f"model_{iteration:07d}")
+    (tmp_path / "last_checkpoint").write_text("model_0000000.pth\n")
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
+
+
+def test_lost_pointer_is_no_lost_run(tmp_path):
+    for iteration in range(2):
+        make(tmp_path).save(f"model_{iteration:07d}")
+    (tmp_path / "last_checkpoint").unlink()
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+
+
+def test_other_files_are_never_taken_for_checkpoints(tmp_path):
+    for name in ("model_0000009.pth.tmp", "model_best.pth", "rank0.pth"):
+        (tmp_path / name).write_bytes(b"?")
+    assert make(tmp_path).get_checkpoint_file() == ""
+
+
+def test_run_that_starts_afresh_does_not_go_on_from_an_earlier_one(tmp_path):
+    make(tmp_path).save("model_final")
+    checkpointer = make(tmp_path)
+    checkpointer.start_afresh()
+    assert not checkpointer.has_checkpoint()
+    assert (tmp_path / "model_final.pth").is_file()
+    checkpointer.save("model_0000000")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, [0, 1, 2, 3]), (1, [3]), (3, [1, 2, 3])])
+def test_as_many_checkpoints_stay_as_the_config_says(tmp_path, keep, kept):
+    for iteration in range(4):
+        make(tmp_path, keep=keep).save(f"model_{iteration:07d}")  # a new process each time
+    make(tmp_path, keep=keep).save("model_final")
+    expected = [f"model_{iteration:07d}.pth" for iteration in kept]
+    assert names(tmp_path) == ["last_checkpoint", *expected, "model_final.pth"]
+
+
+def test_remains_of_a_kill_are_removed(tmp_path):
+    for name in ("model_0000001.pth.tmp", "last_checkpoint.tmp", "notes.tmp"):
+        (tmp_path / name).touch()
+    make(tmp_path).remove_unfinished()
+    assert names(tmp_path) == ["notes.tmp"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_full_disk_leaves_the_earlier_checkpoint_whole_and_is_named(tmp_path, monkeypatch, call):
+    make(tmp_path).save("model_0000000")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic_write.os, call, full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        make(tmp_path).save("model_0000001")
+    assert error.value.errno == errno.ENOSPC
+    assert "model_0000001.pth" in str(error.value)
+    assert f"{tmp_path / 'model_0000000.pth'} is whole" in str(error.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_write_that_the_kernel_refuses_halfway_is_reported_as_such(tmp_path):
+    # A limit on the size of files is a full disk without root's rights: write(2) fails midway.
+    # In a process of its own, as the limit cannot be raised again.
+    script = f"""
+import resource, signal, sys
+from mpcl.engine.checkpointing import TrainingCheckpointer
+from torch import nn
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+checkpointer = TrainingCheckpointer(nn.Linear(200, 200), {str(tmp_path)!r})
+checkpointer.save("model_0000000")
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    checkpointer.save("model_0000001")
+except OSError as error:
+    sys.exit(str(error))
+"""
+    assert resource.RLIMIT_FSIZE and signal.SIGXFSZ  # POSIX
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert os.strerror(errno.EFBIG) in result.stderr and "model_0000000.pth is whole" in (
+        result.stderr
+    )
+    assert names(tmp_path) == ["last_checkpoint", "model_0000000.pth"]
+
+
+def test_fault_that_is_no_failed_write_keeps_its_own_error(tmp_path):
+    def broken(_file):
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(RuntimeError, match="no such thing"):
+        atomic_write.write_atomically(tmp_path / "file", broken)
+    assert names(tmp_path) == []
