@@ -11,6 +11,8 @@ from PIL import Image
 import mpcl  # noqa: F401  (registers everything)
 from mpcl.config import get_cfg_from
 
+pytest.register_assert_rewrite("mistakes")  # its helpers assert for the tests
+
 CONFIGS = Path(__file__).parents[1] / "projects" / "MPCL" / "configs"
 NUM_CLASSES = 4
 COLORS = {"source": [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]}

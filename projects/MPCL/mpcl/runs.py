@@ -81,7 +81,10 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is no config of train_net.py: {error}") from None
     needed = config["SOLVER"]["MAX_ITER"] if max_iter is None else max_iter
     rows = _rows(folder / "metrics.json")
     scores = None

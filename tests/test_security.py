@@ -1,0 +1,345 @@
+"""Files from elsewhere: none runs code, reads or writes outside its root, or unfolds to gigabytes.
+
+Each test of code plants it: whoever opens the file the careless way creates a witness.
+"""
+
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import compare
+import compare_predictions
+import convert_checkpoint
+import numpy as np
+import predict
+import pytest
+import submit
+import torch
+import train_net
+from conftest import CONFIGS, TINY
+from mistakes import World, refuse
+from PIL import Image
+
+from mpcl.config import get_cfg_from
+from mpcl.data.custom import register_from_yaml
+from mpcl.data.statistics import class_statistics
+from mpcl.modeling.weight_files import read, refuse_code_in_pickle
+from mpcl.submission import check_submission, write_submission
+
+pytest_plugins = ["mistakes"]
+
+
+class Planted:
+    """Unpickling it creates the witness."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = str(witness)
+
+    def __reduce__(self):
+        return os.mkdir, (self.witness,)
+
+
+@pytest.fixture
+def witness(tmp_path):
+    """Must never exist; that the plant works is tried first."""
+    place = tmp_path / "witness"
+    pickle.loads(pickle.dumps(Planted(place)))
+    assert place.is_dir()
+    place.rmdir()
+    yield place
+    assert not place.exists()
+
+
+def plant(path: Path, witness: Path) -> Path:
+    """A weight file of the kind that the suffix says, with code beside its tensors."""
+    content = {"model": {"backbone.a": torch.zeros(1)}, "code": Planted(witness)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".pth", ".bin", ".pyth"):
+        torch.save(content, path)
+    else:
+        path.write_bytes(
+            pickle.dumps({"model": {"a": np.zeros(1)}, "__author__": Planted(witness)})
+        )
+    return path
+
+
+WEIGHTS = ["evil.pth", "evil.pkl", "evil.pyth", "evil.safetensors", "hub/pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("flag", [[], ["--eval-only"]], ids=["train", "eval-only"])
+def test_code_in_the_weights_of_a_config_is_refused(world, witness, capsys, name, flag):
+    path = plant(world.root / name, witness)
+    world.flags += flag
+    path = path.parent if path.parent.name == "hub" else path
+    message = refuse(lambda: train_net.cli(world.command("MODEL.WEIGHTS", path)), capsys)
+    assert str(path) in message and not world.output.exists()
+
+
+def test_code_in_the_old_format_of_torch_is_refused(tmp_path, witness):
+    path = tmp_path / "old.pth"
+    torch.save({"code": Planted(witness)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"old\.pth.*could run code"):
+        read(str(path))
+
+
+@pytest.mark.parametrize("pointer", ["model_0000002.pth", "../elsewhere.pth", "evil.pkl"])
+def test_code_in_a_checkpoint_is_refused_on_resume(world, witness, capsys, pointer):
+    world.output.mkdir()
+    plant(world.output / pointer, witness)
+    (world.output / "last_checkpoint").write_text(pointer)
+    world.flags.append("--resume")
+    # What is no checkpoint of the folder may be passed over, hence one iteration.
+    command = world.command("SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0")
+    try:
+        train_net.cli(command)
+    except SystemExit as end:
+        assert end.code == 2
+        assert "could run code" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_folder(world, witness):
+    """The output of a run by someone else, with code in its checkpoint."""
+    args = train_net.parse_args(world.command())
+    world.output.mkdir()
+    cfg = get_cfg_from(args.config_file, args.opts)
+    (world.output / "config.yaml").write_text(cfg.dump())
+    plant(world.output / "model_final.pth", witness)
+    (world.output / "last_checkpoint").write_text("model_final.pth")
+    return world.output
+
+
+def acdc(root: Path, monkeypatch) -> None:
+    """The test images of a benchmark: one of each condition."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    for condition in ("fog", "night", "rain", "snow"):
+        folder = root / f"acdc/rgb_anon/{condition}/test/GOPR0400"
+        folder.mkdir(parents=True)
+        pixels = np.zeros((8, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{condition}_frame_000001_rgb_anon.png")
+
+
+def test_code_in_the_checkpoint_of_a_run_is_refused_by_every_tool(
+    run_folder, tmp_path, monkeypatch, capsys
+):
+    acdc(tmp_path, monkeypatch)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "images/a.png")
+    before = sorted(tmp_path.iterdir())
+    for main, words in {
+        compare_predictions.main: [run_folder],
+        submit.main: ["--run", run_folder, "--dataset", "acdc_images_test"],
+        predict.main: ["--run", run_folder, "--output", "out", "--input", tmp_path / "images"],
+    }.items():
+        monkeypatch.chdir(tmp_path)
+        message = refuse(lambda: main([str(word) for word in words]), capsys)  # noqa: B023
+        assert "model_final.pth" in message
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "out") == before
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WEIGHTS if "pyth" not in name.rpartition(".")[2]]
+)
+def test_code_in_a_file_to_convert_is_refused_and_nothing_is_written(
+    tmp_path, witness, capsys, name
+):
+    path = plant(tmp_path / name, witness)
+    path = path.parent if path.parent.name == "hub" else path
+    refuse(lambda: convert_checkpoint.main([str(path), str(tmp_path / "converted.pth")]), capsys)
+    assert not (tmp_path / "converted.pth").exists()
+
+
+def test_code_in_the_feature_distances_encoder_is_refused(tmp_path, witness):
+    from mpcl.engine.build import build_reference_encoder
+
+    path = plant(tmp_path / "imagenet.pth", witness)
+    distance = ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1"]
+    classes = ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", "(1,)", "MODEL.WEIGHTS", str(path)]
+    cfg = get_cfg_from(str(CONFIGS / "daformer.yaml"), [*TINY, *distance, *classes])
+    with pytest.raises(ValueError, match=r"imagenet\.pth.*could run code"):
+        build_reference_encoder(cfg)
+
+
+def test_code_in_the_cache_of_class_statistics_is_not_run(world, witness, caplog):
+    world.command()
+    register_from_yaml(world.root / "world.yaml")
+    name = f"{world.name}_sem_seg_source"
+    counted = class_statistics(name)
+    cache = next((world.root / "source_labels").glob("*.npz"))
+    with np.load(cache) as content:
+        key = content["key"]
+    evil = np.array([Planted(witness)], dtype=object)
+    np.savez(cache, key=key, counts=evil, sizes=evil)
+    with caplog.at_level("WARNING"):
+        np.testing.assert_array_equal(class_statistics(name).counts, counted.counts)
+    assert "cannot be read" in caplog.text
+    np.savez(cache, key=key, counts=counted.counts[:1], sizes=counted.sizes)  # of another shape
+    np.testing.assert_array_equal(class_statistics(name).counts, counted.counts)
+
+
+def test_a_pickle_of_arrays_cannot_name_anything_else(tmp_path, witness):
+    path = tmp_path / "a.pkl"
+    for content in ({"a": np.zeros(3), "b": [1, "x"]}, {"a": np.float32(1)}):
+        path.write_bytes(pickle.dumps(content))
+        refuse_code_in_pickle(str(path))
+    evil = np.array([Planted(witness)], dtype=object)  # inside an array, where numpy unpickles
+    for content in ({"a": evil}, print, {"a": eval}, os.system):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match=r"a\.pkl.*could run code"):
+            refuse_code_in_pickle(str(path))
+
+
+# ---- YAML
+
+TAGS = [
+    "!!python/object/apply:os.mkdir ['{witness}']",
+    "!!python/object/new:os.mkdir ['{witness}']",
+    "!!python/name:os.system",
+    "!!python/module:antigravity",
+]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_python_tags_in_a_config_are_refused_at_any_depth_of_bases(
+    world,
+    witness,
+    capsys,
+    tag,
+    depth,
+):
+    world.config_file(f"SEED: {tag.format(witness=witness)}\n", f"base{depth}.yaml")
+    for level in range(depth, 0, -1):
+        world.config_file(f"_BASE_: base{level}.yaml\n", f"base{level - 1}.yaml")
+    world.config = str(world.root / "base0.yaml")
+    message = refuse(lambda: train_net.cli(world.command()), capsys)
+    assert "base0.yaml" in message and "plain values" in message
+
+
+def test_python_tags_in_a_list_of_bases_are_refused(world, witness, capsys):
+    world.config_file(f"SEED: {TAGS[0].format(witness=witness)}\n", "evil.yaml")
+    world.config_file(f"_BASE_: [{CONFIGS / 'daformer.yaml'}, evil.yaml]\n")
+    assert "mine.yaml" in refuse(lambda: train_net.cli(world.command()), capsys)
+
+
+def test_python_in_an_option_is_text(witness):
+    code = f"__import__('os').mkdir('{witness}')"
+    assert code == get_cfg_from("", ["OUTPUT_DIR", code]).OUTPUT_DIR
+
+
+def test_python_tags_in_the_config_of_a_run_and_in_a_description_are_refused(
+    tmp_path, witness, capsys
+):
+    evil = f"SEED: {TAGS[0].format(witness=witness)}\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(evil)
+    (tmp_path / "run/last_checkpoint").write_text("model_final.pth")
+    run = str(tmp_path / "run")
+    for main in (compare.main, compare_predictions.main):
+        assert "config.yaml" in refuse(lambda: main([run]), capsys)  # noqa: B023
+    (tmp_path / "data.yaml").write_text(evil)
+    with pytest.raises(ValueError, match=r"data\.yaml is no valid YAML"):
+        register_from_yaml(tmp_path / "data.yaml")
+
+
+def test_aliases_of_yaml_do_not_unfold_in_messages(tmp_path):
+    # nine lists of nine of the one before: 9^9 words if written out
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    bomb = "\n".join(lines) + "\n"
+    (tmp_path / "data.yaml").write_text(bomb + "name: *a8\n")
+    (tmp_path / "config.yaml").write_text("SEED: *a8\n".join([bomb.replace("a0:", "X:", 1), ""]))
+    for read_it in (register_from_yaml, get_cfg_from):
+        name = "data.yaml" if read_it is register_from_yaml else "config.yaml"
+        with pytest.raises(ValueError) as caught:
+            read_it(str(tmp_path / name))
+        assert len(str(caught.value)) < 20000
+
+
+# ---- roots
+
+
+def listed(world: World, line: str, **keys) -> Path:
+    (world.root / "lists").mkdir(exist_ok=True)
+    (world.root / "lists/images.txt").write_text(line)
+    world.description["splits"]["target"] = {"images": "lists/images.txt", **keys}
+    world.command()
+    return world.root / "world.yaml"
+
+
+def records(world: World) -> list[dict]:
+    from mpcl.data.datasets import load_records
+
+    return load_records([f"{world.name}_images_target"])
+
+
+@pytest.mark.parametrize("line", ["../target/0.png", "a/../../target/0.png", "{root}/target/0.png"])
+def test_a_list_cannot_name_files_outside_its_folder(world, line):
+    register_from_yaml(listed(world, line.replace("{root}", str(world.root))))
+    with pytest.raises(ValueError, match=r"outside .*lists.*key root"):
+        records(world)
+
+
+@pytest.mark.parametrize("line", ["target/0.png", "{root}/target/0.png"])
+def test_the_description_may_widen_the_root_of_a_list(world, line):
+    register_from_yaml(listed(world, line.replace("{root}", str(world.root)), root="."))
+    assert [r["file_name"] for r in records(world)] == [str(world.root / "target/0.png")]
+
+
+def test_links_are_followed_as_data_sets_are_often_linked(world):
+    (world.root / "lists").mkdir()
+    (world.root / "lists/there").symlink_to(world.root / "target")
+    register_from_yaml(listed(world, "there/0.png"))
+    assert len(records(world)) == 1
+
+
+@pytest.mark.parametrize(
+    "names", ["../{folder}/{frame}.png", "/tmp/{frame}.png", "a/../../{frame}"]
+)
+def test_a_package_cannot_be_written_with_paths_that_lead_out_of_it(tmp_path, monkeypatch, names):
+    acdc(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=r"inside the package"):
+        write_submission(tmp_path / "p.zip", None, None, "acdc_fog_images_test", names)
+    assert not list(tmp_path.glob("*.zip*"))
+
+
+def png(side: int) -> bytes:
+    """A PNG of a few bytes whose header promises side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def test_a_package_is_checked_without_unpacking_bombs_or_leaving_it(tmp_path, monkeypatch):
+    acdc(tmp_path, monkeypatch)
+    package = tmp_path / "p.zip"
+    name = "labelTrainIds/fog_frame_000001.png"
+    before = sorted(tmp_path.rglob("*"))
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, png(60000))
+        archive.writestr("../../escaped.png", b"x")
+    faults = check_submission(package, "acdc_fog_images_test")
+    assert any("above the limit" in fault for fault in faults)
+    assert any("escaped.png belongs to no image" in fault for fault in faults)
+    monkeypatch.setenv("MPCL_MAX_IMAGE_PIXELS", "1000")
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(5000))
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("it was unpacked"))
+    (fault,) = check_submission(package, "acdc_fog_images_test")
+    assert "unfolds to 5000 bytes" in fault
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, package])
+
+
+def test_a_bomb_among_the_images_stops_a_run_before_it_starts(world, capsys):
+    (world.root / "target/0.png").write_bytes(png(60000))
+    message = refuse(lambda: train_net.cli(world.command()), capsys)
+    assert "target/0.png is above the limit of 134217728 pixels" in message
