@@ -57,8 +57,9 @@ def test_a_slim_file_can_be_made_slim_again(tiny_cfg, tmp_path):
     save_slim(load_network(save_run(tiny_cfg("daformer"))), tmp_path / "one.pth")
     save_slim(load_network(tmp_path / "one.pth"), tmp_path / "two.pth")
     image, _ = draw_scene(np.random.default_rng(0), "target")
-    one, two = (mpcl.Predictor(tmp_path / f"{name}.pth")(image) for name in ("one", "two"))
-    assert torch.equal(one["sem_seg"], two["sem_seg"])
+    one, two = (mpcl.Predictor(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert one.role == two.role == "teacher"
+    assert torch.equal(one(image)["sem_seg"], two(image)["sem_seg"])
 
 
 def images(height: int, width: int, number: int = 1) -> torch.Tensor:

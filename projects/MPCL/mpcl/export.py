@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .modeling.foreign_checkpoints import write_checkpoint
 from .modeling.hrda import HRDASegmentor
 from .modeling.segmentor import MPCLSegmentor
-from .predictor import SLIM_CLASSES, SLIM_CONFIG, Loaded
+from .predictor import SLIM_CLASSES, SLIM_CONFIG, SLIM_ROLE, Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,8 @@ def save_slim(loaded: Loaded, path: str | Path) -> int:
         "names": list(loaded.metadata.stuff_classes),
         "colors": [list(map(int, color)) for color in loaded.metadata.stuff_colors],
     }
-    content = {"model": state, SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, "role": loaded.role}
-    write_checkpoint(content, path)
+    config = {SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, SLIM_ROLE: loaded.role}
+    write_checkpoint({"model": state, **config}, path)
     return len(state)
 
 

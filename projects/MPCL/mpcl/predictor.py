@@ -27,7 +27,8 @@ from .engine.evaluate import load_networks, load_run
 from .modeling.weight_files import read
 
 AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
-SLIM_CONFIG, SLIM_CLASSES = "config", "classes"  # what a slim file holds beside its "model"
+SLIM_CONFIG, SLIM_CLASSES, SLIM_ROLE = "config", "classes", "role"
+"""What a slim file holds beside its "model"."""
 
 
 class Loaded(NamedTuple):
@@ -185,7 +186,7 @@ def load_network(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = [*(["MODEL.WEIGHTS", str(weights)] if weights else []), *opts]
     file_opts = ["MODEL.DEVICE", device, *own]
-    metadata = None
+    metadata, saved_role = None, "student"  # the role of a checkpoint's "model"
     if isinstance(source, CfgNode):
         cfg = source.clone()
         cfg.defrost()
@@ -201,7 +202,7 @@ def load_network(
         cfg = get_cfg_from(str(path), file_opts)
         networks = load_networks(cfg)
     else:
-        cfg, metadata = _config_of_weights(path, file_opts)
+        cfg, metadata, saved_role = _config_of_weights(path, file_opts)
         networks = load_networks(cfg)
     student_network, teacher = networks
     by_prototypes = cfg.TEST.OUTPUT == "prototypes"
@@ -211,25 +212,25 @@ def load_network(
             f"(PROTOTYPES.INIT.ITER {cfg.PROTOTYPES.INIT.ITER}), or they were left out of it"
         )
     if student or teacher is None or by_prototypes:
-        chosen, role = student_network.eval(), "student"
+        chosen, role = student_network.eval(), saved_role
     else:
         chosen, role = teacher.eval().model, "teacher"
     return Loaded(cfg, chosen.requires_grad_(False), metadata or _metadata(cfg), role)
 
 
-def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
-    """The config inside a slim file, with its classes, or beside a run's checkpoint."""
+def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None, str]:
+    """The config inside a slim file, its classes and its network's role; or what is beside a run's
+    checkpoint."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no run, config or weight file at {path}")
     opts = ["MODEL.WEIGHTS", str(path), *opts]
     content = read(str(path))
     if SLIM_CONFIG in content:
         classes = content[SLIM_CLASSES]
-        return _read_config(content[SLIM_CONFIG], opts), _new_metadata(
-            classes["names"], classes["colors"]
-        )
+        metadata = _new_metadata(classes["names"], classes["colors"])
+        return _read_config(content[SLIM_CONFIG], opts), metadata, content[SLIM_ROLE]
     if (beside := path.with_name("config.yaml")).is_file():
-        return get_cfg_from(str(beside), opts), None
+        return get_cfg_from(str(beside), opts), None, "student"
     raise ValueError(
         f"{path} comes without its config: name a config file and these weights, or a run's "
         "folder, or write a slim file with tools/export.py"
