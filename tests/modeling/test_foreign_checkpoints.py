@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from checkpoint_fixtures import golden_images, official_segmentor, summary
 from conftest import CONFIGS
 from detectron2.modeling import build_model
+from packaging.version import Version
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from mpcl.config import get_cfg_from
@@ -185,6 +187,16 @@ def test_class_names_of_the_file_are_reported_and_must_fit(released, tmp_path):
     assert provenance["iteration"] == 7 and re.fullmatch("[0-9a-f]{64}", provenance["sha256"])
     path = write(tmp_path / "latest.pth", released, meta={"CLASSES": names[:5]})
     with pytest.raises(ValueError, match="names 5 classes, but its classifier has 19"):
+        convert_checkpoint(path, tmp_path / "ours.pth")
+
+
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.6"), reason="needs torch >= 2.6")
+def test_numpy_scalars_in_the_metadata_pass_and_objects_do_not(released, tmp_path):
+    scores = {"best_score": np.float64(73.8), "seed": np.int64(3), "loss": np.float32(0.5)}
+    path = write(tmp_path / "latest.pth", released, meta={"hook_msgs": scores})
+    convert_checkpoint(path, tmp_path / "ours.pth")
+    path = write(tmp_path / "latest.pth", released, meta={"config": tmp_path})
+    with pytest.raises(ValueError, match="could run code"):
         convert_checkpoint(path, tmp_path / "ours.pth")
 
 

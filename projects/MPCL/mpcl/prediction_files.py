@@ -15,6 +15,7 @@ from .data.decoding import BadFile, opened
 from .data.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_IDS
 from .data.files import IMAGE_SUFFIXES, list_files
 from .pictures import colorize
+from .utils.atomic_write import write_atomically
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 KINDS = {"overlay": ".jpg", "train_ids": ".png", "label_ids": ".png", "confidence": ".png"}
@@ -251,9 +252,7 @@ class PredictionWriter:
         encoded, content = cv2.imencode(path.suffix, picture)
         if not encoded:
             raise ValueError(f"{path} cannot be encoded: {picture.shape[1]} x {picture.shape[0]}")
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content.tobytes())
-        os.replace(partial, path)
+        write_atomically(path, content.tobytes())
         self.written[kind] += 1
 
 

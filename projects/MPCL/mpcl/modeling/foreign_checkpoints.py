@@ -10,7 +10,6 @@ Source: published checkpoints of DAFormer (arXiv:2111.14887), HRDA (arXiv:2204.1
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..utils.atomic_write import write_atomically
 from .daformer_head import DAFormerHead
 from .encoder_names import BACKBONE, MPCL, check_backbone_state, convert, infer_variant
 from .hrda import ScaleAttention
@@ -148,13 +148,8 @@ def convert_checkpoint(
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     """``torch.save`` that leaves no half-written file under the final name."""
-    partial = Path(f"{path}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(dict(content), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), lambda file: torch.save(dict(content), file))
 
 
 def _segmentor(state: State) -> tuple[State, str, Sequence[str], str]:

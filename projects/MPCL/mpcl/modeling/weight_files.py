@@ -3,11 +3,14 @@ a model."""
 
 import pickle
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,7 +70,8 @@ def read(path: str) -> dict[str, Any]:
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _numpy_scalars():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # zip, pickle and tensor readers raise nearly every kind
@@ -75,6 +79,16 @@ def read(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
     return content
+
+
+def _numpy_scalars() -> AbstractContextManager[Any]:
+    """Lets scores and seeds that mmcv saved as NumPy scalars pass: numbers, never objects."""
+    if Version(torch.__version__) < Version("2.6"):  # knows no names of older NumPys
+        return nullcontext()
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f4", "f8")]
+    return torch.serialization.safe_globals([*names, np.dtype, *kinds])
 
 
 def refuse_code_in_pickle(path: str) -> None:
