@@ -52,6 +52,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         file = Path(self.save_dir) / f"{name}.pth"
         logger.info(f"Saving checkpoint to {file}")
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, lambda target: torch.save(content, target))
             self.tag_last_checkpoint(file.name)
         except OSError as error:

@@ -301,7 +301,9 @@ class AdaptationTrainer(DefaultTrainer):
             "run": run_identity(self.cfg),
             "metrics": self.metrics.state_dict(),
             "guard": self.guard.state_dict(),
-            "unwritten": unwritten_scalars(self.storage, self.iter, self.cfg.LOG_PERIOD),
+            "unwritten": unwritten_scalars(self.storage, self.iter, self.cfg.LOG_PERIOD)
+            if hasattr(self, "storage")  # since training has begun
+            else {},
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
