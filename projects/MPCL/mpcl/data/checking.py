@@ -11,10 +11,9 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
 from .datasets import load_records
-from .decoding import BadFile, Size, inspect_image
+from .decoding import BadFile, Size, check_pair, inspect_image
 from .files import MissingLabels, Record
 from .labels import IGNORE_LABEL, LabelMap, check_ids, read_label_histogram
-from .mapper import check_pair
 from .parallel import map_in_threads
 from .statistics import class_table, fold_histogram
 

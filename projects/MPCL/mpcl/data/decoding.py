@@ -6,11 +6,11 @@ header is therefore read first (Pillow, about 0.1 ms), and the end of the file i
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -170,3 +170,14 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     if decoded is None:
         raise BadFile(path, f"cannot be decoded; {_REPLACE}")
     return decoded
+
+
+def check_pair(record: Mapping[str, Any], image_size: Size, label_size: Size) -> None:
+    """Raises BadFile, naming both files, unless image and label have the same (height, width)."""
+    if image_size != label_size:
+        turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
+        raise BadFile(
+            record["sem_seg_file_name"],
+            f"has height x width {label_size}, but its image {record['file_name']} has "
+            f"{image_size}; expected the same size: export both from one source{turned}",
+        )

@@ -19,7 +19,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from .decoding import BadFile, read_image
+from .decoding import check_pair, read_image
 from .labels import IGNORE_LABEL, LabelMap, check_ids, read_label
 from .sampler import NO_CLASS, Draw
 
@@ -235,17 +235,6 @@ class SourceMapper:
                 break
             box = self._mixed_box(label, rng)
         return box
-
-
-def check_pair(record: Record, image_size: Size, label_size: Size) -> None:
-    """Raises BadFile, naming both files, unless image and label have the same (height, width)."""
-    if image_size != label_size:
-        turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
-        raise BadFile(
-            record["sem_seg_file_name"],
-            f"has height x width {label_size}, but its image {record['file_name']} has "
-            f"{image_size}; expected the same size: export both from one source{turned}",
-        )
 
 
 def without_label(record: Record) -> Record:
