@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
+from mpcl.engine.build import build_adaptation_hook
 
 from .timing import Row, against, compare, device_name, measure, row
 
@@ -59,8 +60,11 @@ class SyntheticTrainer(AdaptationTrainer):
     def build_train_loader(cls, cfg):
         return _SyntheticLoader(cfg)
 
-    def build_writers(self):
-        return []
+    def build_hooks(self):
+        """Those of the method alone: nothing is written or evaluated."""
+        if self.teacher is None:
+            return []
+        return [build_adaptation_hook(self.cfg, self.student, self.teacher)]
 
     def step_once(self) -> None:
         """One iteration as in training, hooks that learn included."""
@@ -120,7 +124,7 @@ def _phases(trainer: SyntheticTrainer, args) -> list[Row]:
         "student forward": (trainer, "model"),
         "clustering": (trainer, "after_forward"),
         "losses": (trainer, "criterion"),
-        "optimiser": (trainer.grad_scaler, "step"),
+        "optimiser": (trainer, "update_student"),
         "EMA": (hook, "after_step"),
     }
     seconds = dict.fromkeys(calls, 0.0)
