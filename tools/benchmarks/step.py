@@ -80,13 +80,15 @@ class _SyntheticLoader:
         height, width = cfg.INPUT.CROP.SIZE
         count, classes = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
-        def images():
-            return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        def record():
+            shape = (3, height, width)
+            image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            return {"image": image, "file_name": "noise"}
 
         blobs = torch.randint(0, classes, (count, 1, 8, 8), generator=generator).float()
         label = nn.functional.interpolate(blobs, size=(height, width)).long()[:, 0]
-        source = [{"image": images(), "sem_seg": each} for each in label]
-        self.batch = {"source": source, "target": [{"image": images()} for _ in range(count)]}
+        source = [{**record(), "sem_seg": each} for each in label]
+        self.batch = {"source": source, "target": [record() for _ in range(count)]}
 
     def seek(self, iteration: int) -> None:
         """The batch is the same everywhere."""
