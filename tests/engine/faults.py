@@ -51,12 +51,13 @@ class Stop:
 
 @dataclass
 class Ready:
-    """Touches a file when training begins."""
+    """Touches a file when training has made some iterations."""
 
     file: Path
+    iterations: int = 0
 
     def __call__(self, trainer) -> None:
-        at_iteration(trainer, trainer.start_iter, self.file.touch)
+        at_iteration(trainer, trainer.start_iter + self.iterations, self.file.touch)
 
 
 STAGES = ("write", "fsync", "replace", "fsync folder", "fsync pointer", "replace pointer", "after")
@@ -118,6 +119,6 @@ def random_moments(seed: int, count: int) -> list[tuple[str, float]]:
     draw = random.Random(seed)
     stages = [STAGES[i % len(STAGES)] for i in range(count // 2)]
     moments = [(stage, 0.0) for stage in stages]
-    moments += [("any", draw.uniform(0, 0.8)) for _ in range(count - len(moments))]
+    moments += [("any", draw.uniform(0, 0.5)) for _ in range(count - len(moments))]
     draw.shuffle(moments)
     return moments

@@ -1,6 +1,7 @@
 """Batches of source and target for each iteration, the same in every run, resumed or not."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -25,6 +26,7 @@ from .worker_death import explain_death
 logger = logging.getLogger(__name__)
 
 _SOURCE_STREAM, _TARGET_STREAM = 0, 1
+_LAST_SECONDS = 30  # of a worker that was told to end
 _TRIES = 100  # draws for one place in a batch, when files are skipped
 _SKIPPED = "bad_files"  # of a record: file -> reason of the draws that it stands in for
 
@@ -92,8 +94,12 @@ def _by_domain(items: list[Record | BadFile]) -> Batch | BadFile:
     return {domain: [item[domain] for item in items] for domain in items[0]}
 
 
-def _one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # Terminals and schedulers signal every process of a job. The trainer needs its workers until it
+    # has ended its iteration; it ends them itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
 
 
 class PairedLoader:
@@ -152,7 +158,7 @@ class PairedLoader:
                 num_workers=self._num_workers,
                 collate_fn=_by_domain,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_one_thread,
+                worker_init_fn=_prepare_worker,
                 generator=torch.Generator(),  # else it would draw from the global one
             )
         )

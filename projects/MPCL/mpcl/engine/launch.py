@@ -51,11 +51,24 @@ def _join_torchrun() -> None:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # A rank that dies is noticed at once; the timeout is for those that hang.
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(
-        int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    ranks, on_this_machine = (
+        int(os.environ.get(name, os.environ["WORLD_SIZE"]))
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
     )
+    store = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and ranks == on_this_machine:
+        # torchrun keeps one store over all restarts. Without a prefix of its own, a restarted job
+        # would find the addresses of the dead processes there (pytorch issue 135712).
+        agents = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", agents)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=ranks,
+        timeout=DEFAULT_TIMEOUT,  # of ranks that hang; one that dies is noticed at once
+    )
+    comm.create_local_process_group(on_this_machine)
 
 
 @contextmanager

@@ -1,0 +1,123 @@
+"""Processes that are killed or die, at any moment: the run goes on and ends in the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faults import KillWhileSaving, Ready, Signal, random_moments
+from processes import (
+    Register,
+    assert_equal_checkpoints,
+    checkpoint,
+    metrics,
+    run,
+    start,
+    statuses,
+)
+
+from mpcl.engine.checkpointing import TrainingCheckpointer
+
+EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 3, "VIS_PERIOD", 0)
+ROOT = Path(__file__).parents[2]
+
+
+def test_run_killed_at_twenty_random_moments_ends_in_the_same_weights(
+    tiny_cfg, tiny_world, tmp_path
+):
+    opts = (*EVERY_ITERATION, "SOLVER.MAX_ITER", 24, "LOG_PERIOD", 2, "OUTPUT_DIR")
+    undisturbed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "undisturbed"))
+    killed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "killed"))
+    (reference,) = start(undisturbed, tiny_world)
+    moments, kills = random_moments(seed=0, count=20), 0
+    for number, (stage, seconds) in enumerate(moments):
+        if stage == "any":
+            ready = tmp_path / f"ready_{number}"
+            ranks = start(killed, tiny_world, before=Ready(ready))
+            while not ready.exists() and ranks[0].is_alive():
+                time.sleep(0.01)
+            time.sleep(seconds)
+            ranks[0].kill()
+            kills += statuses(ranks) == [-signal.SIGKILL]
+        else:
+            kills += run(killed, tiny_world, before=KillWhileSaving(stage)) == [-signal.SIGKILL]
+        found = TrainingCheckpointer(None, killed.OUTPUT_DIR).get_checkpoint_file()
+        assert found or number == 0 or "write" in stage or "replace" in stage
+    assert kills == len(moments)
+    assert run(killed, tiny_world) == [0]
+    assert statuses([reference]) == [0]
+    assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(killed.OUTPUT_DIR))
+    assert metrics(undisturbed.OUTPUT_DIR) == metrics(killed.OUTPUT_DIR)
+
+
+def test_rank_that_is_killed_ends_the_other_one_soon(tiny_cfg, tiny_world):
+    ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN", "SOLVER.MAX_ITER", 1000)
+    cfg = tiny_cfg("source_only", *ranks, "VIS_PERIOD", 0)
+    fault = Signal(signal.SIGKILL, iteration=2, rank=1)
+    survivor, died = start(cfg, tiny_world, world_size=2, before=fault)
+    assert statuses([died]) == [-signal.SIGKILL]
+    assert statuses([survivor], timeout=20) == [1]
+
+
+DIES_ONCE = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+import pickle
+import torch
+import train_net
+from detectron2.utils import comm
+
+pickle.loads(Path({register!r}).read_bytes())()
+torch.set_num_threads(1)
+marker = Path({marker!r})
+run_step = train_net.AdaptationTrainer.run_step
+
+def step(self):
+    if self.iter == 2 and comm.get_rank() == 1 and not marker.exists():
+        marker.touch()
+        raise SystemExit(3)
+    run_step(self)
+
+train_net.AdaptationTrainer.run_step = step
+train_net.cli()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
+    tiny_cfg, tiny_world, tmp_path
+):
+    import pickle
+
+    ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN", "SOLVER.MAX_ITER", 4)
+    opts = (*EVERY_ITERATION, *ranks, "OUTPUT_DIR")
+    undisturbed = tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed"))
+    restarted = tiny_cfg("daformer", *opts, str(tmp_path / "restarted"))
+    (tmp_path / "config.yaml").write_text(restarted.dump())
+    (tmp_path / "register").write_bytes(pickle.dumps(Register(tiny_world)))
+    script = DIES_ONCE.format(
+        paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
+        register=str(tmp_path / "register"),
+        marker=str(tmp_path / "died"),
+    )
+    (tmp_path / "dies_once.py").write_text(script)
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [*torchrun, str(tmp_path / "dies_once.py"), "--config-file"]
+    assert run(undisturbed, tiny_world, world_size=2) == [0, 0]
+    result = subprocess.run(
+        [*command, str(tmp_path / "config.yaml")],  # without --resume: the restart resumes
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert (tmp_path / "died").exists() and "Starting training from iteration 2" in output
+    assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(restarted.OUTPUT_DIR))
+    assert metrics(undisturbed.OUTPUT_DIR) == metrics(restarted.OUTPUT_DIR)
