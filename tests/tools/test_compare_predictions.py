@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import compare_predictions as tool
 import pytest
 from PIL import Image
@@ -22,3 +24,11 @@ def test_folder_without_a_run_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         tool.main([str(tmp_path)])
     assert "no config.yaml" in capsys.readouterr().err
+
+
+def test_runs_are_named_by_as_much_of_their_path_as_tells_them_apart():
+    paths = [Path("out/daformer/seed_0"), Path("out/daformer_gauss/seed_0")]
+    assert tool.shortest_names(paths) == ["daformer/seed_0", "daformer_gauss/seed_0"]
+    assert tool.shortest_names([Path("out/a"), Path("out/b")]) == ["a", "b"]
+    with pytest.raises(ValueError, match="named twice"):
+        tool.shortest_names([Path("out/a"), Path("out/a")])
