@@ -71,26 +71,28 @@ class Evaluation(hooks.EvalHook):
             super().after_train()
 
 
-Unwritten = dict[str, list[float | int | bool]]
-"""Name -> value, iteration, whether it is smoothed, of scalars that are in no line yet."""
+Unwritten = dict[str, list[float | int]]
+"""Name -> value, iteration, of scalars that are in no line yet."""
 
 
 def unwritten_scalars(storage: EventStorage, iteration: int, period: int) -> Unwritten:
     """What the next line will hold, seen after the step of ``iteration`` and before its line.
 
+    Smoothed scalars, wall-clock times, are left out: they belong to a process, not to the run.
+
     Args:
         period: iterations between two lines.
     """
     first = iteration // period * period  # the iterations before it have had their line
-    hints = storage.smoothing_hints()
+    smoothed = storage.smoothing_hints()
     return {
-        name: [value, when, hints[name]]
+        name: [value, when]
         for name, (value, when) in storage.latest().items()
-        if when >= first
+        if when >= first and not smoothed[name]
     }
 
 
 def put_back(storage: EventStorage, scalars: Unwritten) -> None:
     """The inverse of :func:`unwritten_scalars`."""
-    for name, (value, when, smooth) in scalars.items():
-        storage.put_scalar(name, value, smoothing_hint=bool(smooth), cur_iter=int(when))
+    for name, (value, when) in scalars.items():
+        storage.put_scalar(name, value, smoothing_hint=False, cur_iter=int(when))
