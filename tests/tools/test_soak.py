@@ -24,8 +24,9 @@ def test_stopped_run_with_nans_and_corrupt_files_ends_like_the_undisturbed_one(t
 
 def test_slope_is_that_of_the_second_half():
     flat_then_rising = [{"iteration": i, "memory": max(0, i - 50) * 0.25} for i in range(0, 101, 5)]
-    assert soak.slope(flat_then_rising, "memory") == pytest.approx(250)
-    assert soak.slope([{"iteration": 0, "memory": 1.0}], "memory") == 0
+    growth, error = soak.slope(flat_then_rising, "memory")
+    assert growth == pytest.approx(250) and error == pytest.approx(0, abs=1e-6)
+    assert soak.slope([{"iteration": 0, "memory": 1.0}], "memory") == (0, 0)
 
 
 def test_any_difference_between_the_ends_is_named(tmp_path):
@@ -49,6 +50,7 @@ def test_faults_are_reported(capsys):
         "open files after a quarter": 20,
         "open files, most after it": 21,
         "memory slope, MiB per 1000 steps": 9.0,
+        "its standard error": 1.0,
     }
     assert len(soak.failures(args, figures)) == 4
 
