@@ -70,6 +70,22 @@ def test_pointer_that_someone_sets_back_is_followed(tmp_path):
     assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pointer_cannot_lead_out_of_its_folder(tmp_path, absolute):
+    make(tmp_path / "run").save("model_0000000")
+    make(tmp_path / "other").save("model_0000007")
+    other = tmp_path / "other" if absolute else Path("../other")
+    (tmp_path / "run/last_checkpoint").write_text(str(other / "model_0000007.pth"))
+    found = make(tmp_path / "run").get_checkpoint_file()
+    assert found == str(tmp_path / "run/model_0000000.pth")
+
+
+def test_pointer_of_binary_rubbish_is_no_lost_run(tmp_path):
+    make(tmp_path).save("model_0000000")
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00")
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
+
+
 def test_lost_pointer_is_no_lost_run(tmp_path):
     for iteration in range(2):
         make(tmp_path).save(f"model_{iteration:07d}")

@@ -98,7 +98,9 @@ class TrainingCheckpointer(WeightsCheckpointer):
         folder, pointer = Path(self.save_dir), Path(self.save_dir) / POINTER
         pointed, since = "", -1
         if pointer.is_file():
-            pointed, since = pointer.read_text().strip(), pointer.stat().st_mtime_ns
+            # The name alone: a folder from elsewhere cannot point out of itself.
+            pointed = Path(pointer.read_text(errors="replace").strip()).name
+            since = pointer.stat().st_mtime_ns
         known = [p for p in folder.glob("model_*.pth") if _PERIODIC.fullmatch(p.name)]
         known += [p for p in [folder / FINAL] if p.is_file()]
         newest_first = sorted(known, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
