@@ -104,6 +104,15 @@ _RANGES: tuple[tuple[str, Test, dict[str, str]], ...] = (
 )
 
 
+def expectations() -> dict[str, str]:
+    """In words, what the values of single keys are held to: "one of ...", "0 or more"."""
+    words = {key: f"one of {', '.join(known)}" for key, known in _CHOICES.items()}
+    for expected, _, groups in _RANGES:
+        for group, names in groups.items():
+            words |= {f"{group}.{name}".rstrip("."): expected for name in names.split() or [""]}
+    return words
+
+
 def validate(cfg: CN) -> None:
     """Refuses a config that could not be trained as written; looks at nothing but the config.
 
