@@ -25,6 +25,7 @@ from mpcl.engine.build import precision_in_words
 from mpcl.engine.evaluate import evaluate_checkpoint
 from mpcl.engine.guards import EXIT_DIVERGED, Diverged
 from mpcl.engine.launch import is_restart, launch_job
+from mpcl.engine.run_record import record_session
 from mpcl.preflight import preflight
 from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors
 
@@ -39,6 +40,8 @@ def setup(args):
     logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:
         logger.warning(note)
+    if comm.is_main_process() and not args.eval_only:
+        record_session(cfg, args.config_file, resume=args.resume or is_restart())
     return cfg
 
 

@@ -71,6 +71,10 @@ class SegmentationEvaluator(SemSegEvaluator):
         output_dir: for detectron2's files of the whole set.
         class_subsets: the first is the headline of the log.
 
+    Attributes:
+        confusion: after :meth:`evaluate`, on the main process: (C, C) int64 pixels of the whole
+            set; rows are the ground truth, columns the prediction.
+
     Raises:
         ValueError: a subset names a class that the set does not know.
     """
@@ -119,6 +123,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         scores = self._score(whole)
         if scores is None:
             return None
+        self.confusion = self._conf_matrix[:-1, :-1].T  # the last row and column: ignored pixels
         headline = mean_metrics(self._class_subsets)[0]
         value = f"{scores[headline]:.2f}" if headline in scores else "absent"
         logger.info(f"{self._dataset_name}: {headline} {value}\n{self._table(scores)}")

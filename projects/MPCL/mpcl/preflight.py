@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from .data.datasets import load_records, registered_names
 from .data.files import Record
 from .data.mapper import keep_aspect_size
 from .data.sampler import rank_positions
+from .modeling.weight_files import refuse_nothing, refuse_random_layers
 from .modeling.weights import WeightsCheckpointer
 
 _SETS = "See datasets/README.md; tools/check_data.py --list shows the names"
@@ -57,7 +59,7 @@ def preflight(
         cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
         world_size: processes of the job.
         local_processes: of these on this machine; each takes a GPU if there is any.
-        eval_only: no training, hence no training data.
+        eval_only: no training, hence no training data; but weights, and whole ones.
         resume: a checkpoint in OUTPUT_DIR takes the place of MODEL.WEIGHTS.
 
     Returns: what is legitimate but seldom meant, in sentences.
@@ -70,10 +72,11 @@ def preflight(
     checks: list[Callable[[], object]] = [
         partial(_check_device, cfg, local_processes),
         partial(_check_output, cfg.OUTPUT_DIR),
-        partial(_check_weights, cfg, resume),
+        partial(_check_weights, cfg, resume, eval_only),
     ]
     if not eval_only:
         checks.append(partial(_check_batch, cfg, world_size))
+        checks.append(partial(_check_tracking, cfg))
         checks += _set_checks(cfg, _SOURCE, notes)
         checks += _set_checks(cfg, _TARGET, notes) if cfg.SELF_TRAINING.ENABLED else []
     checks += _set_checks(cfg, _TEST, notes)
@@ -140,10 +143,20 @@ def _check_batch(cfg: CfgNode, world_size: int) -> None:
         ) from None
 
 
-def _check_weights(cfg: CfgNode, resume: bool) -> None:
+def _check_tracking(cfg: CfgNode) -> None:
+    if cfg.WANDB.PROJECT and find_spec("wandb") is None:
+        raise ValueError(
+            f"WANDB.PROJECT is {cfg.WANDB.PROJECT!r}, but the package wandb is not installed: pip "
+            "install wandb, or leave the key empty (TensorBoard is always written)"
+        )
+
+
+def _check_weights(cfg: CfgNode, resume: bool, eval_only: bool = False) -> None:
     path = cfg.MODEL.WEIGHTS
-    resumed = resume and any(Path(cfg.OUTPUT_DIR).glob("*.pth"))
-    if not path or resumed or "://" in path:  # what is fetched is checked when it is there
+    saved = next(map(str, Path(cfg.OUTPUT_DIR).glob("*.pth")), "") if resume else ""
+    if eval_only:
+        refuse_nothing(saved if resume else path, resume, cfg.OUTPUT_DIR)
+    if not path or saved or "://" in path:  # what is fetched is checked when it is there
         return
     meta = cfg.clone()
     meta.defrost()
@@ -153,6 +166,8 @@ def _check_weights(cfg: CfgNode, resume: bool) -> None:
     with _silence():
         checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
         checkpointer.load(path, checkpointables=[])
+    if eval_only:
+        refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
 
 
 @contextmanager

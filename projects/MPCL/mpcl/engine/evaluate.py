@@ -1,10 +1,12 @@
 """Evaluation of student and teacher, of a run in progress or of a checkpoint."""
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
@@ -14,11 +16,12 @@ from torch import nn
 from ..config import get_cfg_from
 from ..data.paired_loader import build_test_loader
 from ..evaluation import build_evaluator, mean_metrics
-from ..modeling.weight_files import some
+from ..modeling.weight_files import refuse_nothing, refuse_random_layers
 from ..reporting import summary
 from ..runs import scores_by_dataset
 from .build import build_teacher
 from .checkpointing import TrainingCheckpointer
+from .run_record import write_confusion
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +39,10 @@ def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> Order
         networks = {"sem_seg": student}
     results: OrderedDict = OrderedDict()
     for task, network in networks.items():
+        role = "student" if network is student else "teacher"
         if comm.is_main_process():
-            logger.info(f"Evaluating the {'student' if network is student else 'teacher'}")
-        for dataset, scores in evaluate_network(cfg, network).items():
+            logger.info(f"Evaluating the {role}")
+        for dataset, scores in evaluate_network(cfg, network, role).items():
             results.setdefault(dataset, OrderedDict())[task] = scores
     if results:
         by_dataset = scores_by_dataset(flatten_results_dict(results), cfg.DATASETS.TEST)
@@ -46,13 +50,21 @@ def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> Order
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def evaluate_network(cfg, network: nn.Module) -> dict[str, dict[str, float]]:
-    """Scores of each set of DATASETS.TEST and of its parts, by name. All ranks must call it."""
+def evaluate_network(cfg, network: nn.Module, role: str) -> dict[str, dict[str, float]]:
+    """Scores of each set of DATASETS.TEST and of its parts, by name. All ranks must call it.
+
+    The confusion matrix stays in ``<OUTPUT_DIR>/inference/<set>/confusion_<role>.json``.
+    """
     results: dict[str, dict[str, float]] = {}
     for name in cfg.DATASETS.TEST:
-        scores = inference_on_dataset(
-            network, build_test_loader(cfg, name), build_evaluator(cfg, name)
-        )
+        evaluator, start = build_evaluator(cfg, name), time.perf_counter()
+        scores = inference_on_dataset(network, build_test_loader(cfg, name), evaluator)
+        if comm.is_main_process():
+            classes, folder = MetadataCatalog.get(name).stuff_classes, Path(cfg.OUTPUT_DIR)
+            seconds = time.perf_counter() - start
+            write_confusion(
+                folder / "inference" / name, role, classes, evaluator.confusion, seconds
+            )
         results |= {name if task == "sem_seg" else task: scores[task] for task in scores}
     return results
 
@@ -69,29 +81,14 @@ def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | Non
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
-    if not path:
-        raise ValueError(
-            f"Nothing to evaluate: --resume found no checkpoint in {cfg.OUTPUT_DIR}"
-            if resume
-            else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
-        )
+    refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
-    _refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
+    refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
     if "teacher" not in rest:
         return student, None
     teacher = build_teacher(cfg, student)
     teacher.model.load_state_dict(rest["teacher"])
     return student, teacher
-
-
-def _refuse_random_layers(path: str, initial: Sequence[str], output: str) -> None:
-    """Raises ValueError where a layer that predictions need was not in the checkpoint."""
-    unused = () if output == "prototypes" else ("prototype_head.",)
-    if needed := [name for name in initial if not name.startswith(unused)]:
-        raise ValueError(
-            f"{path} lacks {len(needed)} tensors that the config's model predicts with "
-            f"({some(needed)}); they would be random. Is it of another config, or an encoder only?"
-        )
 
 
 def load_run(folder: Path, opts: Sequence[str] = ()):

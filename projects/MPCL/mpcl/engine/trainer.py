@@ -44,6 +44,7 @@ from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .step import AdaptationStep
 from .visualization import TrainingPictures
+from .wandb_writer import build_wandb_writers
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,8 @@ class AdaptationTrainer(DefaultTrainer):
             # On a GPU detectron2's printer shows the device's peak memory; here the process's.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             values["[metric] max_mem_MiB"] = peak
+        else:
+            values["gpu/max_mem_MiB"] = torch.cuda.max_memory_allocated() / 2**20
         self.storage.put_scalars(smoothing_hint=False, **values)
 
     def _adaptation_hooks(self) -> list[AdaptationHookBase]:
@@ -230,6 +233,10 @@ class AdaptationTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         return build_evaluator(cfg, dataset_name)
+
+    def build_writers(self) -> list:
+        """Log, metrics.json and TensorBoard; with WANDB.PROJECT also Weights & Biases."""
+        return [*build_wandb_writers(self.cfg), *super().build_writers()]
 
     def build_hooks(self) -> list:
         cfg = self.cfg

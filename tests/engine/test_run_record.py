@@ -1,0 +1,75 @@
+"""What a run writes down about itself."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIGS
+from detectron2.data import DatasetCatalog
+from sklearn.metrics import confusion_matrix
+
+from mpcl.config import get_cfg_from
+from mpcl.data.labels import read_label
+from mpcl.engine import AdaptationTrainer
+from mpcl.engine.run_record import git_state, read_sessions, record_session
+from mpcl.pictures import predict
+
+CONFIG = str(CONFIGS / "streets" / "daformer.yaml")
+
+
+def test_a_session_names_its_command_and_what_differs_from_the_config_file(tmp_path):
+    cfg = get_cfg_from(CONFIG, ["SOLVER.MAX_ITER", 7, "SEED", 3, "OUTPUT_DIR", str(tmp_path)])
+    command = ["train_net.py", "--config-file", CONFIG]
+    record_session(cfg, CONFIG, command=command)
+    (session,) = read_sessions(tmp_path)
+    assert session["command"] == command and session["config_file"] == CONFIG
+    base = get_cfg_from(CONFIG).SOLVER.MAX_ITER
+    assert session["changed"] == {"SOLVER.MAX_ITER": [base, 7]}  # SEED and OUTPUT_DIR may differ
+    assert session["versions"]["numpy"] == np.__version__ and session["processes"] == 1
+
+
+def test_resuming_adds_a_session_and_starting_anew_drops_the_old_ones(tmp_path):
+    cfg = get_cfg_from(CONFIG, ["OUTPUT_DIR", str(tmp_path)])
+    for resume, number in ((False, 1), (True, 2), (True, 3), (False, 1)):
+        record_session(cfg, CONFIG, resume=resume)
+        assert len(read_sessions(tmp_path)) == number
+
+
+def test_git_state_counts_changed_files_and_is_none_outside_of_git(tmp_path):
+    assert git_state(tmp_path) is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (
+        ["init", "-q", "-b", "trunk"],
+        [*identity, "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    (tmp_path / "new.txt").touch()
+    state = git_state(tmp_path)
+    assert state["branch"] == "trunk" and state["changed_files"] == 1 and len(state["commit"]) == 40
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    assert read_sessions(tmp_path) == []
+    (tmp_path / "run.json").write_text('{"sessions": [')
+    with pytest.raises(ValueError, match=r"run\.json is no record"):
+        read_sessions(tmp_path)
+
+
+def test_each_evaluation_leaves_the_confusion_matrix_of_its_network(tiny_cfg):
+    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.01)
+    trainer = AdaptationTrainer(cfg)
+    trainer.train()
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    loader = trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
+    truth = np.stack([read_label(r["sem_seg_file_name"]) for r in records])
+    for role, network in (("teacher", trainer.teacher), ("student", trainer.student)):
+        file = Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], f"confusion_{role}.json")
+        content = json.loads(file.read_text())
+        predicted = np.stack([predict(network, batch[0]).numpy() for batch in loader])
+        expected = confusion_matrix(
+            truth[truth < 255], predicted[truth < 255], labels=range(len(content["classes"]))
+        )
+        assert np.array_equal(content["matrix"], expected)
+        assert content["classes"] == ["ground", "hedge", "sky", "box"] and content["seconds"] > 0
