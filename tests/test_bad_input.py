@@ -156,6 +156,14 @@ def headless(world: World) -> list[str]:
     return ["MODEL.WEIGHTS", str(world.root / "head.pth")]
 
 
+def encoder_alone(world: World) -> list[str]:
+    content = torch.load(world.checkpoint("whole.pth"), weights_only=True)
+    kept = {name: t for name, t in content["model"].items() if name.startswith("backbone.")}
+    torch.save({"model": kept}, world.root / "encoder.pth")
+    world.flags.append("--eval-only")
+    return ["MODEL.WEIGHTS", str(world.root / "encoder.pth")]
+
+
 def folder_of_weights(world: World) -> list[str]:
     (world.root / "hub").mkdir()
     return ["MODEL.WEIGHTS", str(world.root / "hub")]
@@ -286,6 +294,8 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("an unknown device", key("MODEL.DEVICE", "gpu"), r"MODEL\.DEVICE is 'gpu'; expected cpu or cuda"),
     ("a batch that ranks cannot share", lambda w: w.flags.extend(["--num-gpus", "2"]) or ["SOLVER.IMS_PER_BATCH", "3"], r"IMS_PER_BATCH is 3.*multiple of the 2"),
     ("nothing to evaluate", flags("--eval-only"), r"Nothing to evaluate.*MODEL\.WEIGHTS"),
+    ("no checkpoint to evaluate", flags("--eval-only", "--resume"), r"Nothing to evaluate.*no checkpoint in .*output"),
+    ("an encoder to evaluate", encoder_alone, r"encoder\.pth lacks .*sem_seg_head.*would be random"),
 ]  # fmt: skip
 
 
@@ -296,8 +306,7 @@ def test_is_refused_with_one_message_before_anything_is_written(world, capsys, s
     before = remains(world.output)
     message = refuse(lambda: train_net.cli(command), capsys)
     assert re.search(said, message, re.DOTALL), message
-    if "--eval-only" not in command:
-        assert remains(world.output) == before == []
+    assert remains(world.output) == before == []
 
 
 def test_there_are_at_least_sixty_cases_and_none_twice():
@@ -430,6 +439,7 @@ def test_preflight_of_an_evaluation_asks_for_no_training_data(world):
     del world.description["splits"]["source"]
     args = train_net.parse_args(world.command())
     cfg = get_cfg_from(args.config_file, args.opts)
-    assert preflight(cfg, eval_only=True) == []
+    whole = ["MODEL.WEIGHTS", str(world.checkpoint("whole.pth"))]
+    assert preflight(get_cfg_from(args.config_file, [*args.opts, *whole]), eval_only=True) == []
     with pytest.raises(ValueError, match="_sem_seg_source"):
         preflight(cfg)

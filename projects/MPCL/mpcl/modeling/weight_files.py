@@ -151,6 +151,36 @@ def faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     )
 
 
+def refuse_nothing(path: str, resume: bool, output_dir: str) -> None:
+    """Raises ValueError where there is no checkpoint to predict with.
+
+    Args:
+        path: of the checkpoint; "" = none was named, or none found.
+        resume: it was looked for in ``output_dir``.
+    """
+    if not path:
+        raise ValueError(
+            f"Nothing to evaluate: --resume found no checkpoint in {output_dir}"
+            if resume
+            else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
+        )
+
+
+def refuse_random_layers(path: str, initial: Iterable[str], output: str) -> None:
+    """Raises ValueError where a layer that predictions need was not in the checkpoint.
+
+    Args:
+        initial: names of the tensors that it left as they were.
+        output: what predicts, TEST.OUTPUT.
+    """
+    unused = () if output == "prototypes" else ("prototype_head.",)
+    if needed := [name for name in initial if not name.startswith(unused)]:
+        raise ValueError(
+            f"{path} lacks {len(needed)} tensors that the config's model predicts with "
+            f"({some(needed)}); they would be random. Is it of another config, or an encoder only?"
+        )
+
+
 def some(names: Iterable[Any], limit: int = 3) -> str:
     """The first few of many names."""
     names = list(names)
