@@ -21,11 +21,13 @@ import torch
 import train_net
 from conftest import CONFIGS, TINY, draw_scene
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 from mistakes import CLASSES, World, refuse
 from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.preflight import preflight
+from mpcl.utils import cli
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ["mistakes"]
@@ -350,6 +352,50 @@ def test_as_a_process_it_ends_with_status_2_and_no_traceback_but_with_debug_with
     assert remains(world.output) == []
 
 
+@pytest.fixture
+def stopped(world):
+    """A world with the folder of a run that was stopped; the flag resumes it."""
+    train(world, "SOLVER.MAX_ITER", "1")
+    world.flags.append("--resume")
+    return world
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["SEED", "5"], r"SEED was 0 and is 5.*SOLVER\.RESUME_CHANGED True"),
+        (["SOLVER.IMS_PER_BATCH", "4"], r"IMS_PER_BATCH was 2 and is 4"),
+        (["PROTOTYPES.NUM_PER_CLASS", "2"], r"model_final\.pth.*another shape.*prototype"),
+        (["MODEL.MIT.VARIANT", "b1"], r"model_final\.pth.*MiT-b0.*MODEL\.MIT\.VARIANT is b1"),
+    ],
+)  # fmt: skip
+def test_another_run_in_a_runs_folder_is_refused_and_changes_nothing(stopped, capsys, opts, said):
+    before = contents(stopped.output)
+    message = refuse(lambda: train_net.cli(stopped.command(*opts)), capsys)
+    assert re.search(said, message, re.DOTALL), message
+    assert contents(stopped.output) == before
+
+
+def test_processes_of_one_machine_say_it_once_and_end_alike(world, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "UNTIL_TOLD", 0)
+
+    def ends_silently(run) -> None:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run()
+        assert end.value.code == 2 and "".join(capsys.readouterr()) == ""
+
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as torchrun tells its processes
+    ends_silently(lambda: train_net.cli(world.command("SEED", "-1")))
+    monkeypatch.setattr(comm, "get_local_rank", lambda: 1)
+    args = train_net.parse_args(world.command("SEED", "-1"))
+    ends_silently(lambda: train_net.main(args))
+
+
 def flawless(world: World, *opts: str) -> list[str]:
     """Notes of the preflight."""
     args = train_net.parse_args(world.command(*opts))
@@ -431,7 +477,7 @@ def test_every_shipped_config_can_be_checked_without_memory(world):
         path = world.root / f"{name}.pth"
         torch.save({"model": build_model(cfg).state_dict()}, path)
         cfg.MODEL.WEIGHTS = str(path)
-        _check_weights(cfg, resume=False)
+        _check_weights(cfg, resumed=None, eval_only=False)
 
 
 def test_preflight_of_an_evaluation_asks_for_no_training_data(world):

@@ -22,9 +22,11 @@ from detectron2.utils.logger import setup_logger
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.build import precision_in_words
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.checkpointing import TrainingCheckpointer
+from mpcl.engine.evaluate import evaluate_models, load_networks
 from mpcl.engine.guards import EXIT_DIVERGED, Diverged
 from mpcl.engine.launch import is_restart, launch_job
+from mpcl.engine.run_identity import check_checkpoint
 from mpcl.engine.run_record import record_session
 from mpcl.preflight import preflight
 from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors
@@ -46,14 +48,17 @@ def setup(args):
 
 
 def main(args):
-    with user_errors("train_net.py", args.debug):
+    # What is wrong with a start is wrong for every process of a machine: one says so.
+    with user_errors("train_net.py", args.debug, silent=comm.get_local_rank() > 0):
         cfg = setup(args)
         if args.eval_only:
-            return evaluate_checkpoint(cfg, resume=args.resume)
-        trainer = AdaptationTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume or is_restart())
+            networks = load_networks(cfg, resume=args.resume)
+        else:
+            trainer = AdaptationTrainer(cfg)
+            trainer.resume_or_load(resume=args.resume or is_restart())
+    with user_errors("train_net.py", args.debug):  # such as a bad file, which one process meets
         try:
-            return trainer.train()
+            return evaluate_models(cfg, *networks) if args.eval_only else trainer.train()
         except Diverged as error:
             raise SystemExit(EXIT_DIVERGED) from error  # the trainer has logged it
 
@@ -70,19 +75,26 @@ def parse_args(argv=None):
 
 def check(args):
     """What can be known before anything is started or written; returns notes for the log."""
+    cfg = get_cfg_from(args.config_file, args.opts)
     processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
-    return preflight(
-        get_cfg_from(args.config_file, args.opts),
+    resumed = None
+    if args.resume or is_restart():
+        resumed = TrainingCheckpointer(None, cfg.OUTPUT_DIR).get_checkpoint_file()
+    notes = preflight(
+        cfg,
         world_size=processes,
         local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus)),
         eval_only=args.eval_only,
-        resume=args.resume or is_restart(),
+        resumed=resumed,
     )
+    if resumed and not args.eval_only:
+        check_checkpoint(resumed, cfg, processes)
+    return notes
 
 
 def cli(argv=None):
     args = parse_args(argv)
-    with user_errors("train_net.py", args.debug):
+    with user_errors("train_net.py", args.debug, silent=int(os.environ.get("LOCAL_RANK", 0)) > 0):
         args.notes = check(args)
     launch_job(main, args)
 

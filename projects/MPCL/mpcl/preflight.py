@@ -47,7 +47,7 @@ def preflight(
     world_size: int = 1,
     local_processes: int = 1,
     eval_only: bool = False,
-    resume: bool = False,
+    resumed: str | None = None,
 ) -> list[str]:
     """Looks at all that a run needs: device, output folder, batch, weights, data sets.
 
@@ -60,7 +60,8 @@ def preflight(
         world_size: processes of the job.
         local_processes: of these on this machine; each takes a GPU if there is any.
         eval_only: no training, hence no training data; but weights, and whole ones.
-        resume: a checkpoint in OUTPUT_DIR takes the place of MODEL.WEIGHTS.
+        resumed: the checkpoint that takes the place of MODEL.WEIGHTS; "" = one was looked for in
+            OUTPUT_DIR, and there is none; None = it was not.
 
     Returns: what is legitimate but seldom meant, in sentences.
 
@@ -72,7 +73,7 @@ def preflight(
     checks: list[Callable[[], object]] = [
         partial(_check_device, cfg, local_processes),
         partial(_check_output, cfg.OUTPUT_DIR),
-        partial(_check_weights, cfg, resume, eval_only),
+        partial(_check_weights, cfg, resumed, eval_only),
     ]
     if not eval_only:
         checks.append(partial(_check_batch, cfg, world_size))
@@ -151,13 +152,20 @@ def _check_tracking(cfg: CfgNode) -> None:
         )
 
 
-def _check_weights(cfg: CfgNode, resume: bool, eval_only: bool = False) -> None:
-    path = cfg.MODEL.WEIGHTS
-    saved = next(map(str, Path(cfg.OUTPUT_DIR).glob("*.pth")), "") if resume else ""
+def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
+    path, resume = cfg.MODEL.WEIGHTS, resumed is not None
     if eval_only:
-        refuse_nothing(saved if resume else path, resume, cfg.OUTPUT_DIR)
-    if not path or saved or "://" in path:  # what is fetched is checked when it is there
-        return
+        path = resumed if resume else path
+        refuse_nothing(path, resume, cfg.OUTPUT_DIR)
+    starts = {resumed or path}
+    if not eval_only and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0:
+        starts.add(path)  # of the encoder to compare with, also of a resumed run
+    for start in sorted(starts - {""}):
+        if "://" not in start:  # what is fetched is checked when it is there
+            _compare_weights(cfg, start, eval_only)
+
+
+def _compare_weights(cfg: CfgNode, path: str, eval_only: bool) -> None:
     meta = cfg.clone()
     meta.defrost()
     meta.MODEL.DEVICE = "meta"

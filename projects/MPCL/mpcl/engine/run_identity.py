@@ -3,21 +3,33 @@
 import logging
 from collections.abc import Mapping
 
+import torch
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
 
-def run_identity(cfg) -> dict[str, int]:
-    """What decides, beside the data, which images each iteration draws on each rank."""
+def run_identity(cfg, world_size: int | None = None) -> dict[str, int]:
+    """What decides, beside the data, which images each iteration draws on each rank.
+
+    Args:
+        world_size: processes of the job; None = as many as there are.
+    """
     return {
         "SEED": cfg.SEED,
-        "number of processes": comm.get_world_size(),
+        "number of processes": comm.get_world_size() if world_size is None else world_size,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
     }
 
 
-def check_same_run(saved: Mapping[str, int], cfg) -> None:
+def check_checkpoint(path: str, cfg, world_size: int) -> None:
+    """:func:`check_same_run` with a checkpoint's file, of which no tensor is read."""
+    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if saved := content.get("trainer", {}).get("run"):
+        check_same_run(saved, cfg, world_size)
+
+
+def check_same_run(saved: Mapping[str, int], cfg, world_size: int | None = None) -> None:
     """Compares a checkpoint's :func:`run_identity` with the present one.
 
     Raises:
@@ -25,7 +37,7 @@ def check_same_run(saved: Mapping[str, int], cfg) -> None:
     """
     changed = [
         f"{key} was {saved[key]} and is {value}"
-        for key, value in run_identity(cfg).items()
+        for key, value in run_identity(cfg, world_size).items()
         if saved[key] != value
     ]
     if changed and not cfg.SOLVER.RESUME_CHANGED:

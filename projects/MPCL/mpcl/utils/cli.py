@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 USER_ERROR = 2
 """Exit status of a tool that was given something it cannot work with; argparse's own."""
+
+UNTIL_TOLD = 3.0  # seconds in which another process has written the same message
 
 DEBUG = "--debug"
 DEBUG_HELP = "show the full traceback of an error"
@@ -21,7 +24,7 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def user_errors(program: str, debug: bool = False) -> Iterator[None]:
+def user_errors(program: str, debug: bool = False, silent: bool = False) -> Iterator[None]:
     """Ends the process with one message when the body raises ValueError or OSError.
 
     These are what the package raises for arguments, configs and files that it cannot work with; all
@@ -30,12 +33,17 @@ def user_errors(program: str, debug: bool = False) -> Iterator[None]:
     Args:
         program: stands before the message.
         debug: leave the exception alone.
+        silent: another process of the job meets the same error and reports it. This one ends
+            without a word, with the same status, and late enough: whoever ends first ends the job.
     """
     try:
         yield
     except (ValueError, OSError) as error:
         if debug:
             raise
+        if silent:
+            time.sleep(UNTIL_TOLD)
+            raise SystemExit(USER_ERROR) from None
         text = f"{program}: error: {in_words(error)}\n({DEBUG} shows where)"
         print(text, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR) from None
