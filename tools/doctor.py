@@ -3,8 +3,9 @@
     python tools/doctor.py
     python tools/doctor.py --config-file projects/MPCL/configs/X.yaml [KEY VALUE ...]
 
-Without a config, missing data sets and weights are information. With one, what it names must be
-there. The exit status is 1 if something stops a training; each such thing has a line on its remedy.
+Without a config, missing data sets and weights are information. With one, all is looked at that
+tools/train_net.py looks at before it starts. The exit status is 1 if something stops a training;
+each such thing has a line on its remedy.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ LITTLE_SHARED_MEMORY = 1e9  # bytes; loader workers hand their images over throu
 
 
 class Finding(NamedTuple):
-    """One line of the report; ``remedy`` is what the user can do about it."""
+    """One line of the report; ``remedy`` is what to do about it, where ``text`` does not say so."""
 
     mark: str
     name: str
@@ -144,15 +145,22 @@ def _no_gpu(cuda: str | None) -> Finding:
     )
 
 
-def check_folders(output: Path) -> Iterator[Finding]:
-    parent = next(path for path in [output, *output.absolute().parents] if path.exists())
+def check_output(output: Path) -> Finding:
+    parent = existing(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         remedy = "make it writable, or choose another: OUTPUT_DIR path/to/folder"
-        yield Finding(STOP, "output", f"{parent} cannot be written", remedy)
-    else:
-        free = shutil.disk_usage(parent).free
-        mark = OK if free > LITTLE_DISK else NOTE
-        yield Finding(mark, "output", f"{output}, {free / 1e9:.0f} GB free")
+        return Finding(STOP, "output", f"{parent} cannot be written", remedy)
+    return Finding(OK, "output", str(output))
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(place for place in [path, *path.absolute().parents] if place.exists())
+
+
+def check_space(output: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(existing(output)).free
+    yield Finding(OK if free > LITTLE_DISK else NOTE, "disk", f"{free / 1e9:.0f} GB free")
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).total < LITTLE_SHARED_MEMORY:
         remedy = "docker run --shm-size=8g, or DATALOADER.NUM_WORKERS 0"
@@ -181,24 +189,22 @@ def known_datasets() -> list[str]:
     ]
 
 
-def check_dataset(name: str, required: bool) -> Finding:
-    """Lists a data set's files, without opening one."""
+def check_dataset(name: str) -> Finding:
+    """Lists a data set's files, without opening one; that they are missing is no obstacle here."""
     from detectron2.data import DatasetCatalog
 
     try:
         return Finding(OK, name, f"{len(DatasetCatalog.get(name))} images")
     except Exception as error:
         text = str(error).strip().partition("\n")[0].removeprefix(f"data set {name!r}: ")
-        remedy = "see datasets/README.md for the folders, or set DETECTRON2_DATASETS"
-        return Finding(STOP, name, text, remedy) if required else Finding(NOTE, name, text)
+        return Finding(NOTE, name, text)
 
 
 def check_config(cfg: Any) -> Iterator[Finding]:
-    """What a config names: its device, weights, output folder and data sets."""
-    import torch
+    """What tools/train_net.py would say before it starts, and what of it is there."""
+    from mpcl.preflight import find_faults
 
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        yield Finding(STOP, "device", f"no GPU for {cfg.MODEL.DEVICE}", "MODEL.DEVICE cpu")
+    faults, notes = find_faults(cfg)
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         yield Finding(NOTE, "weights", "MODEL.WEIGHTS is empty: a random start")
@@ -206,13 +212,12 @@ def check_config(cfg: Any) -> Iterator[Finding]:
         yield Finding(NOTE, "weights", f"{weights} will be fetched when training starts")
     elif Path(weights).is_file():
         yield Finding(OK, "weights", f"{weights}, {Path(weights).stat().st_size / 1e6:.0f} MB")
-    else:
-        remedy = "README.md says where weights come from; MODEL.WEIGHTS '' starts at random"
-        yield Finding(STOP, "weights", f"{weights} is missing", remedy)
-    yield from check_folders(Path(cfg.OUTPUT_DIR))
+    yield from check_space(Path(cfg.OUTPUT_DIR))
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TRAIN_TARGET, *cfg.DATASETS.TEST]
-    for name in dict.fromkeys(names):
-        yield check_dataset(name, required=True)
+    listed = [check_dataset(name) for name in dict.fromkeys(names)]
+    yield from (finding for finding in listed if finding.mark == OK)
+    yield from (Finding(NOTE, "this run", note) for note in notes)
+    yield from (Finding(STOP, "this run", fault) for fault in faults)
 
 
 def check_run(config_file: str, opts: list[str]) -> Iterator[Finding]:
@@ -224,9 +229,10 @@ def check_run(config_file: str, opts: list[str]) -> Iterator[Finding]:
             known_datasets()  # registers them
             yield from check_config(get_cfg_from(config_file, opts))
         else:
-            yield from check_folders(Path("output"))
+            yield check_output(Path("output"))
+            yield from check_space(Path("output"))
             yield from check_weights()
-            yield from (check_dataset(name, required=False) for name in known_datasets())
+            yield from map(check_dataset, known_datasets())
     except Exception as error:
         name = "config" if config_file else "data sets"
         yield Finding(STOP, name, reason(error), "correct what the message names, then ask again")
@@ -257,7 +263,7 @@ def report(findings: Iterator[Finding]) -> int:
             print(f"{'':38} -> {finding.remedy}")
     print(f"\n{len(stops)} stop a training" if stops else "\nNothing stops a training.")
     for finding in stops:
-        print(f"  {finding.name}: {finding.remedy}")
+        print(f"  {finding.name}: {finding.remedy or finding.text}")
     return len(stops)
 
 

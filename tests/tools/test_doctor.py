@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mpcl.config import get_cfg_from
+from mpcl.preflight import preflight
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "tools" / "doctor.py"
 
@@ -46,42 +49,22 @@ def touch(path):
     path.touch()
 
 
-def test_missing_data_is_no_obstacle_and_files_that_are_there_are_counted(run_doctor, tmp_path):
-    for number in range(3):
-        touch(tmp_path / f"data/CamVid/train/0001TP_{number:06d}.png")
-    touch(tmp_path / "weights/mit_b0.pth")
-    (tmp_path / "weights/mit_b0.pth").write_bytes(b"\0" * 2_000_000)
-    status, output = run_doctor()
-    assert status == 0, output
-    assert "Nothing stops a training." in output
-    for name in ("torch", "torchvision", "detectron2", "mpcl", "cpu", "output"):
-        assert line_of(name, output)[0] == "ok"
-    for name in ("gta5_sem_seg_train", "cityscapes_fine_sem_seg_val"):
-        assert line_of(name, output)[0] == "note"
-    assert line_of("camvid_dusk_images_train", output)[2:] == ["3", "images"]
-    assert line_of("weights", output)[2:] == ["weights/mit_b0.pth,", "2", "MB"]
-
-
 def test_broken_modules_stop_with_a_remedy_each_and_the_report_goes_on(run_doctor, stubs, tmp_path):
     (stubs / "iopath.py").write_text("raise RuntimeError('half a package')\n")
     (stubs / "tensorboard.py").write_text("raise SystemExit(0)\n")
+    message = "operator torchvision::nms does not exist"
+    (stubs / "torchvision.py").write_text(f"raise RuntimeError('{message}')\n")
     touch(tmp_path / "output")  # a file where the folder would go
     status, output = run_doctor()
     assert status == 1
     assert "RuntimeError: half a package" in " ".join(line_of("iopath", output))
     assert line_of("tensorboard", output)[:3] == ["STOP", "tensorboard", "SystemExit:"]
-    assert "  iopath: python -m pip install -e ." in output
-    assert "  detectron2: python tools/install_detectron2.py" in output  # it imports iopath
-    assert line_of("cpu", output)[0] == "ok"
-
-
-def test_a_torchvision_that_does_not_fit_torch_is_told_apart(run_doctor, stubs):
-    message = "operator torchvision::nms does not exist"
-    (stubs / "torchvision.py").write_text(f"raise RuntimeError('{message}')\n")
-    status, output = run_doctor()
-    assert status == 1
     assert message in " ".join(line_of("torchvision", output))
+    assert line_of("torch", output)[0] == line_of("cpu", output)[0] == "ok"
+    assert "  iopath: python -m pip install -e ." in output
     assert "  torchvision: install torch and torchvision of one release" in output
+    assert "  detectron2: python tools/install_detectron2.py" in output  # it imports iopath
+    assert line_of("output", output)[0] == "STOP"
 
 
 @pytest.fixture
@@ -93,12 +76,24 @@ def doctor(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", "data")
+    monkeypatch.setattr(module.faulthandler, "enable", lambda: None)  # pytest has its own
     return module
 
 
-def findings_for(doctor, yaml, *opts):
-    Path("config.yaml").write_text(yaml)
-    return {finding.name: finding for finding in doctor.check_run("config.yaml", list(opts))}
+def test_missing_data_is_no_obstacle_and_files_that_are_there_are_counted(doctor, capsys, tmp_path):
+    for number in range(3):
+        touch(tmp_path / f"data/CamVid/train/0001TP_{number:06d}.png")
+    touch(tmp_path / "weights/mit_b0.pth")
+    (tmp_path / "weights/mit_b0.pth").write_bytes(b"\0" * 2_000_000)
+    status, output = doctor.main([]), capsys.readouterr().out
+    assert status == 0, output
+    assert "Nothing stops a training." in output
+    for name in ("torch", "torchvision", "detectron2", "mpcl", "cpu", "output"):
+        assert line_of(name, output)[0] == "ok"
+    for name in ("gta5_sem_seg_train", "cityscapes_fine_sem_seg_val"):
+        assert line_of(name, output)[0] == "note"
+    assert line_of("camvid_dusk_images_train", output)[2:] == ["3", "images"]
+    assert line_of("weights", output)[2:] == ["weights/mit_b0.pth,", "2", "MB"]
 
 
 CONFIG = """
@@ -107,34 +102,44 @@ DATASETS: {TRAIN: [gta5_sem_seg_train], TRAIN_TARGET: [camvid_dusk_images_train]
 """
 
 
-def test_what_a_config_names_must_be_there(doctor):
-    findings = findings_for(doctor, CONFIG, "DATASETS.TEST", "('no_such_set',)")
-    stops = {name for name, finding in findings.items() if finding.mark == "STOP"}
-    assert stops == {"weights", "gta5_sem_seg_train", "camvid_dusk_images_train", "no_such_set"}
-    assert all(findings[name].remedy for name in stops)
+def test_what_stops_a_training_is_what_the_training_says(doctor):
+    Path("config.yaml").write_text(CONFIG)
+    opts = ["DATASETS.TEST", "('no_such_set',)"]
+    found = list(doctor.check_run("config.yaml", opts))
+    stops = [finding.text for finding in found if finding.mark == "STOP"]
+    with pytest.raises(ValueError) as refused:
+        preflight(get_cfg_from("config.yaml", opts))
+    assert len(stops) == 4 and all(fault in str(refused.value) for fault in stops)
+    for name in ("mit_b5.pth", "DATASETS.TRAIN:", "DATASETS.TRAIN_TARGET:", "'no_such_set'"):
+        assert any(name in fault for fault in stops)
 
 
-def test_a_config_whose_needs_are_met_passes(doctor):
-    touch(Path("weights/mit_b5.pth"))
-    touch(Path("data/CamVid/train/0001TP_000001.png"))
-    findings = findings_for(doctor, CONFIG, "DATASETS.TRAIN", "()")
-    assert set(findings) == {"weights", "output", "camvid_dusk_images_train"}
-    assert findings["weights"].mark == findings["camvid_dusk_images_train"].mark == "ok"
+def test_a_config_whose_needs_are_met_passes(doctor, tiny_cfg):
+    Path("config.yaml").write_text(tiny_cfg("daformer_gauss").dump())
+    findings = {finding.name: finding for finding in doctor.check_run("config.yaml", [])}
+    assert {finding.mark for finding in findings.values()} <= {"ok", "note"}
+    assert findings["tiny_source"].text == "6 images" and findings["disk"].text.endswith("free")
+    assert "random start" in findings["weights"].text
 
 
-def test_empty_weights_are_a_random_start_and_no_obstacle(doctor):
-    findings = findings_for(doctor, CONFIG, "MODEL.WEIGHTS", "")
-    assert findings["weights"].mark == "note"
+def test_faults_stand_in_the_report_and_in_its_end(doctor, capsys):
+    Path("config.yaml").write_text(CONFIG)
+    assert doctor.report(doctor.check_run("config.yaml", [])) == 3
+    printed = capsys.readouterr().out
+    assert "3 stop a training" in printed and printed.count("no weights at weights/mit_b5.pth") == 2
 
 
-def test_a_config_for_a_gpu_stops_where_there_is_none(doctor, monkeypatch):
+def test_a_config_for_a_gpu_stops_where_there_is_none(doctor, monkeypatch, tiny_cfg):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    findings = findings_for(doctor, CONFIG, "MODEL.DEVICE", "cuda")
-    assert findings["device"].mark == "STOP"
+    Path("config.yaml").write_text(tiny_cfg("daformer_gauss").dump())
+    opts = ["MODEL.DEVICE", "cuda"]
+    stops = [f.text for f in doctor.check_run("config.yaml", opts) if f.mark == "STOP"]
+    assert len(stops) == 1 and "set MODEL.DEVICE cpu" in stops[0]
 
 
 def test_a_config_with_an_unknown_key_is_reported(doctor):
-    findings = findings_for(doctor, "MODEL: {NO_SUCH_KEY: 1}\n")
+    Path("config.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}\n")
+    findings = {finding.name: finding for finding in doctor.check_run("config.yaml", [])}
     assert findings["config"].mark == "STOP"
     assert "NO_SUCH_KEY" in findings["config"].text
 
@@ -154,5 +159,5 @@ def test_options_without_a_config_are_refused(doctor, capsys):
 def test_little_disk_space_is_told(doctor, monkeypatch):
     usage = type("Usage", (), {"free": 1e9, "total": 1e12})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    (finding,) = doctor.check_folders(Path("output"))
-    assert (finding.mark, finding.text) == ("note", "output, 1 GB free")
+    (finding,) = doctor.check_space(Path("output"))
+    assert (finding.mark, finding.text) == ("note", "1 GB free")

@@ -66,8 +66,34 @@ def preflight(
     Returns: what is legitimate but seldom meant, in sentences.
 
     Raises:
-        ValueError: everything that stops the run; each fault names the thing, what was expected and
-            the remedy.
+        ValueError: everything that stops the run, see :func:`find_faults`.
+    """
+    faults, notes = find_faults(
+        cfg,
+        world_size=world_size,
+        local_processes=local_processes,
+        eval_only=eval_only,
+        resumed=resumed,
+    )
+    if faults:
+        listing = "\n".join(f"  - {fault}" for fault in faults)
+        several = f"{len(faults)} faults keep this run from starting:\n{listing}"
+        raise ValueError(faults[0] if len(faults) == 1 else several)
+    return notes
+
+
+def find_faults(
+    cfg: CfgNode,
+    *,
+    world_size: int = 1,
+    local_processes: int = 1,
+    eval_only: bool = False,
+    resumed: str | None = None,
+) -> tuple[list[str], list[str]]:
+    """:func:`preflight`, which raises nothing.
+
+    Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
+        and what is legitimate but seldom meant.
     """
     notes: list[str] = []
     checks: list[Callable[[], object]] = [
@@ -81,12 +107,7 @@ def preflight(
         checks += _set_checks(cfg, _SOURCE, notes)
         checks += _set_checks(cfg, _TARGET, notes) if cfg.SELF_TRAINING.ENABLED else []
     checks += _set_checks(cfg, _TEST, notes)
-    faults = [fault for check in checks if (fault := _fault(check))]
-    if faults:
-        listing = "\n".join(f"  - {fault}" for fault in faults)
-        several = f"{len(faults)} faults keep this run from starting:\n{listing}"
-        raise ValueError(faults[0] if len(faults) == 1 else several)
-    return notes
+    return [fault for check in checks if (fault := _fault(check))], notes
 
 
 def _fault(check: Callable[[], object]) -> str:
