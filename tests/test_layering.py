@@ -22,7 +22,7 @@ LAYERS = [
         "submission",
     },
     {"engine"},
-    {"predictor", "prediction_files", "network_arguments", "export"},
+    {"predictor", "prediction_files", "network_arguments", "export", "visualization"},
 ]
 PURE = [
     *sorted((PACKAGE / "utils").glob("*.py")),

@@ -11,7 +11,6 @@ import zlib
 from pathlib import Path
 
 import compare
-import compare_predictions
 import convert_checkpoint
 import numpy as np
 import predict
@@ -19,6 +18,7 @@ import pytest
 import submit
 import torch
 import train_net
+import visualize
 from conftest import CONFIGS, TINY
 from mistakes import World, refuse
 from PIL import Image
@@ -131,7 +131,7 @@ def test_code_in_the_checkpoint_of_a_run_is_refused_by_every_tool(
     Image.new("RGB", (64, 64)).save(tmp_path / "images/a.png")
     before = sorted(tmp_path.iterdir())
     for main, words in {
-        compare_predictions.main: [run_folder],
+        visualize.main: ["compare", run_folder],
         submit.main: ["--run", run_folder, "--dataset", "acdc_images_test"],
         predict.main: ["--run", run_folder, "--output", "out", "--input", tmp_path / "images"],
     }.items():
@@ -239,8 +239,8 @@ def test_python_tags_in_the_config_of_a_run_and_in_a_description_are_refused(
     (tmp_path / "run/config.yaml").write_text(evil)
     (tmp_path / "run/last_checkpoint").write_text("model_final.pth")
     run = str(tmp_path / "run")
-    for main in (compare.main, compare_predictions.main):
-        assert "config.yaml" in refuse(lambda: main([run]), capsys)  # noqa: B023
+    for main, words in ((compare.main, [run]), (visualize.main, ["compare", run])):
+        assert "config.yaml" in refuse(lambda: main(words), capsys)  # noqa: B023
     (tmp_path / "data.yaml").write_text(evil)
     with pytest.raises(ValueError, match=r"data\.yaml is no valid YAML"):
         register_from_yaml(tmp_path / "data.yaml")

@@ -96,7 +96,7 @@ def main(argv=None) -> None:
     from detectron2.utils.logger import setup_logger
     from tabulate import tabulate
 
-    from mpcl.pictures import comparison
+    from mpcl.visualization.comparison import comparison
 
     args.output.mkdir(parents=True, exist_ok=True)
     for package in ("detectron2", "fvcore", "mpcl"):
@@ -114,7 +114,7 @@ def main(argv=None) -> None:
     networks = {name: t.teacher or t.student for name, t in trainers.items()}
     cfg = trainers[RUNS[0]].cfg
     picture = args.output / "predictions.png"
-    comparison(cfg, networks, num_images=args.images).save(picture)
+    comparison(cfg, networks, number=args.images).save(picture)
     results = {
         "device": torch.cuda.get_device_name() if cfg.MODEL.DEVICE != "cpu" else "cpu",
         "seconds": round(time.perf_counter() - start, 1),

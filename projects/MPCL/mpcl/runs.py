@@ -136,6 +136,39 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
     ]
 
 
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The runs in folders: each folder itself, or else its sub-folders, or theirs.
+
+    Raises: ValueError: a folder holds no run.
+    """
+    found = []
+    for folder in folders:
+        runs = next((r for depth in ("", "*/", "*/*/") if (r := _runs_at(folder, depth))), None)
+        if runs is None:
+            raise ValueError(
+                f"{folder} holds no run of train_net.py: expected config.yaml, in it or below it"
+            )
+        found += runs
+    return found
+
+
+def _runs_at(folder: Path, depth: str) -> list[Path]:
+    return sorted(file.parent for file in folder.glob(f"{depth}config.yaml"))
+
+
+def shortest_names(folders: Sequence[Path]) -> list[str]:
+    """As many last parts of the paths as tell them apart: "seed_0", or "daformer/seed_0".
+
+    Raises: ValueError: a folder is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise ValueError("a run is named twice: " + ", ".join(map(str, folders)))
+    lengths = range(1, max(len(path.parts) for path in paths) + 1)
+    candidates = (["/".join(path.parts[-length:]) for path in paths] for length in lengths)
+    return next(names for names in candidates if len(set(names)) == len(names))
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which two configs differ, with both values; SEED and OUTPUT_DIR may."""
     left, right = _leaves(one), _leaves(other)

@@ -40,6 +40,7 @@ from .metrics_file import (
     start_metrics,
     unwritten_scalars,
 )
+from .prototype_start import build_prototype_start
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .step import AdaptationStep
@@ -251,6 +252,7 @@ class AdaptationTrainer(DefaultTrainer):
             hooks.LRScheduler(),
             # Before the checkpoint: the teacher is saved with the iteration's update in it.
             adaptation,
+            build_prototype_start(cfg, self.student) if main else None,
             BadFileReport(self.data_loader.bad_files),
             # What comes after it is made up for by a run that goes on from the checkpoint.
             CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),

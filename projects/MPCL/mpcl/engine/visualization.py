@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
-from torch import Tensor
 
-from ..pictures import colorize
+from ..pictures import colorize, denormalize
 
 
 class TrainingPictures(HookBase):
@@ -28,16 +27,16 @@ class TrainingPictures(HookBase):
     @torch.no_grad()
     def pictures(self) -> dict[str, np.ndarray]:
         """(H, W, 3) uint8 RGB pictures by name."""
-        step = self.trainer.last_step
+        step, student = self.trainer.last_step, self.trainer.student
         pictures = {
-            "source/image": self._image(step.source.images[0]),
+            "source/image": denormalize(student, step.source.images[0]),
             "source/label": colorize(step.source.label[0], self.colors),
         }
         if step.mixed is not None:
             pictures |= {
-                "target/image": self._image(step.target[0]),
+                "target/image": denormalize(student, step.target[0]),
                 "target/pseudo_label": colorize(step.pseudo_label.label[0], self.colors),
-                "mixed/image": self._image(step.mixed.images[0]),
+                "mixed/image": denormalize(student, step.mixed.images[0]),
                 "mixed/label": colorize(step.mixed.label[0], self.colors),
             }
         for name, outputs in step.outputs.items():
@@ -46,14 +45,3 @@ class TrainingPictures(HookBase):
             )
             pictures[f"{name}/prediction"] = colorize(logits[0].argmax(0), self.colors)
         return pictures
-
-    def _image(self, normalised: Tensor) -> np.ndarray:
-        student = self.trainer.student
-        return (
-            (normalised * student.pixel_std + student.pixel_mean)
-            .clamp(0, 255)
-            .byte()
-            .permute(1, 2, 0)
-            .cpu()
-            .numpy()
-        )

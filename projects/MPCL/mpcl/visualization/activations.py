@@ -1,0 +1,83 @@
+"""Where in an image each prototype of a class responds (the paper's Fig. 7).
+
+C classes, K prototypes a class, D embedding size, (h, w) embedding grid.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor, nn
+
+from .canvas import Picture, blend, fit, grid, heat
+from .scenes import Networks, Scene, embed, load_scenes
+
+_CANDIDATES = 40  # images in which a class is looked for
+
+
+def activation_maps(student: nn.Module, scene: Scene, class_index: int) -> Tensor:
+    """(K, h, w) float32 similarity of every place to every prototype of a class, (8) or (9)."""
+    embeddings = embed(student, scene.record)
+    pixels = embeddings.flatten(1).t()
+    similarity = student.prototype_head.prototypes.similarity(pixels)[:, class_index]
+    return similarity.t().reshape(-1, *embeddings.shape[1:])
+
+
+def activation_figure(
+    networks: Networks, dataset: str, class_name: str, *, number: int = 3, width: int = 320
+) -> Image.Image:
+    """The images of a set that show most of a class, in rows: image, where the class is, one map a
+    prototype, and which prototype is the nearest there.
+
+    The maps of an image share one scale, from the 1st to the 99th percentile of all of them, so
+    that prototypes can be compared; yellow responds most.
+
+    Raises:
+        ValueError: the set has no labels or never shows the class, the class is unknown, or its
+            prototypes have not started.
+    """
+    names = list(networks.metadata.stuff_classes)
+    if class_name not in names:
+        raise ValueError(f"unknown class {class_name!r}; expected one of {', '.join(names)}")
+    index = names.index(class_name)
+    head = networks.student.prototype_head
+    if head is None or not bool(head.prototypes.started[index]):
+        raise ValueError(f"class {class_name!r} has no prototypes in this checkpoint")
+    rows = [
+        _row(networks.student, scene, index, width)
+        for scene in _showing(load_scenes(networks.cfg, dataset, _CANDIDATES), index, number)
+    ]
+    if not rows:
+        raise ValueError(f"{dataset} does not show {class_name!r} in the images looked at")
+    prototypes = [f"prototype {k + 1}" for k in range(head.prototypes.num_prototypes)]
+    return grid(rows, ["image", class_name, *prototypes, "nearest prototype"])
+
+
+def _showing(scenes: list[Scene], index: int, number: int) -> list[Scene]:
+    if any(scene.truth is None for scene in scenes):
+        raise ValueError("activation maps need a labelled set, <name>_sem_seg_<split>")
+    share = {i: float((scene.truth == index).mean()) for i, scene in enumerate(scenes)}
+    most = sorted(share, key=lambda i: -share[i])[:number]
+    return [scenes[i] for i in most if share[i] > 0]
+
+
+def _row(student: nn.Module, scene: Scene, index: int, width: int) -> list[Picture | None]:
+    assert scene.truth is not None
+    image, truth = fit(scene.image, width), fit(scene.truth, width, nearest=True)
+    small = activation_maps(student, scene, index)
+    size = (image.shape[0], image.shape[1])
+    maps = F.interpolate(small[None], size=size, mode="bilinear")[0].cpu().numpy()
+    low, high = np.percentile(maps, [1, 99])
+    shown = [blend(image, heat(one, float(low), float(high)), 0.65) for one in maps]
+    here = truth == index
+    masked = np.where(here[..., None], image, blend(image, np.full_like(image, 255), 0.85))
+    return [image, masked, *shown, _winners(image, torch.from_numpy(maps).argmax(0).numpy(), here)]
+
+
+def _winners(image: Picture, winner: np.ndarray, here: np.ndarray) -> Picture:
+    """The nearest prototype as a colour, where the class is."""
+    colors = (np.array(colormaps["tab10"].colors) * 255).round().astype(np.uint8)
+    return np.where(
+        here[..., None], colors[winner % len(colors)], blend(image, 255 + 0 * image, 0.85)
+    )

@@ -1,0 +1,172 @@
+"""Pixel features of both domains and the prototypes in two dimensions (the paper's Fig. 4 and 8).
+
+C classes, K prototypes a class, D embedding size, N pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from torch import nn
+
+from .scenes import Networks, Scene, embed, load_scenes, to_grid
+
+METHODS = ("tsne", "pca")
+_DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
+_MARKERS = ("o", "^")
+
+
+class PixelSample(NamedTuple):
+    """embeddings (N, D) float32; label (N,) and domain (N,) int64 indices."""
+
+    embeddings: NDArray[np.float32]
+    label: NDArray[np.int64]
+    domain: NDArray[np.int64]
+
+
+def project(
+    points: NDArray[np.float32], method: str = "tsne", seed: int = 0
+) -> NDArray[np.float64]:
+    """(N, D) -> (N, 2) by t-SNE (started from the principal components) or by PCA.
+
+    Raises:
+        ValueError: ``method`` is unknown, or there are fewer than four points.
+        ImportError: scikit-learn is missing: pip install -e '.[report]'.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {METHODS}")
+    if len(points) < 4:
+        raise ValueError(f"{len(points)} points cannot be projected, expected at least 4")
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    if method == "pca":
+        return np.asarray(PCA(2, random_state=seed).fit_transform(points))
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    return np.asarray(tsne.fit_transform(points), np.float64)
+
+
+def sample_pixels(
+    student: nn.Module,
+    domains: Mapping[str, Sequence[Scene]],
+    classes: Sequence[int],
+    per_class: int,
+    seed: int = 0,
+) -> PixelSample:
+    """Evenly drawn labelled pixels: of each domain and class, at most ``per_class``."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for domain, scenes in enumerate(domains.values()):
+        pixels, labels = _labelled_pixels(student, scenes)
+        for index in classes:
+            own = np.flatnonzero(labels == index)
+            own = rng.permutation(own)[:per_class]
+            parts.append((pixels[own], np.full(len(own), index), np.full(len(own), domain)))
+    embeddings, label, domain_of = (np.concatenate(values) for values in zip(*parts))
+    return PixelSample(embeddings, label, domain_of)
+
+
+def _labelled_pixels(
+    student: nn.Module, scenes: Sequence[Scene]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    pixels, labels = [], []
+    num_classes = student.prototype_head.prototypes.num_classes
+    for scene in scenes:
+        assert scene.truth is not None
+        embeddings = embed(student, scene.record).cpu()
+        label = to_grid(scene.truth, embeddings.shape[1:], num_classes).flatten()
+        known = label < num_classes
+        pixels.append(embeddings.flatten(1).t()[known])
+        labels.append(label[known])
+    return torch.cat(pixels).numpy(), torch.cat(labels).numpy()
+
+
+def feature_figure(
+    networks: Networks,
+    *,
+    method: str = "tsne",
+    classes: Sequence[str] = (),
+    number: int = 16,
+    per_class: int = 150,
+) -> Figure:
+    """Pixels of the source and the test set with all prototypes, coloured by class and by domain.
+
+    Args:
+        method: see :func:`project`.
+        classes: by name; default: the eight classes with the most pixels that have prototypes.
+        number: of images of each set.
+        per_class: pixels of each class and domain, at most.
+
+    Raises:
+        ValueError: a class is unknown, or no chosen class has prototypes.
+    """
+    cfg, student, names = networks.cfg, networks.student, list(networks.metadata.stuff_classes)
+    if unknown := [name for name in classes if name not in names]:
+        raise ValueError(f"unknown classes {unknown}; expected some of {', '.join(names)}")
+    sets = {"source": cfg.DATASETS.TRAIN[0], "target": cfg.DATASETS.TEST[0]}
+    domains = {role: load_scenes(cfg, name, number) for role, name in sets.items()}
+    if student.prototype_head is None:
+        raise ValueError("the network has no prototypes: PROTOTYPES.TYPE is none")
+    prototypes = student.prototype_head.prototypes
+    wanted = [names.index(name) for name in classes] or _most_frequent(domains["target"], names)
+    chosen = [c for c in wanted if prototypes.started[c]]
+    if not chosen:
+        raise ValueError("none of the classes has prototypes in this checkpoint")
+    sample = sample_pixels(student, domains, chosen, per_class)
+    means = prototypes.mean[chosen].flatten(0, 1).cpu().numpy()
+    points = project(np.concatenate([sample.embeddings, means]), method)
+    return _draw(sample, points, chosen, names, networks.metadata.stuff_colors, list(sets), method)
+
+
+def _most_frequent(scenes: Sequence[Scene], names: Sequence[str], number: int = 8) -> list[int]:
+    counts = sum(np.bincount(s.truth.ravel(), minlength=256)[: len(names)] for s in scenes)
+    return [int(c) for c in np.argsort(-np.asarray(counts))[:number]]
+
+
+def _draw(
+    sample: PixelSample,
+    points: NDArray[np.float64],
+    classes: Sequence[int],
+    names: Sequence[str],
+    colors: Sequence[Sequence[int]],
+    domains: Sequence[str],
+    method: str,
+) -> Figure:
+    figure = Figure(figsize=(13, 6.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    pixels, prototypes = points[: len(sample.label)], points[len(sample.label) :]
+    rgb = {c: tuple(value / 255 for value in colors[c]) for c in classes}
+    by_class = [rgb[int(c)] for c in sample.label]
+    by_domain = [_DOMAIN_COLORS[int(d)] for d in sample.domain]
+    for axes, tint in ((left, by_class), (right, by_domain)):
+        for domain in range(len(domains)):
+            own = sample.domain == domain
+            shade = [color for color, chosen in zip(tint, own) if chosen]
+            axes.scatter(*pixels[own].T, s=9, c=shade, marker=_MARKERS[domain], alpha=0.55, lw=0)
+        owner = np.repeat(classes, len(prototypes) // len(classes))
+        fill = [rgb[int(c)] for c in owner]
+        axes.scatter(*prototypes.T, s=150, c=fill, marker="*", edgecolors="black", linewidths=0.9)
+        axes.set(xticks=[], yticks=[])
+    words = {"tsne": "t-SNE", "pca": "PCA"}[method]
+    left.set_title(f"{words} of pixel features, by class (stars: prototypes)")
+    right.set_title("the same, by domain")
+    _legends(left, right, [names[c] for c in classes], list(rgb.values()), domains)
+    return figure
+
+
+def _legends(
+    left: Axes, right: Axes, names: Sequence[str], colors: Sequence[tuple], domains: Sequence[str]
+) -> None:
+    def handle(label: str, color: object, marker: str) -> Line2D:
+        return Line2D([], [], ls="", marker=marker, color=color, label=label)  # type: ignore[arg-type]
+
+    marks = [handle(d, "0.4", m) for d, m in zip(domains, _MARKERS)]
+    left.legend(handles=[*map(handle, names, colors, "s" * len(names)), *marks], fontsize=8)
+    tints = [handle(*each) for each in zip(domains, _DOMAIN_COLORS, _MARKERS)]
+    right.legend(handles=tints, fontsize=9)

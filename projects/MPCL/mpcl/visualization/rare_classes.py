@@ -1,0 +1,71 @@
+"""How often each class is there, and how often rare-class sampling asks for it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from matplotlib.figure import Figure
+
+from ..data.rare_class import RareClassSampler
+from ..data.statistics import class_statistics
+
+
+class Frequencies(NamedTuple):
+    """All (C,) float64; ``images`` int64: files that a class is drawn from."""
+
+    pixels: np.ndarray  # share of the labelled pixels
+    asked: np.ndarray  # probability that a draw asks for the class
+    shown: np.ndarray  # share of draws whose image shows the class enough to be drawn for it
+    images: np.ndarray
+
+
+def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
+    """Of the source sets with DATALOADER.RARE_CLASS as it is set.
+
+    Args:
+        draws: from which ``shown`` is estimated.
+
+    Raises:
+        BadFile: a label cannot be read.
+    """
+    statistics = [class_statistics(name) for name in cfg.DATASETS.TRAIN]
+    counts = np.concatenate([s.counts for s in statistics])
+    sizes = np.concatenate([s.sizes for s in statistics])
+    settings = cfg.DATALOADER.RARE_CLASS
+    sampler = RareClassSampler(counts, sizes, settings.TEMPERATURE, settings.MIN_IMAGE_FRACTION)
+    member = np.zeros((len(counts), counts.shape[1]))
+    for c, files in enumerate(sampler.candidates):
+        member[files, c] = 1
+    rng = np.random.default_rng(cfg.SEED)
+    files = [sampler.draw(rng)[1] for _ in range(draws)]
+    return Frequencies(
+        pixels=counts.sum(0) / counts.sum(),
+        asked=sampler.probabilities,
+        shown=member[files].mean(0),
+        images=member.sum(0).astype(np.int64),
+    )
+
+
+def rare_class_figure(cfg: CfgNode, found: Frequencies) -> Figure:
+    """Bars on a logarithmic axis, the rarest class on top."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+    order = np.argsort(-found.pixels)
+    place = np.arange(len(order))
+    figure = Figure(figsize=(9, 1.6 + 0.42 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    bars = (
+        ("share of pixels", found.pixels, "#999999"),
+        ("drawn for this class", found.asked, "#0072b2"),
+        ("shown by the drawn image", found.shown, "#e69f00"),
+    )
+    for offset, (label, values, color) in enumerate(bars):
+        axes.barh(place + 0.27 * (1 - offset), values[order], 0.26, label=label, color=color)
+    axes.set_yticks(place, [f"{names[c]} ({found.images[c]} images)" for c in order])
+    axes.set(xscale="log", xlim=(max(found.pixels[found.pixels > 0].min() / 3, 1e-6), 1.3))
+    axes.margins(y=0.01)
+    axes.set_xlabel("share (logarithmic)")
+    axes.set_title(f"Rare-class sampling, T = {cfg.DATALOADER.RARE_CLASS.TEMPERATURE:g}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=9)
+    axes.grid(axis="x", alpha=0.3)
+    return figure

@@ -1,0 +1,136 @@
+"""What figures are made of: the networks of a checkpoint, and images of a data set."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from torch import Tensor, nn
+
+from ..config import get_cfg_from
+from ..data.datasets import load_records
+from ..data.decoding import read_image
+from ..data.labels import read_label
+from ..data.mapper import TestMapper
+from ..engine.evaluate import load_networks, load_run
+from ..self_training.teacher import EMATeacher
+
+
+class Networks(NamedTuple):
+    """A checkpoint's networks in evaluation mode; the teacher is None where it holds none."""
+
+    cfg: CfgNode
+    student: nn.Module
+    teacher: EMATeacher | None
+
+    @property
+    def predictor(self) -> nn.Module:
+        """The network that a run is judged by."""
+        return self.student if self.teacher is None else self.teacher.model
+
+    @property
+    def metadata(self) -> Metadata:
+        """Of the source set, whose classes are the network's."""
+        return MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0])
+
+
+def load(
+    source: str | os.PathLike[str], weights: str | os.PathLike[str] = "", opts: Sequence[Any] = ()
+) -> Networks:
+    """Networks of a run, or of a config file and weights.
+
+    Args:
+        source: output folder of a run, or config file.
+        weights: a checkpoint instead of the run's newest or the config's MODEL.WEIGHTS.
+        opts: KEY VALUE pairs over the config. Without MODEL.DEVICE among them the GPU is used where
+            there is one, wherever the run was trained.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`mpcl.engine.evaluate.load_run`.
+    """
+    path = Path(source)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    opts = ["MODEL.DEVICE", device, *opts]
+    if path.is_dir() and not weights:
+        cfg, student, teacher = load_run(path, opts)
+    else:
+        file = path / "config.yaml" if path.is_dir() else path
+        cfg = get_cfg_from(
+            str(file), [*opts, *(["MODEL.WEIGHTS", str(weights)] if weights else [])]
+        )
+        student, teacher = load_networks(cfg)
+    for network in (student, teacher):
+        if network is not None:
+            network.eval().requires_grad_(False)
+    return Networks(cfg, student, teacher)
+
+
+class Scene(NamedTuple):
+    """An image of a data set.
+
+    Attributes:
+        file: its name.
+        image: (H, W, 3) uint8 RGB at the file's own size.
+        truth: (H, W) uint8 class ids, 255 = ignored; None in image-only sets.
+        record: what a network takes, at the size that it was trained at.
+    """
+
+    file: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    record: dict[str, Any]
+
+
+def evenly_spaced(total: int, number: int) -> list[int]:
+    """``number`` indices from the first to the last of ``total``; all of them if there are fewer.
+
+    Raises: ValueError: ``number`` is not positive.
+    """
+    if number < 1:
+        raise ValueError(f"the number of images must be positive, got {number}")
+    return sorted({round(i) for i in np.linspace(0, total - 1, min(number, total))})
+
+
+def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
+    """Evenly spaced images of a set.
+
+    Raises:
+        BadFile: an image or label cannot be read.
+        FileNotFoundError: the set is not there.
+        ValueError: the set is unknown or empty.
+    """
+    records = load_records([dataset])
+    label_map = MetadataCatalog.get(dataset).get("label_map")
+    is_source = dataset in cfg.DATASETS.TRAIN
+    mapper = TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
+    found = []
+    for index in evenly_spaced(len(records), number):
+        file, label = records[index]["file_name"], records[index].get("sem_seg_file_name")
+        bgr = read_image(file)
+        truth = None if label is None else read_label(label, label_map)
+        found.append(Scene(file, bgr[..., ::-1].copy(), truth, mapper.of_pixels(bgr, file)))
+    return found
+
+
+@torch.no_grad()
+def embed(student: nn.Module, record: dict[str, Any]) -> Tensor:
+    """(D, h, w) float32 embeddings of a whole image; of a multi-resolution student its context's.
+
+    Raises: ValueError: the network has no prototypes.
+    """
+    if student.prototype_head is None:
+        raise ValueError("the network has no prototypes: PROTOTYPES.TYPE is none")
+    features = student.encode(student.normalize([record]))
+    return student.prototype_head(features, student.sem_seg_head.fuse(features))[0]
+
+
+def to_grid(label: np.ndarray, size: Sequence[int], num_classes: int) -> Tensor:
+    """(H, W) class ids -> (h, w) int64 nearest neighbour; ignored ones become ``num_classes``."""
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(label)[None, None].float(), size=tuple(size), mode="nearest"
+    )[0, 0].long()
+    return torch.where(small < num_classes, small, num_classes)

@@ -1,0 +1,103 @@
+"""What self-training sees: class-mix samples, and pseudo-labels with their confidence."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from detectron2.utils.env import seed_all_rng
+from PIL import Image
+from torch import nn
+
+from ..data.paired_loader import build_paired_loader
+from ..engine.build import build_adaptation_hook
+from ..engine.hooks import AdaptationHook
+from ..pictures import IGNORED_COLOR, colorize, denormalize
+from ..self_training.pseudo_label import pseudo_label
+from ..utils.seeding import fold_seed
+from ..views import View
+from .canvas import Picture, fit, grid, heat, with_legend
+from .scenes import Networks, load_scenes
+
+
+def _teacher_of(networks: Networks):
+    if networks.teacher is None:
+        raise ValueError("the checkpoint holds no teacher: it was trained on the source alone")
+    return networks.teacher
+
+
+@torch.no_grad()
+def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
+    """Samples as the student of this checkpoint would get them next: source, target, the teacher's
+    label and its confidence, mixed image and mixed label.
+
+    Raises: ValueError: the checkpoint holds no teacher.
+    """
+    teacher = _teacher_of(networks)
+    cfg = networks.cfg.clone()
+    cfg.defrost()
+    cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT = 0.0  # no picture shows it
+    cfg.DATALOADER.NUM_WORKERS = 0
+    hook = build_adaptation_hook(cfg, networks.student, teacher)
+    teacher.train()  # batch norm as in training
+    colors = networks.metadata.stuff_colors
+    rows = list(_mixed_rows(cfg, networks.student, hook, colors, number))
+    teacher.eval()
+    captions = ["source", "its label", "target", "pseudo-label", "confidence", "mixed", "its label"]
+    return with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
+
+
+def _mixed_rows(
+    cfg, student: nn.Module, hook: AdaptationHook, colors: list, number: int
+) -> Iterator[list[Picture]]:
+    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    for iteration, batch in enumerate(build_paired_loader(cfg)):
+        seed_all_rng(fold_seed(cfg.SEED, 0, iteration))
+        label = torch.stack([r["sem_seg"] for r in batch["source"]]).to(student.device)
+        source = View(student.normalize(batch["source"]), label, None, trusted=label != ignore)
+        target = student.normalize(batch["target"])
+        pseudo = hook.label_target(target)
+        mixed = hook.mix(source, target, pseudo)
+        for i in range(len(label)):
+            yield [
+                denormalize(student, source.images[i]),
+                colorize(label[i], colors),
+                denormalize(student, target[i]),
+                colorize(pseudo.label[i], colors),
+                heat(pseudo.probability[i].cpu().numpy()),
+                denormalize(student, mixed.images[i]),
+                colorize(mixed.label[i], colors),
+            ]
+            number -= 1
+            if not number:
+                return
+
+
+@torch.no_grad()
+def pseudo_label_figure(networks: Networks, *, number: int = 4, width: int = 512) -> Image.Image:
+    """Whole unlabelled target images, what the teacher calls them, how sure it is (0 dark to 1
+    yellow), and what of that reaches the threshold.
+
+    Raises: ValueError: the checkpoint holds no teacher.
+    """
+    teacher, cfg = _teacher_of(networks), networks.cfg
+    colors, st = networks.metadata.stuff_colors, cfg.SELF_TRAINING
+    rows: list[list[Picture]] = []
+    for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
+        logits = teacher.model([scene.record])[0]["sem_seg"]
+        pseudo = pseudo_label(
+            logits[None],
+            logits.shape[-2:],
+            threshold=st.CONFIDENCE_THRESHOLD,
+            ignore_top=st.IGNORE_TOP,
+            ignore_bottom=st.IGNORE_BOTTOM,
+        )
+        label = colorize(pseudo.label[0], colors)
+        sure = np.where(pseudo.confident[0].cpu().numpy()[..., None], label, IGNORED_COLOR)
+        shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy())]
+        pictures = [
+            fit(picture, width, nearest=True) for picture in (*shown, sure.astype(np.uint8))
+        ]
+        rows.append(pictures)
+    threshold = f"confidence ≥ {st.CONFIDENCE_THRESHOLD:g}"
+    picture = grid(rows, ["target", "pseudo-label", "confidence", threshold])
+    return with_legend(picture, networks.metadata.stuff_classes, colors)

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""What the prototypes of a run do: a table, prototypes.json, and two pictures.
+
+  python tools/inspect_prototypes.py --run output/streets/daformer_gauss
+  python tools/inspect_prototypes.py --run RUN --weights RUN/model_0004000.pth --since A.pth B.pth
+  python tools/inspect_prototypes.py --config-file CONFIG --weights model.pth
+
+Looks at labelled images of the source (DATASETS.TRAIN) and the target (DATASETS.TEST), and says of
+each prototype: which share of its class's pixels is nearest to it, how far these spread, how near
+the next prototype of the same and of another class is, how far it has moved since it started (runs
+write down where) and since each checkpoint of --since (default: the periodic ones of the run),
+whether it is dead, and which pixels are the nearest (gallery.png shows them). distances.png has all
+prototypes against all. docs/SEEING.md says how to read them.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpcl.utils.cli import add_debug_option, command_line
+from mpcl.visualization.prototype_inspection import inspect, table
+from mpcl.visualization.prototype_pictures import distance_figure, gallery
+from mpcl.visualization.scenes import load
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="output folder of a run")
+    parser.add_argument("--config-file", type=Path, help="with --weights, instead of a run")
+    parser.add_argument("--weights", type=Path, help="checkpoint (default: the run's newest)")
+    parser.add_argument("--since", type=Path, nargs="+", default=[], help="earlier checkpoints")
+    parser.add_argument("--images", type=int, default=20, help="of each domain (default: 20)")
+    parser.add_argument("--patches", type=int, default=4, help="of each prototype (default: 4)")
+    parser.add_argument("--output", type=Path, help="folder (default: RUN/prototypes)")
+    add_debug_option(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if bool(args.run) == bool(args.config_file):
+        raise ValueError("name a network: --run FOLDER, or --config-file FILE with --weights FILE")
+    since = args.since or (sorted(args.run.glob("model_[0-9]*.pth")) if args.run else [])
+    networks = load(args.run or args.config_file, args.weights or "", args.opts)
+    inspection = inspect(
+        networks, number=args.images, patches=args.patches, weights=since, folder=args.run
+    )
+    folder = args.output or (args.run or Path()) / "prototypes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prototypes.json").write_text(json.dumps(inspection.as_dict(), indent=2) + "\n")
+    gallery(inspection).save(folder / "gallery.png")
+    distance_figure(inspection).savefig(folder / "distances.png", dpi=130)
+    print(table(inspection))
+    dead = [f"{p.class_name} {p.number}" for p in inspection.prototypes if p.dead]
+    unused = [f"{p.class_name} {p.number}" for p in inspection.unused]
+    print(f"\nDead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
+    if inspection.waiting:
+        print(f"Not started: {', '.join(inspection.waiting)}.")
+    if not any(p.drift for p in inspection.prototypes):
+        print("Drift: unknown; the run has neither a record of the start nor earlier checkpoints.")
+    print(f"Written: {folder}/prototypes.json, gallery.png, distances.png")
+
+
+if __name__ == "__main__":
+    main()

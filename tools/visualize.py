@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Figures of trained networks, written as PNG.
+
+  python tools/visualize.py compare RUN [RUN ...] --errors     # predictions beside the ground truth
+  python tools/visualize.py activations --run RUN --class-name car   # where prototypes respond
+  python tools/visualize.py features --run RUN --method tsne    # pixels and prototypes in the plane
+  python tools/visualize.py class-mix --run RUN                 # what the student trains on
+  python tools/visualize.py pseudo-labels --run RUN             # what the teacher says, how surely
+  python tools/visualize.py rare-classes --config-file CONFIG   # how often each class is drawn
+
+A RUN is an output folder of tools/train_net.py; its newest checkpoint is shown. --weights names
+another one, --config-file with --weights any checkpoint without a folder, and KEY VALUE pairs at
+the end another data set: DATASETS.TEST "('cityscapes_fine_sem_seg_val',)". docs/SEEING.md shows and
+explains each figure. features needs pip install -e '.[report]'.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mpcl.config import get_cfg_from
+from mpcl.runs import shortest_names
+from mpcl.utils.cli import add_debug_option, command_line
+from mpcl.visualization.activations import activation_figure
+from mpcl.visualization.comparison import comparison
+from mpcl.visualization.feature_map import METHODS, feature_figure
+from mpcl.visualization.rare_classes import frequencies, rare_class_figure
+from mpcl.visualization.scenes import Networks, load
+from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
+
+
+def compare(args: argparse.Namespace) -> Image.Image:
+    loaded = {name: load(run) for name, run in zip(shortest_names(args.runs), args.runs)}
+    networks = {name: each.predictor for name, each in loaded.items()}
+    cfg = next(iter(loaded.values())).cfg
+    return comparison(cfg, networks, number=args.images, errors=args.errors, width=args.width)
+
+
+def activations(args: argparse.Namespace) -> Image.Image:
+    networks = networks_of(args)
+    dataset = args.dataset or networks.cfg.DATASETS.TEST[0]
+    return activation_figure(networks, dataset, args.class_name, number=args.images)
+
+
+def features(args: argparse.Namespace) -> Figure:
+    return feature_figure(
+        networks_of(args),
+        method=args.method,
+        classes=args.classes,
+        number=args.images,
+        per_class=args.pixels,
+    )
+
+
+def class_mix(args: argparse.Namespace) -> Image.Image:
+    return class_mix_figure(networks_of(args), number=args.images)
+
+
+def pseudo_labels(args: argparse.Namespace) -> Image.Image:
+    return pseudo_label_figure(networks_of(args), number=args.images)
+
+
+def rare_classes(args: argparse.Namespace) -> Figure:
+    file = args.config_file or (args.run / "config.yaml" if args.run else None)
+    if file is None:
+        raise ValueError("name a config: --run FOLDER, or --config-file FILE")
+    cfg = get_cfg_from(str(file), args.opts)
+    return rare_class_figure(cfg, frequencies(cfg))
+
+
+def networks_of(args: argparse.Namespace) -> Networks:
+    if bool(args.run) == bool(args.config_file):
+        raise ValueError("name a network: --run FOLDER, or --config-file FILE with --weights FILE")
+    return load(args.run or args.config_file, args.weights or "", args.opts)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_debug_option(parser)
+    commands = parser.add_subparsers(dest="figure", required=True)
+
+    def add(figure, images: int, text: str) -> argparse.ArgumentParser:
+        name = figure.__name__.replace("_", "-")
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(make=figure)
+        command.add_argument("--output", type=Path, default=Path(f"{name}.png"), help="PNG")
+        if images:
+            command.add_argument("--images", type=int, default=images, help="default: %(default)s")
+        if figure is not compare:
+            command.add_argument("--run", type=Path, help="output folder of a run")
+            command.add_argument("--config-file", type=Path, help="instead of a run")
+            command.add_argument("--weights", type=Path, help="checkpoint (default: the newest)")
+            command.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+        return command
+
+    command = add(compare, 3, "predictions of several runs, ground truth and errors")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--errors", action="store_true", help="where each prediction is wrong")
+    command.add_argument("--width", type=int, default=512, help="of a picture, at most, pixels")
+    command = add(activations, 3, "where in an image each prototype of a class responds")
+    command.add_argument("--class-name", required=True, help="such as car")
+    command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
+    command = add(features, 16, "pixel features of both domains with the prototypes, in the plane")
+    command.add_argument("--method", choices=METHODS, default="tsne")
+    command.add_argument("--classes", nargs="+", default=[], help="default: the 8 most frequent")
+    command.add_argument("--pixels", type=int, default=150, help="of each class and domain")
+    add(class_mix, 4, "samples as the student gets them")
+    add(pseudo_labels, 4, "the teacher's labels of target images and their confidence")
+    add(rare_classes, 0, "how often each class is there, and is drawn")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    picture = args.make(args)
+    if isinstance(picture, Figure):
+        picture.savefig(args.output, dpi=130)
+    else:
+        picture.save(args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
