@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,9 +18,13 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from mpcl.engine import AdaptationTrainer
+from mpcl.engine.preemption import Preempted
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["mpcl.engine", "mpcl.engine.launch"])
+
+# The smallest network there is: checkpoints of 6 MB, where MiT-b0's have 54.
+SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")
 
 # Wall-clock times and memory, which no two runs share.
 MEASURED = ("time", "data_time", "rank_data_time", "eta_seconds", "[metric] max_mem_MiB")
@@ -66,28 +71,42 @@ def join(rank: int, world_size: int, port: int) -> None:
     comm.create_local_process_group(world_size)
 
 
-def _train_rank(rank, world_size, port, cfg, register, before) -> None:
+def _train_rank(rank, world_size, port, register, runs) -> None:
     # A child of the server would start its own children, the loader's workers, by a server, too.
     multiprocessing.set_start_method("fork", force=True)
     register()
     torch.set_num_threads(1)
     if world_size > 1:
         join(rank, world_size, port)
-    trainer = train(cfg, before=before)
+    for cfg, before in runs[:-1]:
+        with suppress(Preempted):
+            _train_and_keep(rank, cfg, before)
+    _train_and_keep(rank, *runs[-1])
     if world_size > 1:
-        state = {"student": trainer.student.state_dict(), "teacher": trainer.teacher.state_dict()}
-        torch.save(state, Path(cfg.OUTPUT_DIR) / f"rank{rank}.pth")
         dist.barrier()  # torch 2.4 hangs in the next call where a rank is still at work
         dist.destroy_process_group()
 
 
+def _train_and_keep(rank: int, cfg, before) -> None:
+    trainer = train(cfg, before=before)
+    if comm.get_world_size() > 1:
+        state = {"student": trainer.student.state_dict(), "teacher": trainer.teacher.state_dict()}
+        torch.save(state, Path(cfg.OUTPUT_DIR) / f"rank{rank}.pth")
+
+
 def start(cfg, world, *, world_size=1, before=None):
     """Starts the ranks of a run that goes on from its newest checkpoint, if there is one."""
+    return start_all([(cfg, before)], world, world_size)
+
+
+def start_all(runs, world, world_size=1):
+    """Starts the ranks of several runs ``(cfg, before)``, one after the other in one process each;
+    a run but the last may end in a stop."""
     port, register = free_port(), Register(world)
     ranks = [
         FORKS.Process(
             target=_train_rank,
-            args=(rank, world_size, port, cfg, register, before),
+            args=(rank, world_size, port, register, runs),
             daemon=False,
         )
         for rank in range(world_size)

@@ -3,32 +3,54 @@
 import json
 import os
 import signal
+from itertools import islice, product
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from faults import Stop
-from processes import assert_equal_checkpoints, checkpoint, metrics, run, train
+from processes import (
+    SMALLEST,
+    assert_equal_checkpoints,
+    checkpoint,
+    metrics,
+    run,
+    start_all,
+    statuses,
+    train,
+)
 
+from mpcl.data.paired_loader import build_paired_loader
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.preemption import EXIT_PREEMPTED, Preempted
 
 # Prototypes start in iteration 2. With a line every two iterations, stops fall between lines, too.
 SHORT = ("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 100, "LOG_PERIOD", 2, "VIS_PERIOD", 0)
 BEFORE, AT, AFTER = (0,), (1, 2), (3,)
+# Each value of each factor with each of the others: method, prototypes, loader workers, iterations
+# in which the run is stopped; and, below, two processes. MPCL_TEST_FULL=1 tests all combinations,
+# stopped after every iteration, in about ten minutes.
 CASES = [
-    # every method x prototype type; 0 and 2 workers; stops before, at and after prototype start
     ("source_only", 0, BEFORE + AFTER),
-    ("daformer", 2, BEFORE),
+    ("daformer", 0, BEFORE),
     ("daformer_centroid", 0, AT),
     ("daformer_gauss", 2, AFTER),
-    ("hrda", 0, AT),
-    ("hrda_centroid", 2, AT),
-    ("hrda_gauss", 0, BEFORE + AFTER),
+    ("hrda", 2, AT),
+    ("hrda_centroid", 2, AFTER),
+    ("hrda_gauss", 0, BEFORE),
     ("mic", 0, AFTER),
-    ("mic_centroid", 0, BEFORE),
-    ("mic_gauss", 0, AT + AFTER),
+    ("mic_centroid", 2, BEFORE),
+    ("mic_gauss", 0, AT),
 ]
+RANKS_CASES = [
+    ("daformer_gauss", 2, BEFORE),
+    ("hrda", 0, AT),
+    ("mic_centroid", 0, AFTER),
+]
+if os.getenv("MPCL_TEST_FULL"):
+    METHODS = [f"{m}{p}" for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")]
+    CASES = RANKS_CASES = list(product(METHODS, (0, 2), (BEFORE + AT + AFTER,)))
 
 
 def train_with_stops(cfg, stops):
@@ -46,40 +68,86 @@ def assert_equal_runs(left: str, right: str):
 
 @pytest.mark.parametrize(("method", "workers", "stops"), CASES)
 def test_stopped_run_equals_undisturbed_run(tiny_cfg, tmp_path, method, workers, stops):
-    opts = (*SHORT, "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR")
+    opts = (*SHORT, *SMALLEST, "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR")
     train(tiny_cfg(method, *opts, str(tmp_path / "undisturbed")))
     train_with_stops(tiny_cfg(method, *opts, str(tmp_path / "stopped")), stops)
     assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped")
 
 
-def test_scaler_of_half_precision_is_resumed(tiny_cfg, tmp_path):
-    half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16")
-    opts = (*SHORT, *half, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR")
-    train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")))
-    trainer = train_with_stops(tiny_cfg("daformer", *opts, str(tmp_path / "stopped")), (0,))
-    assert trainer.grad_scaler.is_enabled()
+def test_stopped_run_of_mix_transformer_equals_undisturbed_run(tiny_cfg, tmp_path):
+    opts = (*SHORT, "OUTPUT_DIR")
+    train(tiny_cfg("mic_gauss", *opts, str(tmp_path / "undisturbed")))
+    train_with_stops(tiny_cfg("mic_gauss", *opts, str(tmp_path / "stopped")), AT)
     assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize(
-    ("method", "workers", "stops"), [("hrda_centroid", 0, (0,)), ("mic_gauss", 2, (2,))]
-)
+def test_scaler_of_half_precision_is_resumed(tiny_cfg, tmp_path):
+    half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16")
+    opts = (*SHORT, *SMALLEST, *half, "SOLVER.MAX_ITER", 3, "OUTPUT_DIR")
+
+    def lower_scale(trainer):  # so that it is not what a new scaler starts with
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+
+    train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")), before=lower_scale)
+    cfg = tiny_cfg("daformer", *opts, str(tmp_path / "stopped"))
+    with pytest.raises(Preempted):
+        train(cfg, before=lambda trainer: (lower_scale(trainer), Stop((0,))(trainer)))
+    trainer = train(cfg)
+    assert trainer.grad_scaler.is_enabled() and trainer.grad_scaler.get_scale() == 512.0
+    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped")
+
+
+@pytest.fixture
+def spoilt_world(tiny_world, tmp_path):
+    """The tiny world with a truncated image in the source and in the target."""
+    world = dict(tiny_world)
+    for role in ("source", "target"):
+        records = DatasetCatalog.get(tiny_world[role])
+        whole = Path(records[1]["file_name"])
+        records[1]["file_name"] = str(tmp_path / f"spoilt_{whole.name}")
+        Path(records[1]["file_name"]).write_bytes(whole.read_bytes()[:200])
+        name = world[role] = f"tiny_spoilt_{role}"
+        DatasetCatalog.register(name, lambda records=records: [dict(r) for r in records])
+        meta = MetadataCatalog.get(tiny_world[role]).as_dict() | {"name": name}
+        MetadataCatalog.get(name).set(**meta)
+    yield world
+    for role in ("source", "target"):
+        DatasetCatalog.remove(world[role])
+        MetadataCatalog.remove(world[role])
+
+
+@pytest.mark.parametrize(("method", "workers", "stops"), RANKS_CASES)
 def test_two_ranks_stopped_and_resumed_equal_undisturbed_ones(
-    tiny_cfg, tiny_world, tmp_path, method, workers, stops
+    tiny_cfg, spoilt_world, tmp_path, method, workers, stops
 ):
     # Batch norm over both ranks, so that their buffers are equal and the checkpoint holds all.
     ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN", "DATALOADER.NUM_WORKERS", workers)
-    opts = (*SHORT, *ranks, "OUTPUT_DIR")
+    sets = ("DATASETS.TRAIN", (spoilt_world["source"],), "DATASETS.TRAIN_TARGET")
+    sets = (*sets, (spoilt_world["target"],), "DATALOADER.ON_BAD_FILE", "skip")
+    opts = (*SHORT, *SMALLEST, *ranks, *sets, "OUTPUT_DIR")
     undisturbed = tiny_cfg(method, *opts, str(tmp_path / "undisturbed"))
     stopped = tiny_cfg(method, *opts, str(tmp_path / "stopped"))
-    assert run(undisturbed, tiny_world, world_size=2) == [0, 0]
     # The signal reaches rank 0 alone; both stop after the same iteration.
-    preempted = run(stopped, tiny_world, world_size=2, before=Stop(stops))
-    assert preempted == [EXIT_PREEMPTED] * 2
-    assert run(stopped, tiny_world, world_size=2) == [0, 0]
+    runs = [(undisturbed, None), *((stopped, Stop((stop,))) for stop in stops), (stopped, None)]
+    assert statuses(start_all(runs, spoilt_world, world_size=2)) == [0, 0]
     assert_equal_runs(undisturbed.OUTPUT_DIR, stopped.OUTPUT_DIR)
     left, right = (checkpoint(c.OUTPUT_DIR, "rank1.pth") for c in (undisturbed, stopped))
     assert_equal_checkpoints(left, right)
+    # What both ranks have skipped is what one process skips that draws the whole batches.
+    loader = build_paired_loader(undisturbed)
+    list(islice(loader, undisturbed.SOLVER.MAX_ITER))
+    saved = torch.load(Path(stopped.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+    total = saved["trainer"]["hooks"]["BadFileReport"]
+    assert total == {file: list(entry) for file, entry in loader.bad_files.counts.items()}
+    assert len(total) == 2
+
+
+def test_stop_of_two_ranks_ends_both_with_its_status(tiny_cfg, tiny_world):
+    ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN")
+    cfg = tiny_cfg("source_only", *SHORT, *SMALLEST, *ranks)
+    preempted = run(cfg, tiny_world, world_size=2, before=Stop((1,)))
+    assert preempted == [EXIT_PREEMPTED] * 2
+    assert Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 class Killed(BaseException):
@@ -90,7 +158,7 @@ class Killed(BaseException):
 def test_what_a_kill_after_the_checkpoint_prevented_is_made_up_for(
     tiny_cfg, tmp_path, monkeypatch, where
 ):
-    opts = (*SHORT, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2)
+    opts = (*SHORT, *SMALLEST, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2)
     opts = (*opts, "TEST.EVAL_PERIOD", 2, "OUTPUT_DIR")
     train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")))
 
@@ -110,7 +178,7 @@ def test_what_a_kill_after_the_checkpoint_prevented_is_made_up_for(
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny_cfg, tmp_path):
-    cfg = tiny_cfg("daformer", *SHORT)
+    cfg = tiny_cfg("daformer", *SHORT, *SMALLEST)
     first = train(cfg)
     before, lines = checkpoint(cfg.OUTPUT_DIR), metrics(cfg.OUTPUT_DIR)
     again = train(cfg)
@@ -121,7 +189,16 @@ def test_resuming_a_finished_run_changes_nothing(tiny_cfg, tmp_path):
 
 
 def test_lines_of_the_iterations_after_the_checkpoint_are_written_once(tiny_cfg):
-    short = (*SHORT, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1)
+    short = (
+        *SHORT,
+        *SMALLEST,
+        "SOLVER.MAX_ITER",
+        4,
+        "SOLVER.CHECKPOINT_PERIOD",
+        2,
+        "LOG_PERIOD",
+        1,
+    )
     cfg = tiny_cfg("source_only", *short)
     train(cfg)
     expected = metrics(cfg.OUTPUT_DIR)
@@ -134,7 +211,7 @@ def test_lines_of_the_iterations_after_the_checkpoint_are_written_once(tiny_cfg)
 
 
 def test_another_run_in_the_folder_keeps_the_old_lines_aside_and_forgets_its_checkpoints(tiny_cfg):
-    cfg = tiny_cfg("source_only", *SHORT, "SOLVER.MAX_ITER", 2)
+    cfg = tiny_cfg("source_only", *SMALLEST, *SHORT, "SOLVER.MAX_ITER", 2)
     train(cfg)
     before = Path(cfg.OUTPUT_DIR, "metrics.json").read_text()
     trainer = AdaptationTrainer(cfg)
@@ -154,7 +231,7 @@ def test_another_run_in_the_folder_keeps_the_old_lines_aside_and_forgets_its_che
     ],
 )
 def test_changed_run_is_refused_or_resumed_deliberately(tiny_cfg, caplog, opts, message):
-    short = (*SHORT, "SOLVER.MAX_ITER", 2)
+    short = (*SHORT, *SMALLEST, "SOLVER.MAX_ITER", 2)
     train(tiny_cfg("source_only", *short))
     trainer = AdaptationTrainer(tiny_cfg("source_only", *short, *opts))
     with pytest.raises(ValueError, match=message) as refused:
@@ -166,7 +243,7 @@ def test_changed_run_is_refused_or_resumed_deliberately(tiny_cfg, caplog, opts, 
 
 
 def test_changed_number_of_processes_is_refused(tiny_cfg):
-    cfg = tiny_cfg("source_only", *SHORT, "SOLVER.MAX_ITER", 1)
+    cfg = tiny_cfg("source_only", *SMALLEST, *SHORT, "SOLVER.MAX_ITER", 1)
     train(cfg)
     file = Path(cfg.OUTPUT_DIR, "model_final.pth")
     content = torch.load(file, weights_only=True)
@@ -178,12 +255,12 @@ def test_changed_number_of_processes_is_refused(tiny_cfg):
 
 def test_signals_are_as_before_once_training_is_over(tiny_cfg):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    train_with_stops(tiny_cfg("source_only", *SHORT), (1,))
+    train_with_stops(tiny_cfg("source_only", *SMALLEST, *SHORT), (1,))
     assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_stop_leaves_no_half_line_and_no_temporary_file(tiny_cfg):
-    cfg = tiny_cfg("source_only", *SHORT)
+    cfg = tiny_cfg("source_only", *SMALLEST, *SHORT)
     with pytest.raises(Preempted):
         train(cfg, before=Stop((2,)))
     lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()

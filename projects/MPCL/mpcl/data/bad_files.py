@@ -1,24 +1,48 @@
 """Files that could not be used: counted where batches are handed out, and named in a report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 Counts = dict[str, tuple[int, str]]
 """file -> how often it was skipped, and what is wrong with it."""
 
 
+def add_counts(parts: Iterable[Counts]) -> Counts:
+    """The sums, in the order in which files were met."""
+    total: Counts = {}
+    for part in parts:
+        for file, (count, reason) in part.items():
+            total[file] = (total.get(file, (0, ""))[0] + count, reason)
+    return total
+
+
 class BadFiles:
-    """The files that a loader has skipped.
+    """The files that the loaders of a job have skipped, as far as this process knows.
 
     Args:
         limit: this many different files are borne.
 
     Attributes:
-        counts: by file, in the order in which they were met.
+        shared: what all processes know: counts by file up to the last :meth:`share`.
+        own: what this one has met since.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.counts: Counts = {}
+        self.shared: Counts = {}
+        self.own: Counts = {}
+
+    @property
+    def counts(self) -> Counts:
+        """By file, in the order in which they were met."""
+        return add_counts([self.shared, self.own])
+
+    def share(self, gather: Callable[[Counts], list[Counts]]) -> None:
+        """Makes what each process has met known to all, which must all call it.
+
+        Args:
+            gather: one object of each process -> all of them, on each process.
+        """
+        self.shared, self.own = add_counts([self.shared, *gather(self.own)]), {}
 
     def add(self, reasons: Mapping[str, str], skipped: int = 1) -> list[str]:
         """Counts the files of one draw.
@@ -28,9 +52,11 @@ class BadFiles:
         Raises:
             ValueError: there are more than ``limit`` now.
         """
+        if not reasons:
+            return []
         new = [file for file in reasons if file not in self.counts]
-        for file, reason in reasons.items():
-            self.counts[file] = (self.counts.get(file, (0, ""))[0] + skipped, reason)
+        met = {file: (skipped, reason) for file, reason in reasons.items()}
+        self.own = add_counts([self.own, met])
         if len(self.counts) > self.limit:
             raise ValueError(
                 f"{self.report()}\nThese are more than DATALOADER.MAX_BAD_FILES {self.limit}; "
@@ -40,10 +66,10 @@ class BadFiles:
 
     def report(self) -> str:
         """A line for each file; "" if there are none."""
-        if not self.counts:
+        counts = self.counts
+        if not counts:
             return ""
         lines = [
-            f"  {file} {reason} [skipped {count} times]"
-            for file, (count, reason) in self.counts.items()
+            f"  {file} {reason} [skipped {count} times]" for file, (count, reason) in counts.items()
         ]
         return "\n".join([f"{len(lines)} files could not be used:", *lines])

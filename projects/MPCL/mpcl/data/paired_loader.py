@@ -118,7 +118,7 @@ class PairedLoader:
         max_bad_files: different files that may be skipped before iterating raises ValueError.
 
     Attributes:
-        bad_files: those skipped in the batches that were handed out so far, on this rank.
+        bad_files: those skipped in the batches that were handed out so far.
 
     Raises:
         ValueError: ``batch_size`` is not a positive multiple of ``world_size``.

@@ -1,4 +1,4 @@
-"""At the end of training: which files were skipped, and how often."""
+"""At the end of training: which files were skipped, and how often, over all processes."""
 
 import logging
 from typing import Any
@@ -12,22 +12,24 @@ logger = logging.getLogger(__name__)
 
 
 class BadFileReport(HookBase):
-    """Logs the skipped files of this rank when training ends, whatever ends it.
+    """Logs the skipped files of all processes when training ends, whatever ends it.
 
-    The counts of the main process are part of the checkpoint, so that a resumed run reports those
-    of its earlier parts as well.
+    The counts are shared whenever a checkpoint is saved, hence also at the end and at a stop. They
+    are part of it, so that a resumed run goes on counting. Where an error ends the run, the report
+    is of what the main process knows: all up to the last checkpoint, and since then its own.
     """
 
     def __init__(self, bad_files: BadFiles) -> None:
         self.bad_files = bad_files
 
     def after_train(self) -> None:
-        if self.bad_files.counts:
+        if comm.is_main_process() and self.bad_files.counts:
             logger.warning(self.bad_files.report())
 
     def state_dict(self) -> dict[str, Any]:
-        return {file: list(entry) for file, entry in self.bad_files.counts.items()}
+        """All processes must call it."""
+        self.bad_files.share(comm.all_gather)
+        return {file: list(entry) for file, entry in self.bad_files.shared.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if comm.is_main_process():
-            self.bad_files.counts = {file: (n, why) for file, (n, why) in state_dict.items()}
+        self.bad_files.shared = {file: (n, why) for file, (n, why) in state_dict.items()}
