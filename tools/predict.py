@@ -42,6 +42,7 @@ from mpcl.prediction_files import (
 )
 from mpcl.predictor import Predictor
 from mpcl.utils.cli import command_line
+from mpcl.utils.host_memory import keep_freed_memory
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -201,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **network_arguments(args, by_prototypes), channel_order="BGR", batch_size=args.batch_size
     )
     kinds = args.write or default_kinds(predictor.metadata)
+    if predictor.model.device.type == "cpu":
+        keep_freed_memory()
     writer = PredictionWriter(args.output, kinds, predictor.metadata, opacity=args.opacity)
     images, streams, skipped = plan(args.input, writer, args.existing)
     start = time.perf_counter()

@@ -30,6 +30,7 @@ from mpcl.engine.run_identity import check_checkpoint
 from mpcl.engine.run_record import record_session
 from mpcl.preflight import preflight
 from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors
+from mpcl.utils.host_memory import keep_freed_memory
 
 logger = logging.getLogger("mpcl.train_net")
 
@@ -38,6 +39,8 @@ def setup(args):
     cfg = get_cfg_from(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mpcl")
     logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:

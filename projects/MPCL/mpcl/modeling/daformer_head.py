@@ -14,6 +14,8 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from .dilated_conv import DilatedDepthwiseConv
+
 
 class LevelFusion(nn.Module):
     """Embeds each encoder level linearly, resizes it to the finest grid, and stacks the levels."""
@@ -44,6 +46,9 @@ class LevelFusion(nn.Module):
             _resize(_embed(features[name], linear), size)
             for name, linear in zip(self.in_features, self.embed)
         ]
+        for level in levels:
+            if level.requires_grad:
+                level.register_hook(_dense)
         return torch.cat(levels, dim=1)
 
 
@@ -176,22 +181,22 @@ def _resize(grid: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
 
 
-def conv_norm_relu(
-    in_channels: int, channels: int, kernel: int, norm: str, *, dilation: int = 1, groups: int = 1
-) -> nn.Sequential:
+def _dense(gradient: Tensor) -> Tensor:
+    """A level's slice of the stack's gradient, without the gaps that make resizing back slow."""
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def conv_norm_relu(in_channels: int, channels: int, kernel: int, norm: str) -> nn.Sequential:
     """A same-size convolution unit; its parts are named as in released checkpoints (conv, bn)."""
-    conv = nn.Conv2d(
-        in_channels,
-        channels,
-        kernel,
-        padding=dilation * (kernel // 2),
-        dilation=dilation,
-        groups=groups,
-        bias=False,
-    )
+    conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+    return _norm_relu(conv, norm)
+
+
+def _norm_relu(conv: nn.Conv2d, norm: str) -> nn.Sequential:
+    """The unit around a convolution without bias."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(
-        OrderedDict(conv=conv, bn=get_norm(norm, channels), relu=nn.ReLU(inplace=True))
+        OrderedDict(conv=conv, bn=get_norm(norm, conv.out_channels), relu=nn.ReLU(inplace=True))
     )
 
 
@@ -199,9 +204,7 @@ def _branch(in_channels: int, channels: int, dilation: int, norm: str) -> nn.Seq
     """1x1 unit for dilation 1; else a depth-wise and a point-wise unit, both with norm and ReLU."""
     if dilation == 1:
         return conv_norm_relu(in_channels, channels, 1, norm)
-    depthwise = conv_norm_relu(
-        in_channels, in_channels, 3, norm, dilation=dilation, groups=in_channels
-    )
+    depthwise = _norm_relu(DilatedDepthwiseConv(in_channels, dilation), norm)
     return nn.Sequential(
         OrderedDict(dw=depthwise, pw=conv_norm_relu(in_channels, channels, 1, norm))
     )
