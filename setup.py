@@ -41,6 +41,12 @@ EXPORT = [
     "onnxruntime>=1.18",
 ]
 
+# tools/report.py, and tools/visualize.py features
+REPORT = [
+    "plotly>=5.20",
+    "scikit-learn>=1.4",
+]
+
 TEST = [
     "pytest>=8.0",
     "pytest-cov>=5.0",
@@ -50,9 +56,11 @@ TEST = [
     "ruff>=0.17.6,<0.18",
     "mypy>=2.4,<2.5",
     "types-PyYAML>=6.0",
+    # Drives a Chromium that is there; without one the tests of the report's page are skipped.
+    "playwright>=1.45",
+    *REPORT,
     # Independent implementations that the tests compare with.
     "POT>=0.9.3",
-    "scikit-learn>=1.4",
     "scipy>=1.11",
     "transformers>=4.45",
     # Without them the tests of ONNX are skipped. They bring a newer protobuf than the lower bound
@@ -71,6 +79,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
+    package_data={"mpcl.visualization.report": ["page.html", "page.css", "page.js"]},
     install_requires=REQUIRED,
-    extras_require={"export": EXPORT, "test": TEST},
+    extras_require={"export": EXPORT, "report": REPORT, "test": TEST},
 )

@@ -4,8 +4,8 @@ each is worth.
 
 Makes the embedded data if it is not there, trains the three configs of
 projects/MPCL/configs/streets/ one after the other from random initialisation, evaluates each on the
-target's validation images, and ends with a table, results.json and a picture of predictions beside
-ground truth.
+target's validation images, and ends with a table, results.json, a picture of predictions beside
+ground truth, and a report of the three runs to open in a browser.
 """
 
 import argparse
@@ -63,12 +63,14 @@ def train(name: str, folder: Path, opts: list[str]):
 
     from mpcl.config import get_cfg_from
     from mpcl.engine import AdaptationTrainer
+    from mpcl.engine.run_record import record_session
 
     config_file = str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
     cfg = get_cfg_from(config_file, [*opts, "OUTPUT_DIR", str(folder)])
     cfg.freeze()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(cfg.dump())
+    record_session(cfg, config_file)
     trainer = AdaptationTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -85,6 +87,18 @@ def scores(trainer) -> dict[str, float | None]:
     test, headline = trainer.cfg.DATASETS.TEST, mean_metrics(trainer.cfg.TEST.CLASS_SUBSETS)[0]
     scores = scores_by_dataset(flatten_results_dict(trainer._last_eval_results), test)[test[0]]
     return {name: scores.get(name, {}).get(headline) for name in ("student", "teacher")}
+
+
+def write_page(folder: Path, images: int) -> Path | str:
+    """The report about the three runs; without plotly, how to get it."""
+    from mpcl.visualization.report.page import write_report
+
+    page = folder / "report.html"
+    try:
+        write_report([folder / name for name in RUNS], page, images=images)
+    except ValueError as error:
+        return f"none ({error})"
+    return page
 
 
 def main(argv=None) -> None:
@@ -121,10 +135,12 @@ def main(argv=None) -> None:
         "runs": runs,
     }
     (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    page = write_page(args.output, args.images)
     rows = [(name, run["student"], run["teacher"]) for name, run in runs.items()]
     print("\nmIoU in percent on the target's validation images (Streets):\n")
     print(tabulate(rows, headers=["run", "student", "teacher"], floatfmt=".1f", missingval="-"))
     print(f"\n{results['seconds']:.0f} s on {results['device']}. Picture: {picture}")
+    print(f"Report, to open in a browser: {page}")
     print(f"Numbers: {args.output / 'results.json'}. TensorBoard: --logdir {args.output}")
 
 

@@ -86,7 +86,7 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
     except yaml.YAMLError as error:
         raise ValueError(f"{config_file} is no config of train_net.py: {error}") from None
     needed = config["SOLVER"]["MAX_ITER"] if max_iter is None else max_iter
-    rows = _rows(folder / "metrics.json")
+    rows = metrics_rows(folder / "metrics.json")
     scores = None
     for row in rows:
         if row["iteration"] >= needed:  # the evaluation after training counts one further
@@ -94,7 +94,7 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
     return Run(folder, config, max((row["iteration"] for row in rows), default=0), scores)
 
 
-def _rows(file: Path) -> list[dict[str, float]]:
+def metrics_rows(file: Path) -> list[dict[str, float]]:
     """Lines of metrics.json; one that was cut off by a kill is left out."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():

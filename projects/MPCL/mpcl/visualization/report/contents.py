@@ -1,0 +1,158 @@
+"""What the output folder of a run holds, read for the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import get_cfg
+
+from ...config import add_mpcl_config
+from ...engine.run_record import read_sessions
+from ...evaluation import mean_metrics
+from ...runs import Scores, differences, metrics_rows, read_run, scores_by_dataset, shortest_names
+
+NETWORKS = ("teacher", "student")
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """An evaluation of a network on a set; rows of ``matrix`` (C, C) are the ground truth."""
+
+    dataset: str
+    network: str
+    classes: list[str]
+    matrix: list[list[int]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """One run.
+
+    Attributes:
+        name: tells it apart from the others of the report.
+        rows: lines of metrics.json, by iteration.
+        sessions: processes that trained it, see :mod:`mpcl.engine.run_record`.
+        confusions: the last evaluations.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, float]]
+    sessions: list[dict[str, Any]]
+    confusions: list[Confusion]
+
+    @property
+    def iterations(self) -> int:
+        return int(max((row["iteration"] for row in self.rows), default=-1)) + 1
+
+    @property
+    def max_iterations(self) -> int:
+        return int(self.config["SOLVER"]["MAX_ITER"])
+
+    @property
+    def headline(self) -> str:
+        """The metric that the run is judged by."""
+        return mean_metrics(self.config["TEST"].get("CLASS_SUBSETS") or ())[0]
+
+    @cached_property
+    def evaluations(self) -> list[tuple[int, Scores]]:
+        """(iteration, scores) in order."""
+        sets = self.config["DATASETS"]["TEST"]
+        found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows if sets]
+        return [(iteration, scores) for iteration, scores in found if scores]
+
+    @property
+    def scores(self) -> Scores:
+        """Of the last evaluation; empty before the first."""
+        return self.evaluations[-1][1] if self.evaluations else {}
+
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """Mean over the run, weighted by the iterations between two lines."""
+        return self.training_seconds / done if (done := self._timed()[1]) else None
+
+    @property
+    def training_seconds(self) -> float:
+        """Spent in iterations, without evaluations and checkpoints, over all sessions."""
+        return self._timed()[0]
+
+    @property
+    def peak_memory(self) -> tuple[float, str] | None:
+        """MiB, and of what."""
+        for key, where in (
+            ("gpu/max_mem_MiB", "GPU"),
+            ("[metric] max_mem_MiB", "process"),
+        ):
+            values = [row[key] for row in self.rows if key in row]
+            if values:
+                return max(values), where
+        return None
+
+    def _timed(self) -> tuple[float, int]:
+        seconds, done, before = 0.0, 0, -1
+        for row in self.rows:
+            iteration = int(row["iteration"])
+            if "time" in row and iteration < self.max_iterations:
+                seconds += row["time"] * (iteration - before)
+                done += iteration - before
+                before = iteration
+        return seconds, done
+
+    def not_default(self) -> dict[str, tuple[Any, Any]]:
+        """Keys that are not at the package's default, with default and value."""
+        cfg = get_cfg()
+        add_mpcl_config(cfg)
+        known = yaml.safe_load(cfg.dump())
+        known["MODEL"].pop("DEVICE")  # its default is the machine's
+        ours = {**self.config, "MODEL": {**self.config["MODEL"]}}
+        ours["MODEL"].pop("DEVICE", None)
+        return {k: pair for k, pair in differences(known, ours).items() if pair[1] is not None}
+
+
+def read_contents(folders: Sequence[Path]) -> list[RunContents]:
+    """Each folder is one run.
+
+    Raises: ValueError: a folder holds no run, or a file of it is damaged.
+    """
+    names = shortest_names(folders)
+    return [_read(folder, name) for folder, name in zip(folders, names)]
+
+
+def _read(folder: Path, name: str) -> RunContents:
+    config = read_run(folder).config
+    rows = sorted(metrics_rows(folder / "metrics.json"), key=lambda row: row["iteration"])
+    return RunContents(name, folder, config, rows, read_sessions(folder), _confusions(folder))
+
+
+def _confusions(folder: Path) -> list[Confusion]:
+    found = []
+    for file in sorted(folder.glob("inference/*/confusion_*.json")):
+        network = file.stem.removeprefix("confusion_")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found.append(Confusion(file.parent.name, network, **content))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{file} is no confusion matrix: {error}") from None
+    order = {network: i for i, network in enumerate(NETWORKS)}
+    return sorted(found, key=lambda c: (c.dataset, order.get(c.network, len(order))))
+
+
+def settings_that_differ(runs: Sequence[RunContents]) -> dict[str, list[Any]]:
+    """Dotted keys in which the configs of the runs differ, with the value of each run."""
+    keys: dict[str, None] = {}
+    for run in runs[1:]:
+        keys |= dict.fromkeys(differences(runs[0].config, run.config))
+    return {key: [_lookup(run.config, key) for run in runs] for key in keys}
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,150 @@
+"""Series over iterations, as charts that plotly.js draws. Pure.
+
+A chart is a dict: ``id``, ``title``, ``unit``, ``help`` (a sentence), and ``traces``, each with
+``run`` (its index), ``x``, ``y``, ``dash``, ``symbol`` and ``name``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .contents import NETWORKS, RunContents
+
+Chart = dict[str, Any]
+
+MOST_POINTS = 1000  # of a curve
+
+# Title, unit and meaning by key; keys that are not named appear under their own name.
+_KNOWN = {
+    "total_loss": ("Total loss", "", "sum of the losses below"),
+    "loss_sem_seg": ("Source loss", "", "cross-entropy on labelled source images"),
+    "loss_sem_seg_mix": ("Mixed loss", "", "cross-entropy on class-mixed images"),
+    "loss_sem_seg_masked": ("Masked loss", "", "cross-entropy on masked target images (MIC)"),
+    "loss_contrast": ("Contrastive loss", "", "pixels against prototypes, weighted"),
+    "loss_consistency": ("Consistency loss", "", "prototypes against pseudo-labels, weighted"),
+    "loss_feature_distance": ("Feature distance", "", "to the frozen ImageNet encoder"),
+    "lr": ("Learning rate", "", "of the first parameter group"),
+    "pseudo_label/confident_fraction": (
+        "Confident pseudo-labels",
+        "share",
+        "target pixels above the confidence threshold",
+    ),
+    "pseudo_label/class_entropy": (
+        "Class entropy of pseudo-labels",
+        "share",
+        "1 = all classes alike, 0 = a single one",
+    ),
+    "teacher/momentum": ("Teacher momentum", "", "weight kept of the teacher"),
+    "prototypes/usage_entropy": (
+        "Prototype usage",
+        "share",
+        "evenness within a class: 1 = all prototypes alike, 0 = a single one",
+    ),
+    "prototypes/dead": ("Dead prototypes", "", "without a pixel for PROTOTYPES.DEAD_AFTER updates"),
+    "prototypes/started": ("Classes with prototypes", "", ""),
+    "prototypes/drift": ("Prototype drift", "", "root mean square step of an update"),
+    "prototypes/variance": ("Prototype variance", "", "mean stored variance"),
+    "prototypes/marginal_violation": ("Sinkhorn violation", "", "0 = perfectly balanced"),
+    "prototypes/bank_fill_mean": ("Feature bank", "share", "filled, mean over classes"),
+    "prototypes/bank_fill_min": ("Feature bank, emptiest class", "share", "filled"),
+    "time": ("Time of an iteration", "s", "without evaluations"),
+    "data_time": ("Waiting for data", "s", "part of the time of an iteration"),
+    "gpu/max_mem_MiB": ("Peak GPU memory", "MiB", "allocated by tensors"),
+    "[metric] max_mem_MiB": ("Peak memory of the process", "MiB", ""),
+    "skipped_steps": ("Skipped steps", "", "whose loss or gradient was not finite, in all"),
+}
+_HIDDEN = {"iteration", "eta_seconds"}
+_COST = ("time", "data_time", "gpu/", "[metric]", "rank_data_time")
+
+
+def quality_charts(runs: Sequence[RunContents]) -> list[Chart]:
+    """Mean IoU of teacher and student over the evaluations, one chart a data set."""
+    datasets = dict.fromkeys(name for run in runs for _, s in run.evaluations for name in s)
+    charts = []
+    for dataset in datasets:
+        traces = [
+            trace
+            for index, run in enumerate(runs)
+            for network in NETWORKS
+            if (trace := _score_trace(index, run, dataset, network))
+        ]
+        metric = " / ".join(dict.fromkeys(run.headline for run in runs))
+        charts.append(
+            {
+                "id": f"miou-{dataset}",
+                "title": f"{metric} on {dataset}",
+                "unit": "%",
+                "help": "● solid: teacher, ◇ dashed: student",
+                "traces": traces,
+            }
+        )
+    return charts
+
+
+def _score_trace(index: int, run: RunContents, dataset: str, network: str) -> Chart | None:
+    points = [
+        (iteration, value)
+        for iteration, scores in run.evaluations
+        if (value := scores.get(dataset, {}).get(network, {}).get(run.headline)) is not None
+    ]
+    if not points:
+        return None
+    return {
+        "run": index,
+        "name": f"{run.name}, {network}",
+        "dash": "dash" if network == "student" else "solid",
+        "symbol": "diamond-open" if network == "student" else "circle",
+        "x": [x for x, _ in points],
+        "y": [round(y, 3) for _, y in points],
+    }
+
+
+def training_charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
+    """The other curves of metrics.json, by heading."""
+    keys = list(dict.fromkeys(key for run in runs for row in run.rows for key in row))
+    keys = sorted(k for k in keys if k not in _HIDDEN and not _is_score(k))
+    order = {key: i for i, key in enumerate(_KNOWN)}
+    keys.sort(key=lambda key: order.get(key, len(order)))
+    headings: dict[str, Callable[[str], bool]] = {
+        "Losses": lambda key: "loss" in key and "/" not in key,
+        "Learning rate and pseudo-labels": lambda key: key == "lr" or key.startswith("pseudo"),
+        "Prototypes": lambda key: key.startswith("prototypes/"),
+        "Timings and memory": lambda key: key.startswith(_COST),
+        "More": lambda key: True,
+    }
+    charts: dict[str, list[Chart]] = {heading: [] for heading in headings}
+    for key in keys:
+        heading = next(name for name, belongs in headings.items() if belongs(key))
+        charts[heading].append(_chart(runs, key))
+    return {heading: found for heading, found in charts.items() if found}
+
+
+def _is_score(key: str) -> bool:
+    return "sem_seg/" in key or "sem_seg_student/" in key
+
+
+def _chart(runs: Sequence[RunContents], key: str) -> Chart:
+    title, unit, words = _KNOWN.get(key, (key, "", ""))
+    traces = []
+    for index, run in enumerate(runs):
+        found = [(int(row["iteration"]), row[key]) for row in run.rows if key in row]
+        points = [(x, y) for x, y in found if math.isfinite(y)]
+        if points:
+            points = thin_out(points)
+            traces.append(
+                {
+                    "run": index,
+                    "name": run.name,
+                    "dash": "solid",
+                    "symbol": "circle",
+                    "x": [x for x, _ in points],
+                    "y": [float(f"{y:.5g}") for _, y in points],
+                }
+            )
+    return {"id": key, "title": title, "unit": unit, "help": words, "traces": traces}
+
+
+def thin_out(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most MOST_POINTS of them, evenly spaced, the last one among them."""
+    step = -(-len(points) // MOST_POINTS)
+    return points[::-1][::step][::-1]

@@ -1,0 +1,244 @@
+"""The report as one file: text, tables, charts, pictures and the library that draws them."""
+
+import json
+import logging
+import string
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from ...utils.atomic_write import write_atomically
+from ..prototype_inspection import inspect
+from ..scenes import Networks, load
+from . import tables
+from .contents import NETWORKS, RunContents, read_contents
+from .curves import Chart, quality_charts, training_charts
+from .gallery import gallery
+from .samples import samples
+
+logger = logging.getLogger(__name__)
+
+# Told apart by the colour-blind, and dark enough on white (contrast of 3:1 or more).
+COLORS = ("#0072b2", "#d55e00", "#007a5a", "#a8488a", "#8a6100", "#2f7fb8", "#000000", "#6b6b6b")
+
+
+def write_report(
+    folders: Sequence[Path], output: Path, *, images: int = 6, patches: int = 3, width: int = 512
+) -> list[str]:
+    """Writes the page about the runs in ``folders``.
+
+    Args:
+        images: of the test set, predicted by each run; and half of those that prototypes are
+            looked for in, a domain. 0: nothing that needs a checkpoint or data.
+        patches: of each prototype.
+        width: of pictures, in pixels, at most.
+
+    Returns: what is missing in it, in sentences that the page shows, too.
+    Raises: ValueError: a folder holds no run, a file is damaged, or plotly is not installed.
+    """
+    library = plotly_js()
+    runs = read_contents(folders)
+    notes: list[str] = []
+    loaded = _load(runs, notes) if images else {}
+    data = _data(runs, loaded, images, width, notes)
+    galleries = _galleries(runs, loaded, images, patches, notes) if images else ""
+    content = _fill(runs, data, galleries, notes, library)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, content.encode())
+    return notes
+
+
+def plotly_js() -> str:
+    """The drawing library.
+
+    Raises: ValueError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ValueError(
+            "the report draws with plotly, which is not installed: pip install -e '.[report]'"
+        ) from error
+    return str(get_plotlyjs())
+
+
+def _load(runs: Sequence[RunContents], notes: list[str]) -> dict[int, Networks]:
+    """Networks by index of their run; what cannot be loaded is noted and left out."""
+    loaded: dict[int, Networks] = {}
+    for index, run in enumerate(runs):
+        try:
+            loaded[index] = load(run.folder)
+        except (ValueError, OSError) as error:
+            notes.append(f"{run.name}: no pictures, its checkpoint cannot be loaded ({error}).")
+    return loaded
+
+
+def _data(
+    runs: Sequence[RunContents],
+    loaded: dict[int, Networks],
+    images: int,
+    width: int,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What the page's script works on."""
+    return {
+        "runs": [{"name": r.name, "color": COLORS[i % len(COLORS)]} for i, r in enumerate(runs)],
+        "charts": [*quality_charts(runs), *(c for g in training_charts(runs).values() for c in g)],
+        "scores": _class_scores(runs),
+        "confusions": [
+            {"run": i, **asdict(confusion)}
+            for i, r in enumerate(runs)
+            for confusion in r.confusions
+        ],
+        "samples": _samples(runs, loaded, images, width, notes),
+    }
+
+
+def _class_scores(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
+    """By data set: classes, and for each run and network their IoU (None = absent)."""
+    found = []
+    for dataset in dict.fromkeys(name for run in runs for name in run.scores):
+        classes = _classes(runs, dataset)
+        series = [
+            {
+                "run": index,
+                "network": network,
+                "values": [run.scores[dataset][network].get(f"IoU-{name}") for name in classes],
+            }
+            for index, run in enumerate(runs)
+            for network in NETWORKS
+            if run.scores.get(dataset, {}).get(network)
+        ]
+        found.append({"dataset": dataset, "classes": classes, "series": series})
+    return found
+
+
+def _classes(runs: Sequence[RunContents], dataset: str) -> list[str]:
+    """In the order of the data set, where it is registered."""
+    metrics = dict.fromkeys(
+        metric.removeprefix("IoU-")
+        for run in runs
+        for scores in run.scores.get(dataset, {}).values()
+        for metric in scores
+        if metric.startswith("IoU-")
+    )
+    known = []
+    if dataset in MetadataCatalog:
+        known = [c for c in MetadataCatalog.get(dataset).get("stuff_classes", []) if c in metrics]
+    return [*known, *(name for name in metrics if name not in known)]
+
+
+def _samples(
+    runs: Sequence[RunContents],
+    loaded: dict[int, Networks],
+    images: int,
+    width: int,
+    notes: list[str],
+) -> dict[str, Any] | None:
+    shown: dict[int, Networks] = {}
+    first: Any = None
+    for index, networks in loaded.items():
+        sets = networks.cfg.DATASETS.TEST
+        about = sets[0] if sets else None
+        first = first or about
+        if about is None or about != first:
+            notes.append(
+                f"{runs[index].name}: no predictions, it is tested on {about or 'no set'}."
+            )
+        else:
+            shown[index] = networks
+    if not shown:
+        return None
+    try:
+        return samples(shown, images, width)
+    except (ValueError, OSError) as error:
+        notes.append(f"No predictions: {error}.")
+        return None
+
+
+def _galleries(
+    runs: Sequence[RunContents],
+    loaded: dict[int, Networks],
+    images: int,
+    patches: int,
+    notes: list[str],
+) -> str:
+    parts = []
+    for index, networks in loaded.items():
+        if networks.student.prototype_head is None:
+            continue
+        try:
+            found = inspect(networks, number=2 * images, patches=patches, folder=runs[index].folder)
+        except (ValueError, OSError) as error:
+            notes.append(f"{runs[index].name}: no prototypes shown ({error}).")
+            continue
+        parts.append(f"<h3>{escape(runs[index].name)}</h3>{gallery(found, index)}")
+    return "".join(parts)
+
+
+def _fill(
+    runs: Sequence[RunContents],
+    data: dict[str, Any],
+    galleries: str,
+    notes: Sequence[str],
+    library: str,
+) -> str:
+    swatches = [
+        f'<span class="swatch" style="background:{r["color"]}"></span>' for r in data["runs"]
+    ]
+    groups = {"Mean IoU": quality_charts(runs), **training_charts(runs)}
+    page = {
+        "title": escape("Report: " + ", ".join(run.name for run in runs)),
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
+        "summary": tables.summary(runs, swatches),
+        "differing": tables.differing_settings(runs),
+        "details": "".join(
+            f"<h3>{swatch}{escape(run.name)}</h3>{tables.run_details(run)}"
+            for run, swatch in zip(runs, swatches)
+        ),
+        "curves": "".join(_chart_group(heading, charts) for heading, charts in groups.items()),
+        "class_tables": "".join(
+            tables.class_scores(runs, scores["dataset"], scores["classes"])
+            for scores in data["scores"]
+        ),
+        "galleries": galleries or "<p>None of the runs shows prototypes here.</p>",
+        "style": _asset("page.css"),
+        "script": _asset("page.js"),
+        "library": library,
+        # In a script element only "</" can end it.
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+    }
+    return string.Template(_asset("page.html")).substitute(page)
+
+
+def _chart_group(heading: str, charts: Sequence[Chart]) -> str:
+    if not charts:
+        return ""
+    figures = "".join(
+        f'<figure class="card"><figcaption><strong>{escape(chart["title"])}</strong> '
+        f'<span class="help">{escape(chart["help"])}</span></figcaption>'
+        f'<div class="chart" data-chart="{escape(chart["id"])}" role="img" '
+        f'aria-label="{escape(_in_words(chart))}"></div></figure>'
+        for chart in charts
+    )
+    body = f'<div class="cards">{figures}</div>'
+    if heading == "More":
+        return f"<details><summary>More curves ({len(charts)})</summary>{body}</details>"
+    return f"<h3>{escape(heading)}</h3>{body}"
+
+
+def _in_words(chart: Chart) -> str:
+    """What the chart shows, for those who do not see it: where each curve ends."""
+    ends = ", ".join(f"{trace['name']} {trace['y'][-1]:.4g}" for trace in chart["traces"])
+    return f"Curve of {chart['title']} over iterations. Last values: {ends}."
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
