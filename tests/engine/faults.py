@@ -114,11 +114,11 @@ class KillWhileSaving:
             torch.save = torn
 
 
-def random_moments(seed: int, count: int) -> list[tuple[str, float]]:
-    """(stage of saving or "any", seconds after the start of training) in a random order."""
+def random_moments(seed: int, count: int) -> list[tuple[str, int, float]]:
+    """(stage of saving or "any", iterations, seconds after their end) in a random order."""
     draw = random.Random(seed)
-    stages = [STAGES[i % len(STAGES)] for i in range(count // 2)]
-    moments = [(stage, 0.0) for stage in stages]
-    moments += [("any", draw.uniform(0, 0.5)) for _ in range(count - len(moments))]
+    moments = [(STAGES[i % len(STAGES)], 0, 0.0) for i in range(count // 2)]
+    while len(moments) < count:
+        moments.append(("any", draw.randrange(3), draw.uniform(0, 0.1)))
     draw.shuffle(moments)
     return moments

@@ -21,7 +21,7 @@ from mpcl.engine import AdaptationTrainer
 from mpcl.engine.preemption import Preempted
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mpcl.engine", "mpcl.engine.launch"])
+FORKS.set_forkserver_preload(["mpcl.engine", "mpcl.engine.launch", "torch.utils.tensorboard"])
 
 # The smallest network there is: checkpoints of 6 MB, where MiT-b0's have 54.
 SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")

@@ -2,12 +2,11 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import FORKS, statuses
 from torch import nn
 
 from mpcl.engine.checkpointing import TrainingCheckpointer
@@ -142,30 +141,26 @@ def test_full_disk_leaves_the_earlier_checkpoint_whole_and_is_named(tmp_path, mo
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def save_beyond_the_limit(folder: Path, tell) -> None:
+    """A limit on the size of files is a full disk without root's rights: write(2) fails midway."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpointer = make(folder, size=200)
+    checkpointer.save("model_0000000")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        checkpointer.save("model_0000001")
+    except OSError as error:
+        tell.send(str(error))
+
+
 def test_write_that_the_kernel_refuses_halfway_is_reported_as_such(tmp_path):
-    # A limit on the size of files is a full disk without root's rights: write(2) fails midway.
     # In a process of its own, as the limit cannot be raised again.
-    script = f"""
-import resource, signal, sys
-from mpcl.engine.checkpointing import TrainingCheckpointer
-from torch import nn
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-checkpointer = TrainingCheckpointer(nn.Linear(200, 200), {str(tmp_path)!r})
-checkpointer.save("model_0000000")
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try:
-    checkpointer.save("model_0000001")
-except OSError as error:
-    sys.exit(str(error))
-"""
-    assert resource.RLIMIT_FSIZE and signal.SIGXFSZ  # POSIX
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
-    )
-    assert result.returncode == 1
-    assert os.strerror(errno.EFBIG) in result.stderr and "model_0000000.pth is whole" in (
-        result.stderr
-    )
+    told, tell = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=save_beyond_the_limit, args=(tmp_path, tell))
+    process.start()
+    assert statuses([process]) == [0]
+    message = told.recv()
+    assert os.strerror(errno.EFBIG) in message and "model_0000000.pth is whole" in message
     assert names(tmp_path) == ["last_checkpoint", "model_0000000.pth"]
 
 

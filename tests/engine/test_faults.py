@@ -1,6 +1,7 @@
 """Processes that are killed or die, at any moment: the run goes on and ends in the same weights."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from faults import KillWhileSaving, Ready, Signal, random_moments
 from processes import (
+    SMALLEST,
     Register,
     assert_equal_checkpoints,
     checkpoint,
@@ -21,22 +23,22 @@ from processes import (
 
 from mpcl.engine.checkpointing import TrainingCheckpointer
 
-EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 3, "VIS_PERIOD", 0)
+EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "VIS_PERIOD", 0)
 ROOT = Path(__file__).parents[2]
 
 
 def test_run_killed_at_twenty_random_moments_ends_in_the_same_weights(
     tiny_cfg, tiny_world, tmp_path
 ):
-    opts = (*EVERY_ITERATION, "SOLVER.MAX_ITER", 24, "LOG_PERIOD", 2, "OUTPUT_DIR")
+    opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", 40, "LOG_PERIOD", 4, "OUTPUT_DIR")
     undisturbed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "undisturbed"))
     killed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "killed"))
     (reference,) = start(undisturbed, tiny_world)
     moments, kills = random_moments(seed=0, count=20), 0
-    for number, (stage, seconds) in enumerate(moments):
+    for number, (stage, iterations, seconds) in enumerate(moments):
         if stage == "any":
             ready = tmp_path / f"ready_{number}"
-            ranks = start(killed, tiny_world, before=Ready(ready))
+            ranks = start(killed, tiny_world, before=Ready(ready, iterations))
             while not ready.exists() and ranks[0].is_alive():
                 time.sleep(0.01)
             time.sleep(seconds)
@@ -55,7 +57,7 @@ def test_run_killed_at_twenty_random_moments_ends_in_the_same_weights(
 
 def test_rank_that_is_killed_ends_the_other_one_soon(tiny_cfg, tiny_world):
     ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN", "SOLVER.MAX_ITER", 1000)
-    cfg = tiny_cfg("source_only", *ranks, "VIS_PERIOD", 0)
+    cfg = tiny_cfg("source_only", *SMALLEST, *ranks, "VIS_PERIOD", 0)
     fault = Signal(signal.SIGKILL, iteration=2, rank=1)
     survivor, died = start(cfg, tiny_world, world_size=2, before=fault)
     assert statuses([died]) == [-signal.SIGKILL]
@@ -91,10 +93,8 @@ train_net.cli()
 def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     tiny_cfg, tiny_world, tmp_path
 ):
-    import pickle
-
     ranks = ("MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN", "SOLVER.MAX_ITER", 4)
-    opts = (*EVERY_ITERATION, *ranks, "OUTPUT_DIR")
+    opts = (*EVERY_ITERATION, *SMALLEST, *ranks, "OUTPUT_DIR")
     undisturbed = tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed"))
     restarted = tiny_cfg("daformer", *opts, str(tmp_path / "restarted"))
     (tmp_path / "config.yaml").write_text(restarted.dump())
@@ -108,7 +108,7 @@ def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
     command = [*torchrun, str(tmp_path / "dies_once.py"), "--config-file"]
-    assert run(undisturbed, tiny_world, world_size=2) == [0, 0]
+    reference = start(undisturbed, tiny_world, world_size=2)
     result = subprocess.run(
         [*command, str(tmp_path / "config.yaml")],  # without --resume: the restart resumes
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -118,6 +118,7 @@ def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
+    assert statuses(reference) == [0, 0]
     assert (tmp_path / "died").exists() and "Starting training from iteration 2" in output
     assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(restarted.OUTPUT_DIR))
     assert metrics(undisturbed.OUTPUT_DIR) == metrics(restarted.OUTPUT_DIR)

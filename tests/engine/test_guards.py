@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import checkpoint, metrics, train
+from processes import SMALLEST, checkpoint, metrics, train
 
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.guards import Diverged
 
-SHORT = ("SOLVER.CHECKPOINT_PERIOD", 100, "VIS_PERIOD", 0, "DATALOADER.NUM_WORKERS", 0)
+SHORT = ("SOLVER.CHECKPOINT_PERIOD", 100, "VIS_PERIOD", 0, *SMALLEST)
 
 
 def spoil(trainer, iterations, where: str) -> None:

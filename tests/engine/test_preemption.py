@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from faults import Ready, Signal
-from processes import FORKS, run, start, statuses
+from processes import FORKS, SMALLEST, run, start, statuses
 
 from mpcl.engine.preemption import EXIT_PREEMPTED, StopSignals
 
-SHORT = ("SOLVER.CHECKPOINT_PERIOD", 100, "VIS_PERIOD", 0)
+SHORT = ("SOLVER.CHECKPOINT_PERIOD", 100, "VIS_PERIOD", 0, *SMALLEST)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
