@@ -91,7 +91,7 @@ def _add_data_config(cfg: CN) -> None:
     cfg.DATALOADER.ON_BAD_FILE = "error"
     cfg.DATALOADER.MAX_BAD_FILES = 10  # different files skipped before the run stops all the same
 
-    # Rare-class sampling (DAFormer, arXiv:2111.14887, Eq. 6-7).
+    # Rare-class sampling (DAFormer, arXiv:2111.14887, Sec. 3.3).
     cfg.DATALOADER.RARE_CLASS = CN()
     cfg.DATALOADER.RARE_CLASS.ENABLED = True  # False draws source images evenly
     cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 0.01  # the lower, the more often rare classes are drawn
@@ -183,7 +183,7 @@ def _add_self_training_config(cfg: CN) -> None:
     # target: all target images of the batch; pair: the first source and the first target image.
     st.MASKED.IMAGES = "target"
     st.MASKED.AUGMENT = True  # strong augmentation before masking
-    # Feature distance to the frozen ImageNet encoder (DAFormer, arXiv:2111.14887, Eq. 9-11).
+    # Feature distance to the frozen ImageNet encoder (DAFormer, arXiv:2111.14887, Sec. 3.3).
     st.FEATURE_DISTANCE = CN()
     st.FEATURE_DISTANCE.WEIGHT = 0.0  # of its loss; needs MODEL.WEIGHTS; 0 switches it off
     st.FEATURE_DISTANCE.CLASSES = (

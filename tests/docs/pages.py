@@ -1,0 +1,96 @@
+"""The pages of the documentation, and the commands, files and links that they hold."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+        *(ROOT / "projects" / "MPCL").glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+)
+SHELLS = {"bash", "sh", "shell", "console"}
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+INLINE = re.compile(r"`((?:python[\d.]*|make|torchrun|pip|apt|source|export|tensorboard) [^`]+)`")
+
+# What stands for something of the reader's own, and what the tests read instead.
+PLACEHOLDERS = {
+    "--config-file ...": "--config-file projects/MPCL/configs/mic_gauss.yaml",
+    "--config-file CONFIG": "--config-file projects/MPCL/configs/mic_gauss.yaml",
+    "configs/X.yaml": "configs/mic_gauss.yaml",
+    "<config>": "daformer_gauss",
+    "<keys>": "SEED 1",
+    "<run>": "daformer_gauss",
+    "<name>": "name",
+    "<tree>": "data",
+    " ...": "",
+}
+
+
+class Block(NamedTuple):
+    page: str  # relative to the root
+    line: int  # of the page, from 1
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    page: str
+    line: int
+    text: str  # as printed, in one line
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.text}"
+
+
+@cache
+def read(page: Path) -> str:
+    return page.read_text()
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text, name = read(page), page.relative_to(ROOT).as_posix()
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 2
+        yield Block(name, line, match["language"], match["text"])
+
+
+def commands(page: Path) -> list[Command]:
+    """Of shell blocks and of code in running text, in their order."""
+    found = [command for block in blocks(page) for command in _commands_of(block)]
+    name, text = page.relative_to(ROOT).as_posix(), FENCE.sub(_blank, read(page))
+    for match in INLINE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(_command(name, line, " ".join(match[1].split())))
+    return sorted(found, key=lambda command: command.line)
+
+
+def _commands_of(block: Block) -> Iterator[Command]:
+    if block.language not in SHELLS:
+        return
+    line = block.line
+    for text in re.sub(r" *\\\n *", " \0", block.text).split("\n"):
+        first, line = line, line + 1 + text.count("\0")
+        text = text.replace("\0", "").removeprefix("$ ")
+        for part in re.split(r" && | ; ", text):
+            if shlex.split(part, comments=True):
+                yield _command(block.page, first, part)
+
+
+def _command(page: str, line: int, text: str) -> Command:
+    text = re.sub(r" +#.*", "", text)
+    read_as = text
+    for written, meant in PLACEHOLDERS.items():
+        read_as = read_as.replace(written, meant)
+    return Command(page, line, text, shlex.split(read_as, comments=True))
+
+
+def _blank(match: re.Match[str]) -> str:
+    return "\n" * match[0].count("\n")

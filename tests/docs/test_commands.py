@@ -1,0 +1,89 @@
+"""Every command of the documentation is one that works.
+
+All are read here by the real parser of the tool and by the config loader. Those of GETTING_STARTED
+and PREDICT are run as well (test_getting_started.py, test_predict_page.py), those of ABLATIONS in
+tests/engine/test_ablations.py, `make demo` in tests/tools/test_demo.py, `make setup`, `make lint`
+and `make test` by .ci/run.
+"""
+
+import re
+
+import pytest
+from pages import PAGES, ROOT, SHELLS, blocks, commands
+from real_parsers import check_make, check_python, check_torchrun, is_script
+
+# Commands that no test can run or read, each with its reason.
+NOT_RUN = {
+    r"python\S* -m pip ": "changes the environment and needs a package index",
+    r"pip ": "changes the environment and needs a package index",
+    r"pip-compile ": "a program of a package that the tests do not need; asks a package index",
+    r"pip-audit$": "a program of a package that the tests do not need; asks a public database",
+    r"apt install ": "changes the machine",
+    r"source \.venv/bin/activate$": "changes the reader's shell",
+    r"export [A-Z0-9_]+=": "changes the reader's shell",
+    r"tensorboard --logdir ": "a server of another project, which runs until it is stopped",
+}
+COMMANDS = [command for page in PAGES for command in commands(page)]
+
+
+def check(words: list[str]) -> None:
+    program, *arguments = words
+    if re.fullmatch(r"python[\d.]*", program):
+        check_python(arguments)
+    elif is_script(program):
+        check_python(words)
+    elif program == "torchrun":
+        check_torchrun(arguments)
+    elif program == "make":
+        check_make(arguments)
+    else:
+        raise AssertionError(f"{program} is no tool of the project and not in NOT_RUN")
+
+
+def is_excluded(text: str) -> bool:
+    return any(re.match(pattern, text) for pattern in NOT_RUN)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not is_excluded(c.text)], ids=str)
+def test_the_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check(command.words)
+
+
+def test_nothing_is_left_out_without_need():
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command.text) for command in COMMANDS), pattern
+    assert len(COMMANDS) > 60
+
+
+def test_commands_stand_in_shell_blocks():
+    """Elsewhere they would not be checked."""
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language not in SHELLS:
+                hidden = re.search(r"^(python\S* (tools|datasets)/|make [a-z])", block.text, re.M)
+                assert not hidden, f"{block.page}:{block.line}"
+
+
+TRAIN = "python tools/train_net.py --config-file projects/MPCL/configs"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "python tools/nothing.py",
+        "python tools/predict.py --input a.png --output o --no-such-option",
+        f"{TRAIN}/nothing.yaml",
+        f"{TRAIN}/mic.yaml SOLVER.MAX 1",
+        f"{TRAIN}/mic.yaml SEED x",
+        "python tools/check_data.py no_such_sem_seg_train",
+        "make nothing",
+        "make test THREADS=1",
+        "torchrun --nproc-per-node 2 tools/nothing.py",
+        "frobnicate",
+    ],
+)
+def test_a_command_that_does_not_work_is_found(text, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((AssertionError, ValueError, SystemExit)):
+        check(text.split())

@@ -1,0 +1,91 @@
+"""docs/PREDICT.md: each command is run on a tiny MIC, and each block of Python."""
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from checkpoint_fixtures import official_segmentor
+from conftest import NUM_CLASSES, TINY, draw_scene
+from detectron2.modeling import build_model
+from pages import ROOT, blocks
+from run_fixtures import save_run
+from sandbox import enter, run, runnable, save
+
+PAGE = ROOT / "docs" / "PREDICT.md"
+NO_ONNX = importlib.util.find_spec("onnxruntime") is None
+
+
+class Camera:
+    """Two frames, then Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        self.frames = 0
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def release(self) -> None:
+        pass
+
+    def read(self):
+        self.frames += 1
+        if self.frames > 2:
+            raise KeyboardInterrupt
+        return True, np.full((64, 96, 3), 90, np.uint8)
+
+
+@pytest.fixture
+def checkout(tiny_cfg, tmp_path, monkeypatch) -> Path:
+    """The reader's folder: a run, a published checkpoint, photographs, a video and a slim file."""
+    enter(tmp_path, monkeypatch)
+    one_window = ("MODEL.HRDA.DETAIL_SIZE", (64, 64))  # ONNX unrolls them: seconds each
+    cfg = tiny_cfg("mic_gauss", *one_window, "OUTPUT_DIR", "output/gta5_to_cityscapes/mic_gauss")
+    folder = save_run(cfg)
+    published = official_segmentor(build_model(cfg))
+    state = {f"model.{name}": tensor for name, tensor in published.items()}
+    Path("mic_hrda").mkdir()
+    torch.save({"state_dict": state, "meta": {"iter": 40000}}, "mic_hrda/latest.pth")
+    photos = ("photos/a.png", "photos/deep/b.jpg", "drive/monday/c.png", "street.jpg")
+    for i, name in enumerate(photos):
+        save(draw_scene(np.random.default_rng(i), "target")[0], Path(name))
+    video = cv2.VideoWriter("drive.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
+    for i in range(3):
+        video.write(draw_scene(np.random.default_rng(i), "target")[0])
+    video.release()
+    return folder
+
+
+def slim(commands: list) -> list:
+    """The commands that write a slim file first: the page uses it before it explains it."""
+    return sorted(commands, key=lambda command: "slim" not in command.words)
+
+
+def test_every_command_works(checkout, tiny_world, monkeypatch, capsys):
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda x: Camera(x) if x == 0 else capture(x))
+    small = [*TINY, "DATASETS.TEST", f"('{tiny_world['val']}',)"]
+    steps = slim(runnable(PAGE))
+    for command in steps:
+        if not (NO_ONNX and "onnx" in command.words):
+            run(command, small)
+    assert len(steps) == 8
+    said = capsys.readouterr().out
+    assert "matched" in said and "mIoU" in said and "largest difference" in said
+    assert Path("out/overlay/camera_0.mp4").is_file()
+
+
+@pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda page: page.name)
+def test_the_library_works_as_printed(checkout, page, capsys):
+    image = draw_scene(np.random.default_rng(0), "target")[0]
+    programs = [block.text for block in blocks(page) if block.language == "python"]
+    assert programs
+    for program in programs:
+        names = {"image_1": image, "image_2": image[:40]}
+        exec(program, names)
+        assert names["labels"].shape == (64, 96) and names["logits"].shape[0] == NUM_CLASSES
