@@ -188,25 +188,17 @@ def test_resuming_a_finished_run_changes_nothing(tiny_cfg, tmp_path):
     assert metrics(cfg.OUTPUT_DIR) == lines
 
 
-def test_lines_of_the_iterations_after_the_checkpoint_are_written_once(tiny_cfg):
-    short = (
-        *SHORT,
-        *SMALLEST,
-        "SOLVER.MAX_ITER",
-        4,
-        "SOLVER.CHECKPOINT_PERIOD",
-        2,
-        "LOG_PERIOD",
-        1,
-    )
-    cfg = tiny_cfg("source_only", *short)
+def test_run_whose_last_iterations_are_lost_goes_on_from_the_checkpoint_before_them(tiny_cfg):
+    short = (*SHORT, *SMALLEST, "SOLVER.CHECKPOINT_PERIOD", 2, "LOG_PERIOD", 1)
+    cfg = tiny_cfg("daformer_gauss", *short, "SOLVER.MAX_ITER", 4)
     train(cfg)
-    expected = metrics(cfg.OUTPUT_DIR)
+    before, expected = checkpoint(cfg.OUTPUT_DIR), metrics(cfg.OUTPUT_DIR)
     file = Path(cfg.OUTPUT_DIR, "metrics.json")
     file.write_text(file.read_text() + '{"iteration": 3, "loss_sem_')  # cut off by a kill
     Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
-    train(cfg)
-    assert metrics(cfg.OUTPUT_DIR) == expected
+    assert train(cfg).start_iter == 2
+    assert_equal_checkpoints(before, checkpoint(cfg.OUTPUT_DIR))
+    assert metrics(cfg.OUTPUT_DIR) == expected  # each line once
     assert sorted(expected) == [0, 1, 2, 3, 4]  # the last is the final evaluation
 
 

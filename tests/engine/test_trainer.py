@@ -14,9 +14,9 @@ from mpcl.engine.evaluate import evaluate_checkpoint
 METHODS = ["source_only", "daformer", "daformer_centroid", "daformer_gauss", "mic_gauss"]
 
 
-def train(cfg, resume=False):
+def train(cfg):
     trainer = AdaptationTrainer(cfg)
-    trainer.resume_or_load(resume)
+    trainer.resume_or_load(resume=False)
     trainer.train()
     return trainer
 
@@ -25,22 +25,6 @@ def written_metrics(cfg) -> list[dict]:
     return [
         json.loads(line) for line in Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
     ]
-
-
-def states(trainer) -> dict[str, torch.Tensor]:
-    """Everything that training changes, by name."""
-    found = {f"student.{k}": v for k, v in trainer.student.state_dict().items()}
-    if trainer.teacher is not None:
-        found |= {f"teacher.{k}": v for k, v in trainer.teacher.state_dict().items()}
-    for i, state in trainer.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
-    return found
-
-
-def assert_equal_bytes(left: dict, right: dict):
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert not different
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,27 +69,6 @@ def test_loss_falls_on_a_repeated_world(tiny_cfg):
     train(cfg)
     losses = [row["loss_sem_seg"] for row in written_metrics(cfg) if "loss_sem_seg" in row]
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
-
-
-@pytest.mark.parametrize(
-    ("method", "workers"), [*((method, 0) for method in METHODS), ("daformer_gauss", 2)]
-)
-def test_resumed_run_equals_straight_run(tiny_cfg, method, workers):
-    straight = train(tiny_cfg(method, "DATALOADER.NUM_WORKERS", workers))
-    expected = {k: v.clone() for k, v in states(straight).items()}
-    output = Path(straight.cfg.OUTPUT_DIR)
-    # As after a kill in iteration 4: the checkpoint after iteration 2 is the newest.
-    (output / "last_checkpoint").write_text("model_0000002.pth")
-    resumed = train(tiny_cfg(method, "DATALOADER.NUM_WORKERS", workers), resume=True)
-    assert resumed.start_iter == 3
-    assert_equal_bytes(expected, states(resumed))
-
-
-def test_resume_with_another_seed_is_refused(tiny_cfg):
-    train(tiny_cfg("daformer", "SOLVER.MAX_ITER", 3))
-    trainer = AdaptationTrainer(tiny_cfg("daformer", "SEED", 5))
-    with pytest.raises(ValueError, match="SEED was 0 and is 5"):
-        trainer.resume_or_load(resume=True)
 
 
 def test_eval_only_gives_the_scores_of_the_run(tiny_cfg):
