@@ -9,6 +9,7 @@ and `make test` by .ci/run.
 import re
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pages import PAGES, ROOT, SHELLS, blocks, commands
 from real_parsers import check_make, check_python, check_torchrun, is_script
 
@@ -63,6 +64,23 @@ def test_commands_stand_in_shell_blocks():
             if block.language not in SHELLS:
                 hidden = re.search(r"^(python\S* (tools|datasets)/|make [a-z])", block.text, re.M)
                 assert not hidden, f"{block.page}:{block.line}"
+
+
+LIBRARY = [b for page in PAGES for b in blocks(page) if b.language == "python"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b for b in LIBRARY if "Predictor" not in b.text],  # these: test_predict_page.py
+    ids=lambda block: f"{block.page}:{block.line}",
+)
+def test_python_of_the_pages_runs(block):
+    known = set(DatasetCatalog)
+    exec(block.text, {})
+    for name in set(DatasetCatalog) - known:
+        assert name in block.text
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 TRAIN = "python tools/train_net.py --config-file projects/MPCL/configs"

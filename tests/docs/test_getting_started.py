@@ -44,14 +44,14 @@ def test_every_command_works_in_the_order_of_the_page(checkout, capsys):
     steps = [command for command in runnable(PAGE) if not ELSEWHERE.keys() & set(command.words)]
     for command in steps:
         run(command, SHORT)
-    assert len(steps) == 11
+    assert len(steps) == 12
     said = capsys.readouterr().out
     names = {path.stem for path in Path("my_data/field/images").iterdir()}
     for kind in ("overlay", "train_ids"):
         assert {path.stem for path in Path("predictions", kind).iterdir()} == names
     ids = np.array(Image.open("from_slim/train_ids/0.png"))
     assert ids.shape == (64, 96) and ids.max() < 4
-    assert Path("comparison.png").is_file() and Path("leaves.pth").is_file()
+    assert all(Path(name).is_file() for name in ("comparison.png", "report.html", "leaves.pth"))
     # The label map was applied: classes in the evaluation, not grey values.
     assert "mildew" in said
 

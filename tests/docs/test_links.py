@@ -7,6 +7,7 @@ from functools import reduce
 from pathlib import Path
 
 import pytest
+import yaml
 from pages import FENCE, PAGES, ROOT, read
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -72,6 +73,24 @@ def test_every_page_can_be_reached_from_the_readme():
         pages = {(page.parent / link).resolve() for link in links if link.endswith(".md")}
         waiting += [other for other in pages - reached if other in PAGES]
     assert set(PAGES) <= reached
+
+
+def test_citation_and_licence_agree_with_the_readme_and_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    for needed in ("cff-version", "message", "title", "authors"):
+        assert citation[needed]
+    paper = citation["preferred-citation"]
+    readme = read(ROOT / "README.md")
+    for part in (paper["title"], paper["journal"], str(paper["volume"]), str(paper["year"])):
+        assert f"{{{part}}}" in readme
+    assert citation["license"] == "Apache-2.0" and 'license="Apache-2.0"' in read(ROOT / "setup.py")
+    assert f'version="{citation["version"]}"' in read(ROOT / "setup.py")
+    assert "Apache License" in read(ROOT / "LICENSE").splitlines()[1]
+
+
+def test_pictures_of_the_documentation_are_small():
+    pictures = list((ROOT / "docs" / "images").iterdir())
+    assert pictures and all(picture.stat().st_size < 200_000 for picture in pictures)
 
 
 PAPER_TO_CODE = ROOT / "projects" / "MPCL" / "README.md"
