@@ -8,7 +8,7 @@ stopped at random moments, in turn by SIGTERM and by SIGKILL, and resumed each t
 in the same state to the last bit, with the same log. Memory and open files are watched in both.
 
 Ends with a table, and soak.json in the output folder; status 1 where something is not as it should
-be. docs/RELIABILITY.md explains the figures. CPU; a few minutes.
+be. docs/RELIABILITY.md has the figures of a long one. CPU; about a minute with the defaults.
 """
 
 import argparse
@@ -41,7 +41,8 @@ IMAGES = 24  # of each domain
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.WEIGHTS": "",
-    "MODEL.MIT.VARIANT": "b0",
+    "MODEL.BACKBONE.NAME": "build_timm_backbone",
+    "MODEL.TIMM.NAME": "test_vit",  # the smallest encoder there is
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 16,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
     "MODEL.HRDA.DETAIL_SIZE": (32, 32),
