@@ -1,5 +1,6 @@
 """The pages of the documentation, and the commands, files and links that they hold."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -72,6 +73,15 @@ def commands(page: Path) -> list[Command]:
     return sorted(found, key=lambda command: command.line)
 
 
+def commands_of_docstring(script: Path) -> list[Command]:
+    """Examples at the head of a tool; what stands in brackets may be left out."""
+    name = script.relative_to(ROOT).as_posix()
+    text = re.sub(r" \[[^\]]*\]", "", ast.get_docstring(ast.parse(read(script))) or "")
+    text = re.sub(r" *\\\n *", " ", text)
+    lines = [line.strip() for line in text.splitlines()]
+    return [_command(name, 1, line) for line in lines if re.match(r"(python|torchrun) \S+ ", line)]
+
+
 def _commands_of(block: Block) -> Iterator[Command]:
     if block.language not in SHELLS:
         return
@@ -86,7 +96,7 @@ def _commands_of(block: Block) -> Iterator[Command]:
 
 def _command(page: str, line: int, text: str) -> Command:
     text = re.sub(r" +#.*", "", text)
-    read_as = text
+    read_as = re.sub(r" > \S+$", "", text)  # output into a file
     for written, meant in PLACEHOLDERS.items():
         read_as = read_as.replace(written, meant)
     return Command(page, line, text, shlex.split(read_as, comments=True))

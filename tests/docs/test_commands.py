@@ -10,7 +10,7 @@ import re
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pages import PAGES, ROOT, SHELLS, blocks, commands
+from pages import PAGES, ROOT, SHELLS, blocks, commands, commands_of_docstring
 from real_parsers import check_make, check_python, check_torchrun, is_script
 
 # Commands that no test can run or read, each with its reason.
@@ -25,6 +25,8 @@ NOT_RUN = {
     r"tensorboard --logdir ": "a server of another project, which runs until it is stopped",
 }
 COMMANDS = [command for page in PAGES for command in commands(page)]
+SCRIPTS = [*ROOT.glob("tools/*.py"), *ROOT.glob("datasets/prepare_*.py")]
+EXAMPLES = [command for script in sorted(SCRIPTS) for command in commands_of_docstring(script)]
 
 
 def check(words: list[str]) -> None:
@@ -51,10 +53,16 @@ def test_the_command_is_understood(command, monkeypatch):
     check(command.words)
 
 
+@pytest.mark.parametrize("command", EXAMPLES, ids=str)
+def test_an_example_of_a_tool_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check(command.words)
+
+
 def test_nothing_is_left_out_without_need():
     for pattern in NOT_RUN:
         assert any(re.match(pattern, command.text) for command in COMMANDS), pattern
-    assert len(COMMANDS) > 60
+    assert len(COMMANDS) > 60 and len(EXAMPLES) > 20
 
 
 def test_commands_stand_in_shell_blocks():
