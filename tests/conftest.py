@@ -158,6 +158,30 @@ def tiny_cfg(tiny_world, tmp_path, monkeypatch):
     return build
 
 
+@pytest.fixture(scope="session")
+def trained_runs(tiny_world, tmp_path_factory) -> dict[str, Path]:
+    """Output folders of two short finished runs, by method: ``source_only`` and
+    ``daformer_gauss``, the latter with prototypes; two evaluations and two checkpoints each."""
+    from mpcl.engine import AdaptationTrainer
+    from mpcl.engine.run_record import record_session
+
+    root = tmp_path_factory.mktemp("trained_runs")
+    data = ["DATASETS.TRAIN", (tiny_world["source"],), "DATASETS.TEST", (tiny_world["val"],)]
+    data += ["DATASETS.TRAIN_TARGET", (tiny_world["target"],)]
+    short = ["SOLVER.MAX_ITER", 4, "PROTOTYPES.INIT.ITER", 1, "PROTOTYPES.INIT.MIN_SAMPLES", 1]
+    short += ["SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2, "VIS_PERIOD", 0]
+    for method in ("source_only", "daformer_gauss"):
+        config_file = str(CONFIGS / f"{method}.yaml")
+        folder = root / method
+        cfg = get_cfg_from(config_file, [*data, *TINY, *short, "OUTPUT_DIR", str(folder)])
+        record_session(cfg, config_file, command=["train_net.py", "--config-file", method])
+        (folder / "config.yaml").write_text(cfg.dump())
+        trainer = AdaptationTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    return {method: root / method for method in ("source_only", "daformer_gauss")}
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Equal sums in every test, and no fight for cores between parallel test workers."""

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import numpy as np
 import torch
 import yaml
@@ -31,7 +32,6 @@ _PACKAGES = (
     "mpcl",
     "torch",
     "torchvision",
-    "detectron2",
     "timm",
     "numpy",
     "opencv-python-headless",
@@ -107,7 +107,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide on numbers."""
-    found = {"python": platform.python_version()}
+    # Detectron2's packages go by several names.
+    found = {"python": platform.python_version(), "detectron2": detectron2.__version__}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -119,6 +119,8 @@
   DATA.confusions.forEach((one, i) => confusionChoice.append(element("option", {
     value: i, textContent: `${DATA.runs[one.run].name}, ${one.network}, ${one.dataset}`,
   })));
+  const headline = DATA.confusions.map((one) => one.network).lastIndexOf("teacher");
+  if (headline >= 0) confusionChoice.value = headline;
   byId("confusion-part").hidden = !DATA.confusions.length;
   byId("no-confusion").hidden = !!DATA.confusions.length;
 

@@ -1,0 +1,228 @@
+"""The figures and the inspection of a small trained run, through the tools."""
+
+import json
+
+import inspect_prototypes
+import numpy as np
+import pytest
+import torch
+import visualize
+from PIL import Image
+
+from mpcl.data.labels import read_label
+from mpcl.engine.prototype_start import read_start
+from mpcl.visualization.activations import activation_maps
+from mpcl.visualization.feature_map import project, sample_pixels
+from mpcl.visualization.prototype_inspection import inspect
+from mpcl.visualization.rare_classes import frequencies
+from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+
+
+@pytest.fixture
+def gauss(trained_runs):
+    return load(trained_runs["daformer_gauss"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["activations", "--class-name", "sky", "--images", "2"],
+        ["features", "--method", "pca", "--pixels", "20"],
+        ["features", "--method", "tsne", "--pixels", "8", "--classes", "sky", "ground"],
+        ["class-mix", "--images", "3"],
+        ["pseudo-labels", "--images", "2"],
+        ["rare-classes"],
+    ],
+    ids=lambda words: "-".join(words[:3:2]),
+)
+def test_each_figure_is_written(trained_runs, tmp_path, words, capsys):
+    file = tmp_path / "folder" / "figure.png"
+    options = ["--run", str(trained_runs["daformer_gauss"]), "--output", str(file)]
+    visualize.main([words[0], *options, *words[1:]])
+    picture = np.asarray(Image.open(file).convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    assert capsys.readouterr().out.strip() == str(file)
+
+
+def test_runs_are_compared_side_by_side(trained_runs, tmp_path):
+    file = tmp_path / "comparison.png"
+    runs = [str(folder) for folder in trained_runs.values()]
+    visualize.main(["compare", *runs, "--images", "2", "--errors", "--output", str(file)])
+    assert Image.open(file).width == 4 * 96 + 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "message"),
+    [
+        ("daformer_gauss", ["activations", "--class-name", "moon"], "expected one of ground"),
+        ("source_only", ["activations", "--class-name", "sky"], "no prototypes"),
+        ("source_only", ["features"], "PROTOTYPES.TYPE is none"),
+        ("source_only", ["class-mix"], "no teacher"),
+        ("source_only", ["pseudo-labels"], "no teacher"),
+        ("daformer_gauss", ["features", "--classes", "moon"], "unknown classes"),
+    ],
+)
+def test_what_a_checkpoint_cannot_show_is_said(trained_runs, tmp_path, capsys, run, words, message):
+    options = ["--run", str(trained_runs[run]), "--output", str(tmp_path / "x.png")]
+    with pytest.raises(SystemExit, match="2"):
+        visualize.main([words[0], *options, *words[1:]])
+    assert message in capsys.readouterr().err
+
+
+def test_folder_without_a_run_and_a_missing_network_are_named(tmp_path, capsys):
+    for words, message in (
+        (["compare", str(tmp_path)], "no config.yaml"),
+        (["class-mix"], "name a network"),
+        (["rare-classes"], "name a config"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            visualize.main(words)
+        assert message in capsys.readouterr().err
+
+
+def test_evenly_spaced_indices_reach_from_the_first_to_the_last():
+    assert evenly_spaced(10, 4) == [0, 3, 6, 9]
+    assert evenly_spaced(2, 5) == [0, 1]
+    assert evenly_spaced(7, 1) == [0]
+    with pytest.raises(ValueError, match="positive"):
+        evenly_spaced(3, 0)
+
+
+def test_activation_maps_are_the_similarities_of_the_places(gauss):
+    (scene,) = load_scenes(gauss.cfg, "tiny_val", 1)
+    maps = activation_maps(gauss.student, scene, 2)
+    embeddings = embed(gauss.student, scene.record)
+    prototypes = gauss.student.prototype_head.prototypes
+    row, column = 3, 5
+    mean = prototypes.mean[2].double()
+    variance = prototypes.variance[2].double().clamp_min(prototypes.min_variance)
+    density = torch.distributions.Normal(mean, variance.sqrt())
+    expected = density.log_prob(embeddings[:, row, column].double()).mean(-1)
+    torch.testing.assert_close(maps[:, row, column].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sampled_pixels_have_the_class_and_domain_that_they_are_said_to_have(gauss):
+    domains = {
+        "source": load_scenes(gauss.cfg, "tiny_source", 2),
+        "target": load_scenes(gauss.cfg, "tiny_val", 2),
+    }
+    sample = sample_pixels(gauss.student, domains, [0, 2], per_class=5)
+    for domain, scenes in enumerate(domains.values()):
+        for index in (0, 2):
+            own = sample.embeddings[(sample.label == index) & (sample.domain == domain)]
+            assert len(own) == 5
+            all_pixels = np.concatenate(
+                [
+                    embed(gauss.student, s.record).flatten(1).t()[_grid(s.truth).ravel() == index]
+                    for s in scenes
+                ]
+            )
+            nearest = np.abs(all_pixels[None] - own[:, None]).max(-1).min(1)
+            assert (nearest < 1e-6).all()
+
+
+def _grid(truth):
+    return truth[::4, ::4]  # nearest neighbour at stride 4 takes the first of four
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_projection_keeps_two_far_groups_apart(method):
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 0.1, (20, 6)).astype(np.float32)
+    points[10:] += 20
+    plane = project(points, method)
+    assert plane.shape == (20, 2)
+    inner = max(np.ptp(plane[:10], axis=0).max(), np.ptp(plane[10:], axis=0).max())
+    assert np.linalg.norm(plane[:10].mean(0) - plane[10:].mean(0)) > inner
+
+
+def test_projection_refuses_unknown_methods_and_too_few_points():
+    with pytest.raises(ValueError, match=r"tsne.*pca"):
+        project(np.zeros((9, 3), np.float32), "umap")
+    with pytest.raises(ValueError, match="at least 4"):
+        project(np.zeros((3, 3), np.float32), "pca")
+
+
+def test_frequencies_are_those_of_the_labels(gauss):
+    found = frequencies(gauss.cfg, draws=2000)
+    scenes = load_scenes(gauss.cfg, "tiny_source", 6)
+    pixels = np.array([[(s.truth == c).sum() for c in range(4)] for s in scenes])
+    np.testing.assert_allclose(found.pixels, pixels.sum(0) / pixels.sum())
+    share = found.pixels
+    temperature = gauss.cfg.DATALOADER.RARE_CLASS.TEMPERATURE
+    expected = np.exp((1 - share) / temperature - ((1 - share) / temperature).max())
+    np.testing.assert_allclose(found.asked, expected / expected.sum())
+    assert found.images.tolist() == (pixels > 0).sum(0).tolist()
+    np.testing.assert_allclose(found.shown, (pixels > 0).mean(0), atol=0.05)
+
+
+def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
+    found = inspect(gauss, number=6, patches=2)
+    assert {p.class_name for p in found.prototypes} | set(found.waiting) == {
+        *gauss.metadata.stuff_classes
+    }
+    bank = gauss.student.prototype_head.prototypes
+    names = gauss.metadata.stuff_classes
+    count = {}
+    best = {}
+    for role, name in (("source", "tiny_source"), ("target", "tiny_val")):
+        for scene in load_scenes(gauss.cfg, name, 6):
+            pixels = embed(gauss.student, scene.record).flatten(1).t()
+            similarity = bank.similarity(pixels)
+            for n, c in enumerate(_grid(scene.truth).ravel()):
+                if c != 255 and bank.started[c]:
+                    k = int(similarity[n, c].argmax())
+                    key = (names[c], k + 1)
+                    count.setdefault(key, {"source": 0, "target": 0})[role] += 1
+                    best[key] = max(best.get(key, -1e9), float(similarity[n, c, k]))
+    for prototype in found.prototypes:
+        key = (prototype.class_name, prototype.number)
+        assert prototype.pixels == count.get(key, {"source": 0, "target": 0})
+        if key in best:
+            assert prototype.nearest[0].similarity == pytest.approx(best[key])
+            assert len({patch.file for patch in prototype.nearest}) == len(prototype.nearest)
+            place = prototype.nearest[0]
+            truth = read_label(place.file.replace(".png", "_label.png"))
+            height, width = truth.shape
+            at = truth[int(place.y * height) // 4 * 4, int(place.x * width) // 4 * 4]
+            assert names[at] == prototype.class_name
+        else:
+            assert prototype in found.unused and prototype.spread is None
+
+
+def test_drift_since_the_start_and_since_a_checkpoint(trained_runs, gauss):
+    folder = trained_runs["daformer_gauss"]
+    earlier = folder / "model_0000001.pth"
+    found = inspect(gauss, number=1, weights=[earlier], folder=folder)
+    now = gauss.student.prototype_head.prototypes.mean
+    mean, started = read_start(folder / "prototypes_start.pth")
+    then = torch.load(earlier, weights_only=True)["model"]["prototype_head.prototypes.mean"]
+    for prototype in found.prototypes:
+        c = gauss.metadata.stuff_classes.index(prototype.class_name)
+        k = prototype.number - 1
+        assert started[c]
+        since = (now[c, k] - mean[c, k]).square().mean().sqrt()
+        assert prototype.drift["start"] == pytest.approx(float(since), abs=1e-6)
+        since = (now[c, k] - then[c, k]).square().mean().sqrt()
+        if "model_0000001" in prototype.drift:
+            assert prototype.drift["model_0000001"] == pytest.approx(float(since), abs=1e-6)
+    assert any("model_0000001" in p.drift for p in found.prototypes)
+
+
+def test_inspection_is_written_as_table_json_and_pictures(trained_runs, tmp_path, capsys):
+    run = str(trained_runs["daformer_gauss"])
+    words = ["--run", run, "--images", "2", "--output", str(tmp_path / "out")]
+    inspect_prototypes.main(words)
+    text = capsys.readouterr().out
+    content = json.loads((tmp_path / "out/prototypes.json").read_text())
+    for word in ("usage %", "drift from start", "drift from model_0000001", "Dead: none"):
+        assert word in text
+    assert len(content["distances"]) == len(content["prototypes"])
+    for name in ("gallery.png", "distances.png"):
+        assert Image.open(tmp_path / "out" / name).width > 300
+
+
+def test_inspection_of_a_run_without_prototypes_is_refused(trained_runs, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        inspect_prototypes.main(["--run", str(trained_runs["source_only"])])
+    assert "no prototypes" in capsys.readouterr().err
