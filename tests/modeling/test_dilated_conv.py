@@ -28,9 +28,7 @@ def test_equals_the_plain_convolution_with_its_gradients(dilation, height, width
     torch.testing.assert_close(out, expected)
     direction = torch.randn_like(expected)
     gradients = torch.autograd.grad(out, (mine, conv.weight), direction)
-    torch.testing.assert_close(
-        gradients, torch.autograd.grad(expected, (plain, weight), direction)
-    )
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (plain, weight), direction))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -37,7 +37,7 @@ def test_own_similarity_is_the_diagonal_of_similarity(kind):
     points = torch.randn(C, 6, D)
     everything = prototypes.similarity(points.flatten(0, 1)).view(C, 6, C, K)
     own = torch.stack([everything[c, :, c] for c in range(C)])
-    torch.testing.assert_close(prototypes.own_similarity(points), own)
+    torch.testing.assert_close(prototypes.class_similarity(points), own)
 
 
 @pytest.mark.parametrize("distance", ["squared", "euclidean"])

@@ -4,7 +4,8 @@ import json
 
 import benchmark
 import pytest
-from benchmarks import timing
+import torch
+from benchmarks import sinkhorn, timing
 
 TINY = {
     "step": [
@@ -64,3 +65,13 @@ def test_memory_of_a_call_is_seen():
 
     _, mebibytes = timing.measure(lambda: torch.ones(64 * 2**20), "cpu")  # 256 MiB
     assert 200 < mebibytes < 400
+
+
+def test_the_loop_over_classes_computes_what_it_is_compared_with():
+    problems = [sinkhorn.Problem(400, 7, 3, 16, "cpu") for _ in range(2)]
+    for _ in range(2):
+        sinkhorn.all_at_once(problems[0])
+        sinkhorn.class_by_class(problems[1])
+    mine, loop = (problem.prototypes for problem in problems)
+    torch.testing.assert_close(mine.mean, loop.mean)
+    torch.testing.assert_close(mine.variance, loop.variance)

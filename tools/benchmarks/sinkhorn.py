@@ -1,5 +1,7 @@
 """The clustering step, all classes at once, against a loop over classes; the solver against POT."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from mpcl.prototypes.sinkhorn import assign, balance
 from .timing import Row, against, compare
 
 EPSILON, SWEEPS = 0.1, 10
+LOG_2_PI = math.log(2 * math.pi)
 
 
 def add_arguments(parser) -> None:
@@ -46,9 +49,7 @@ class Problem:
         self.name = f"{pixels:,} pixels, {classes} classes x {count}"
 
     def own_similarity(self) -> Tensor:
-        similarity = self.prototypes.similarity(self.embeddings)
-        index = self.label.view(-1, 1, 1).expand(-1, 1, self.count)
-        return similarity.gather(1, index).squeeze(1)
+        return self.prototypes.own_similarity(self.embeddings, self.label)
 
 
 @torch.no_grad()
@@ -61,27 +62,31 @@ def all_at_once(problem: Problem) -> None:
 
 @torch.no_grad()
 def class_by_class(problem: Problem) -> None:
-    """The straightforward way: gather a class, solve it, update its prototypes."""
+    """The straightforward way: gather a class, compare, solve, and average its pixels."""
     prototypes = problem.prototypes
     for c in range(problem.classes):
         pixels = problem.embeddings[problem.label == c]
         if len(pixels) == 0:
             continue
-        one = _only(prototypes, c)
-        similarity = one.similarity(pixels).squeeze(1)
+        mean, variance = prototypes.mean[c], prototypes.variance[c]
+        similarity = _log_likelihood(pixels, mean, variance)
         zeros = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
         table = balance(similarity, zeros, 1, epsilon=EPSILON, sweeps=SWEEPS)
-        one.update_(pixels, assign(similarity, zeros, table.potentials, EPSILON))
-        prototypes.mean[c], prototypes.variance[c] = one.mean[0], one.variance[0]
+        assigned = assign(similarity, zeros, table.potentials, EPSILON)
+        member = torch.nn.functional.one_hot(assigned, problem.count).float()
+        count = member.sum(0).clamp_min(1).unsqueeze(1)
+        first, second = member.T @ pixels / count, member.T @ pixels.square() / count
+        mean.lerp_(first, 1 - prototypes.momentum)
+        spread = second - 2 * mean * first + mean.square()
+        variance.lerp_(spread, 1 - prototypes.momentum)
 
 
-def _only(prototypes: GaussianPrototypes, c: int) -> GaussianPrototypes:
-    one = GaussianPrototypes(1, *prototypes.mean.shape[1:], momentum=0.999).to(
-        prototypes.mean.device
-    )
-    started = torch.ones(1, dtype=torch.bool, device=prototypes.mean.device)
-    one.start_(started, prototypes.mean[c : c + 1], prototypes.variance[c : c + 1])
-    return one
+def _log_likelihood(pixels: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """(n, K), averaged over the channels."""
+    precision = 1 / variance
+    distance = pixels.square() @ precision.T - 2 * pixels @ (mean * precision).T
+    distance += (mean.square() * precision).sum(1)
+    return -0.5 * (distance + variance.log().sum(1) + LOG_2_PI * mean.shape[1]) / mean.shape[1]
 
 
 def _step(problem: Problem, args) -> list[Row]:

@@ -75,8 +75,8 @@ def _to_phases(rows: Tensor, layout: _Phases) -> Tensor:
     return rows.index_select(0, layout.pixel).index_fill_(0, layout.empty, 0)
 
 
-# Every pixel has one place, so that splitting and joining are each other's gradients; autograd's own
-# would add the rows up one by one.
+# Every pixel has one place, so that splitting and joining are each other's gradients; autograd's
+# own would add the rows up one by one.
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layout: _Phases) -> Tensor:

@@ -16,6 +16,7 @@ from .numerics import (
     squared_distance,
     squared_distance_in_chunks,
 )
+from .tiles import tile_by_class
 
 DISTANCES = ("squared", "euclidean")
 SCALES = ("mean", "sum")
@@ -99,12 +100,28 @@ class CentroidPrototypes(nn.Module):
             similarity = self._compare(embeddings.float(), *moments)
         return similarity.view(-1, self.num_classes, self.num_prototypes)
 
-    def own_similarity(self, points: Tensor) -> Tensor:
+    def class_similarity(self, points: Tensor) -> Tensor:
         """Similarity of each class's points (C, n, D) to the prototypes of that class: (C, n, K)
         float32.
         """
         with full_float32(points.device):
             return self._compare(points.float(), *self._moments())
+
+    def own_similarity(self, embeddings: Tensor, label: Tensor) -> Tensor:
+        """Similarity of every pixel to the prototypes of its own class, where `similarity` has all.
+
+        Args:
+            embeddings: (N, D).
+            label: (N,) int64 in [0, C]; what pixels with label C get has no meaning.
+        Returns:
+            (N, K) float32.
+        """
+        if len(label) == 0:
+            return embeddings.new_zeros(0, self.num_prototypes, dtype=torch.float32)
+        tiles = tile_by_class(label, self.num_classes)
+        with full_float32(embeddings.device):
+            moments = (moment[tiles.label] for moment in self._moments())
+            return tiles.collect(self._compare(tiles.lay_out(embeddings).float(), *moments))
 
     def _moments(self) -> tuple[Tensor, ...]:
         """What describes the prototypes, each (C, K, D)."""
@@ -158,16 +175,26 @@ class CentroidPrototypes(nn.Module):
 
     def _cluster_sums(self, embeddings: Tensor, cluster: Tensor) -> list[Tensor]:
         """Pixels (C, K), and sums (C, K, D) of their embeddings' powers, over all ranks."""
-        squares = embeddings.square()
+        if len(cluster) == 0:
+            embeddings = embeddings.new_zeros(1, self.dim)
+            cluster = cluster.new_full((1,), self.num_classes * self.num_prototypes)
         # The squared length overflows or is NaN whenever a channel would spoil the sums.
-        finite = squares.sum(1, keepdim=True).isfinite()
-        powers = (embeddings, squares)[: self._highest_moment]
+        finite = torch.linalg.vector_norm(embeddings, dim=1).square().isfinite()
+        label = torch.where(finite, cluster // self.num_prototypes, self.num_classes)
+        tiles = tile_by_class(label, self.num_classes)
+        powers = [tiles.lay_out(embeddings)]
+        if self._highest_moment == 2:
+            powers.append(powers[0].square())
         with full_float32(embeddings.device):
-            member = (one_hot(cluster, self.num_classes * self.num_prototypes) * finite).t()
-            sums = [member @ torch.where(finite, power, 0.0) for power in powers]
-        sums.insert(0, member.sum(1, keepdim=True))
-        total = sum_over_ranks(torch.cat(sums, dim=1))  # one message for all of them
+            member = one_hot(tiles.lay_out(cluster % self.num_prototypes), self.num_prototypes)
+            member = (member * tiles.valid.unsqueeze(-1)).mT  # (M, K, T)
+            sums = [member.sum(-1, keepdim=True), *(member @ power for power in powers)]
+            of_class = one_hot(tiles.label, self.num_classes).t()  # (C, M)
+            total = of_class @ torch.cat(sums, dim=-1).flatten(1)
         total = total.view(self.num_classes, self.num_prototypes, -1)
+        # Where no pixel counts, what lies in the tiles may be NaN, and zero times NaN is NaN.
+        total = torch.where(total[..., :1] > 0, total, 0.0)
+        total = sum_over_ranks(total)  # one message for all of them
         return [total[..., 0], *total[..., 1:].chunk(self._highest_moment, dim=-1)]
 
     def _move_(self, weight: Tensor, first: Tensor) -> None:

@@ -74,7 +74,7 @@ def cluster_pixels(
     if pool not in POOLS:
         raise ValueError(f"pool is {pool!r}, expected one of {POOLS}")
     num_classes, num_prototypes = prototypes.num_classes, prototypes.num_prototypes
-    similarity = _own_class(prototypes.similarity(embeddings), label)
+    similarity = prototypes.own_similarity(embeddings, label)
     started = torch.cat([prototypes.started, prototypes.started.new_zeros(1)])
     has_cluster = started[label] & similarity.isfinite().all(1)
     takes_part = takes_part & has_cluster
@@ -98,13 +98,6 @@ def cluster_pixels(
     return Assignment(cluster, torch.where(takes_part, cluster, no_cluster), table.violation)
 
 
-def _own_class(similarity: Tensor, label: Tensor) -> Tensor:
-    """(N, C, K) -> (N, K), each pixel's own class; pixels without a label get some class's."""
-    num_pixels, num_classes, num_prototypes = similarity.shape
-    index = label.clamp(max=num_classes - 1).view(num_pixels, 1, 1).expand(-1, 1, num_prototypes)
-    return similarity.gather(1, index).squeeze(1)
-
-
 def _mixed_pool(
     prototypes: CentroidPrototypes,
     bank: FeatureBank | None,
@@ -119,7 +112,7 @@ def _mixed_pool(
     halves = [(similarity[index], valid)]
     if bank is not None:
         points, filled = bank.sample(per_class)
-        halves.append((prototypes.own_similarity(points), filled))
+        halves.append((prototypes.class_similarity(points), filled))
     pool_similarity = torch.cat([half for half, _ in halves], dim=1)
     pool_valid = torch.cat([mask for _, mask in halves], dim=1)
     classes = torch.arange(prototypes.num_classes, device=label.device).unsqueeze(1)

@@ -10,10 +10,10 @@ For class c with L pixels the transport plan Q has pixel marginals 1 and prototy
 
 Its solution is :math:`Q = \mathrm{softmax}_K(S / \epsilon + g_c)` with one *column potential* per
 (class, prototype). A sweep is a softmax over K (makes pixel marginals exact, cannot overflow) and a
-shift of the potentials by the log ratio of wanted and actual column sums. The column sums of all
-classes come from one product with a one-hot table of labels, which unlike an indexed addition is
-deterministic on CUDA; so classes need no loop, no padding and no host read, and ranks need to sum
-one small table per sweep.
+shift of the potentials by the log ratio of wanted and actual column sums. Pixels lie in tiles of
+one class each, whose sums a product with a one-hot table adds up, which unlike an indexed addition
+is deterministic on CUDA; so classes need no loop and no host read, and ranks need to sum one small
+table per sweep.
 
 Source: MPCL, Eqs. (13), (14). The paper names Greenkhorn, which reaches the same plan one row or
 column at a time.
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..utils.distributed import sum_over_ranks
 from .numerics import at_least_float32, full_float32, one_hot
+from .tiles import tile_by_class
 
 
 class Balance(NamedTuple):
@@ -76,23 +77,27 @@ def balance(
             f"similarity has shape {tuple(similarity.shape)} and label {tuple(label.shape)}, "
             "expected (N, K) and (N,)"
         )
-    # (K, N): softmax and potentials then run along contiguous pixels.
-    logits = at_least_float32(similarity).t().contiguous() / epsilon
-    finite = logits.isfinite().all(0)
-    logits = torch.where(finite, logits, 0.0)
-    label = torch.where(finite, label, num_classes)
-    membership = one_hot(label, num_classes, logits.dtype)
-    num_prototypes = logits.shape[0]
-    share = sum_over_ranks(membership.sum(0)) / num_prototypes
-    balanced = share >= min_pixels_per_prototype
+    logits = at_least_float32(similarity) / epsilon
+    num_prototypes = logits.shape[1]
+    if len(label) == 0:  # every rank takes part in the sums
+        logits, label = logits.new_zeros(1, num_prototypes), label.new_full((1,), num_classes)
+    finite = logits.isfinite().all(1)
+    tiles = tile_by_class(torch.where(finite, label, num_classes), num_classes)
+    # (K, M, T): softmax and potentials then run along contiguous places.
+    logits = tiles.lay_out(logits).masked_fill_(~tiles.valid.unsqueeze(-1), 0)
+    logits = logits.permute(2, 0, 1).contiguous()
+    of_class = one_hot(tiles.label, num_classes, logits.dtype)
+    valid = tiles.valid.to(logits.dtype)
     least_mass = torch.finfo(logits.dtype).tiny
     potentials = logits.new_zeros(num_prototypes, num_classes + 1)
 
     def column_sums() -> Tensor:
-        plan = (logits + potentials.index_select(1, label)).softmax(0)
-        return sum_over_ranks(plan @ membership)
+        plan = (logits + potentials[:, tiles.label].unsqueeze(-1)).softmax(0)
+        return sum_over_ranks((plan * valid).sum(-1) @ of_class)
 
     with full_float32(logits.device):
+        share = sum_over_ranks(valid.sum(1) @ of_class) / num_prototypes
+        balanced = share >= min_pixels_per_prototype
         for _ in range(sweeps):
             step = share.log() - column_sums().clamp_min(least_mass).log()
             potentials[:, :-1] += torch.where(balanced, step, 0.0)

@@ -24,4 +24,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _LARGEST, _M_TOP_PAD: _GROWTH}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    taken = [mallopt(name, value) == 1 for name, value in settings.items()]
+    return all(taken)
