@@ -52,7 +52,8 @@ def to_tokens(grid: Tensor) -> Tensor:
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H * W, C) -> (B, C, H, W) in channels-last memory; always a view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    # Unflattened first: of a batch of one, convolutions would not see that it is channels-last.
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 class OverlapPatchEmbed(nn.Module):
