@@ -35,6 +35,8 @@ def test_demo_ends_with_results_and_a_picture(tmp_path):
         assert 0 <= scores["student"] <= 100
         assert (scores["teacher"] is None) == (name == "source_only")
     picture = Image.open(tmp_path / "demo" / "predictions.png")
-    assert picture.width == 5 * 128  # image, truth, three predictions
-    for word in ("source_only", "daformer_gauss", "student", "teacher", "predictions.png"):
+    assert picture.width == 5 * 128 + 4 * 4  # image, truth, three predictions; gaps
+    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "PROTOTYPES.TYPE" in report and 'data-chart="loss_contrast"' in report
+    for word in ("source_only", "daformer_gauss", "student", "teacher", "predictions.png", "report.html"):
         assert word in run.stdout
