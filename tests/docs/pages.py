@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +18,7 @@ PAGES = sorted(
     ]
 )
 SHELLS = {"bash", "sh", "shell", "console"}
-FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(r"^( *)```(?P<language>\w*)\n(?P<text>.*?)^\1```$", re.M | re.S)
 INLINE = re.compile(r"`((?:python[\d.]*|make|torchrun|pip|apt|source|export|tensorboard) [^`]+)`")
 
 # What stands for something of the reader's own, and what the tests read instead.
@@ -60,7 +61,7 @@ def blocks(page: Path) -> Iterator[Block]:
     text, name = read(page), page.relative_to(ROOT).as_posix()
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 2
-        yield Block(name, line, match["language"], match["text"])
+        yield Block(name, line, match["language"], dedent(match["text"]))
 
 
 def commands(page: Path) -> list[Command]:

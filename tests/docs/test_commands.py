@@ -7,6 +7,7 @@ and `make test` by .ci/run.
 """
 
 import re
+from itertools import dropwhile
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -30,7 +31,7 @@ EXAMPLES = [command for script in sorted(SCRIPTS) for command in commands_of_doc
 
 
 def check(words: list[str]) -> None:
-    program, *arguments = words
+    program, *arguments = dropwhile(lambda word: re.match(r"[A-Z][A-Z0-9_]*=", word), words)
     if re.fullmatch(r"python[\d.]*", program):
         check_python(arguments)
     elif is_script(program):
