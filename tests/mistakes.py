@@ -77,6 +77,16 @@ class World:
         return self.root / name
 
 
+def cut(file: str, share: float = 0.5) -> Callable[[World], None]:
+    """Truncates a file of the world."""
+
+    def spoil(world: World) -> None:
+        content = (world.root / file).read_bytes()
+        (world.root / file).write_bytes(content[: int(share * len(content))])
+
+    return spoil
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     # Handlers that other tests have left write to streams that are closed by now.

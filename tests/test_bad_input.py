@@ -22,7 +22,7 @@ import train_net
 from conftest import CONFIGS, TINY, draw_scene
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from mistakes import CLASSES, World, refuse
+from mistakes import CLASSES, World, cut, refuse
 from PIL import Image
 
 from mpcl.config import get_cfg_from
@@ -66,14 +66,6 @@ def without(folder: str) -> Callable[[World], None]:
 
 def emptied(folder: str) -> Callable[[World], None]:
     return lambda world: [file.unlink() for file in (world.root / folder).iterdir()] and None
-
-
-def cut(file: str, share: float = 0.5) -> Callable[[World], None]:
-    def spoil(world: World) -> None:
-        content = (world.root / file).read_bytes()
-        (world.root / file).write_bytes(content[: int(share * len(content))])
-
-    return spoil
 
 
 def saved(pixels: Callable[[World], np.ndarray], file: str, mode: str | None = None, **options):

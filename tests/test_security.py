@@ -86,19 +86,28 @@ def test_code_in_the_old_format_of_torch_is_refused(tmp_path, witness):
         read(str(path))
 
 
-@pytest.mark.parametrize("pointer", ["model_0000002.pth", "../elsewhere.pth", "evil.pkl"])
-def test_code_in_a_checkpoint_is_refused_on_resume(world, witness, capsys, pointer):
+@pytest.mark.parametrize(
+    ("pointer", "refused"),
+    [
+        ("model_0000002.pth", True),
+        # No checkpoints of this folder: passed over, and the run starts at its first iteration.
+        ("../elsewhere.pth", False),
+        ("evil.pkl", False),
+    ],
+)
+def test_code_in_a_checkpoint_is_never_run_on_resume(world, witness, capsys, pointer, refused):
     world.output.mkdir()
     plant(world.output / pointer, witness)
     (world.output / "last_checkpoint").write_text(pointer)
     world.flags.append("--resume")
-    # What is no checkpoint of the folder may be passed over, hence one iteration.
     command = world.command("SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0")
-    try:
+    if refused:
+        before = sorted(world.output.iterdir())
+        assert "could run code" in refuse(lambda: train_net.cli(command), capsys)
+        assert sorted(world.output.iterdir()) == before
+    else:
         train_net.cli(command)
-    except SystemExit as end:
-        assert end.code == 2
-        assert "could run code" in capsys.readouterr().err
+        assert (world.output / "last_checkpoint").read_text() == "model_final.pth"
 
 
 @pytest.fixture

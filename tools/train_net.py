@@ -29,7 +29,7 @@ from mpcl.engine.launch import is_restart, launch_job
 from mpcl.engine.run_identity import check_checkpoint
 from mpcl.engine.run_record import record_session
 from mpcl.preflight import preflight
-from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors
+from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors, without_traceback
 from mpcl.utils.host_memory import keep_freed_memory
 
 logger = logging.getLogger("mpcl.train_net")
@@ -51,6 +51,8 @@ def setup(args):
 
 
 def main(args):
+    train_loop = logging.getLogger("detectron2.engine.train_loop")  # logs what ends a training
+    (train_loop.removeFilter if args.debug else train_loop.addFilter)(without_traceback)
     # What is wrong with a start is wrong for every process of a machine: one says so.
     with user_errors("train_net.py", args.debug, silent=comm.get_local_rank() > 0):
         cfg = setup(args)

@@ -148,3 +148,33 @@ def test_overflow_of_half_precision_lowers_the_scale_and_is_skipped(tiny_cfg):
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     trainer.train()
     assert trainer.guard.total == 2 and trainer.grad_scaler.get_scale() == 2.0**118
+
+
+def test_metric_that_is_absent_stops_nothing_and_is_left_out(tiny_cfg):
+    # As a class without pixels has none; detectron2's own trainer ends at such a value.
+    cfg = tiny_cfg("daformer_gauss", *SHORT, "SOLVER.MAX_ITER", 2)
+
+    def plant(trainer):
+        write_metrics = trainer.write_metrics
+
+        def write(losses):
+            trainer.metrics.add({"class/absent": torch.tensor(math.nan)})
+            write_metrics(losses)
+
+        trainer.write_metrics = write
+
+    trainer = train(cfg, before=plant)
+    rows = metrics(cfg.OUTPUT_DIR)
+    assert trainer.guard.total == 0
+    assert all("loss_sem_seg" in rows[i] and "class/absent" not in rows[i] for i in range(2))
+
+
+def test_collapse_of_the_pseudo_labels_is_logged_and_warned_of(tiny_cfg, caplog):
+    floors = ("SELF_TRAINING.COLLAPSE.MIN_ENTROPY", 1.0, "SELF_TRAINING.COLLAPSE.AFTER", 1)
+    cfg = tiny_cfg("daformer", *SHORT, *floors, "SOLVER.MAX_ITER", 3)
+    with caplog.at_level("WARNING"):
+        train(cfg)
+    assert caplog.text.count("class_entropy fell to") == 1 and "Iteration 1:" in caplog.text
+    row = metrics(cfg.OUTPUT_DIR)[2]
+    for name in ("class_entropy", "confident_fraction"):
+        assert 0 <= float(row[f"pseudo_label/{name}"]) <= 1

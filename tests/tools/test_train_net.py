@@ -1,5 +1,6 @@
 """The command line, on folders in GTA5's and Cityscapes' exact format."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,11 +12,16 @@ import pytest
 import torch
 import train_net
 from checkpoint_fixtures import official_encoder_name
+from mistakes import cut, refuse
 from PIL import Image
 from tiny_files import write_label, write_palette_label
 
+from mpcl.engine.guards import EXIT_DIVERGED
 from mpcl.modeling import MixTransformer
+from mpcl.utils import atomic_write
 
+pytest_plugins = ["mistakes"]
+SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")
 ROOT = Path(__file__).parents[2]
 # Ids of GTA5 and Cityscapes: road, building, vegetation, sky, car.
 IDS = np.array([7, 11, 21, 23, 26])
@@ -134,3 +140,56 @@ def test_help_shows_how_to_run_and_resume(capsys):
         assert line in text  # as it is written: no wrapper has moved its words
     for flag in ("--config-file", "--resume", "--eval-only", "--debug"):
         assert flag in text
+
+
+# Exit statuses, in a world so small that a run takes a second. 0 is above; 2 is also what
+# tests/test_bad_input.py expects a hundred times; 75 is in tests/engine/test_preemption.py.
+
+SHORT = ["SOLVER.MAX_ITER", "4", "VIS_PERIOD", "0", *map(str, SMALLEST)]
+
+
+def status(command: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        train_net.cli(command)
+    return end.value.code
+
+
+def test_diverged_run_ends_with_its_status_and_names_its_images(world, monkeypatch):
+    next_step = train_net.AdaptationTrainer.next_step
+
+    def spoilt_step(trainer):
+        step = next_step(trainer)
+        step.source.images.fill_(float("nan"))
+        return step
+
+    monkeypatch.setattr(train_net.AdaptationTrainer, "next_step", spoilt_step)
+    assert status(world.command(*SHORT, "SOLVER.MAX_SKIPPED", "2")) == EXIT_DIVERGED == 65
+    assert "source/" in (world.output / "diverged.json").read_text()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_corrupt_file_that_training_meets_is_one_message_of_its_name(world, capsys, workers):
+    cut("target/1.png")(world)  # the first is looked at before training
+    command = world.command(*SHORT, "DATALOADER.NUM_WORKERS", workers)
+    message = refuse(lambda: train_net.cli(command), capsys)
+    assert "target/1.png cannot be decoded" in message and "worker" not in message
+
+
+def test_full_disk_is_one_message_that_names_the_whole_checkpoint(world, capsys, monkeypatch):
+    fsync = os.fsync
+
+    def full(descriptor):
+        if "model_0000001" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(atomic_write.os, "fsync", full)
+    command = world.command(*SHORT, "SOLVER.CHECKPOINT_PERIOD", "1")
+    message = refuse(lambda: train_net.cli(command), capsys)
+    assert "model_0000001.pth: No space left on device" in message
+    assert "model_0000000.pth is whole" in message and "--resume" in message
+    assert "Traceback" not in (world.output / "log.txt").read_text()
+    monkeypatch.setattr(atomic_write.os, "fsync", fsync)  # there is room again
+    world.flags.append("--resume")
+    train_net.cli(world.command(*SHORT))
+    assert (world.output / "model_final.pth").is_file()

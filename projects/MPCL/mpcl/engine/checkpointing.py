@@ -49,17 +49,18 @@ class TrainingCheckpointer(WeightsCheckpointer):
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()} | extra
         if not self.save_dir or not self.save_to_disk:
             return
-        file = Path(self.save_dir) / f"{name}.pth"
+        target = file = Path(self.save_dir) / f"{name}.pth"
         logger.info(f"Saving checkpoint to {file}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, lambda target: torch.save(content, target))
+            write_atomically(file, lambda opened: torch.save(content, opened))
+            target = file.with_name(POINTER)
             self.tag_last_checkpoint(file.name)
         except OSError as error:
             earlier = self.get_checkpoint_file()
             raise OSError(
                 error.errno,
-                f"could not save {file}: {error.strerror or error}. "
+                f"could not save {target}: {error.strerror or error}. "
                 + (f"The checkpoint {earlier} is whole. " if earlier else "There is no other. ")
                 + "Make room or choose another OUTPUT_DIR (SOLVER.CHECKPOINT_KEEP limits the "
                 "number of checkpoints), then go on with --resume",

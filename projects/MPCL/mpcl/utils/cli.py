@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,15 @@ def user_errors(program: str, debug: bool = False, silent: bool = False) -> Iter
         text = f"{program}: error: {in_words(error)}\n({DEBUG} shows where)"
         print(text, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR) from None
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Filter of a logger that logs exceptions: of a user's error, the message alone."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        record.msg, record.args = "%s %s", (record.getMessage(), in_words(error))
+        record.exc_info = None
+    return True
 
 
 def in_words(error: Exception) -> str:
