@@ -115,6 +115,21 @@ def check_mpcl() -> Finding:
     return finding._replace(text=str(Path(str(sys.modules["mpcl"].__file__)).parent))
 
 
+def check_unpickler() -> Iterator[Finding]:
+    """Whether this torch reads tensors from a file without running code of it, as far as known."""
+    try:
+        import torch
+        from packaging.version import Version
+
+        unsafe = Version(torch.__version__) < Version("2.10")
+    except Exception:  # its own line says so
+        return
+    if unsafe:
+        text = "this torch has known ways to run code from .pth files (docs/SECURITY.md)"
+        remedy = "torch 2.10 or newer; until then open .safetensors, and .pth files you trust"
+        yield Finding(NOTE, "weight files", text, remedy)
+
+
 def check_devices() -> Iterator[Finding]:
     yield Finding(OK, "cpu", f"{os.cpu_count()} cores")
     try:
@@ -245,6 +260,7 @@ def examine(config_file: str, opts: list[str]) -> Iterator[Finding]:
         yield check_module(name, remedy)
     yield from check_detectron2()
     yield check_mpcl()
+    yield from check_unpickler()
     yield from check_devices()
     yield from check_run(config_file, opts)
 

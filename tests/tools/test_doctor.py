@@ -161,3 +161,10 @@ def test_little_disk_space_is_told(doctor, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     (finding,) = doctor.check_space(Path("output"))
     assert (finding.mark, finding.text) == ("note", "1 GB free")
+
+
+@pytest.mark.parametrize(("version", "known"), [("2.5.1", 1), ("2.9.1+cu130", 1), ("2.10.0", 0)])
+def test_a_torch_that_can_run_code_from_weights_is_noted(doctor, monkeypatch, version, known):
+    # Fixed in 2.6 (CVE-2025-32434) and in 2.10 (CVE-2026-24747).
+    monkeypatch.setattr("torch.__version__", version)
+    assert [finding.mark for finding in doctor.check_unpickler()] == ["note"] * known
