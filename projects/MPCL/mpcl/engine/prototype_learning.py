@@ -79,9 +79,15 @@ class PrototypeLearner:
             scale: {name: self._grid(view) for name, view in views.items()}
             for scale, views in seen.items()
         }
+        embeddings = {
+            scale: torch.cat([view.embeddings for view in views.values()])
+            for scale, views in seen.items()
+        }
         for scale, bank in self.banks.items():
-            for name, grid in grids[scale].items():
-                bank.push_(seen[scale][name].embeddings, grid.trusted_label)
+            bank.push_(
+                embeddings[scale],
+                torch.cat([grid.trusted_label for grid in grids[scale].values()]),
+            )
         if step.iteration < self.start_iter:
             return {}
         if self._looks_at(step.iteration):
@@ -90,7 +96,7 @@ class PrototypeLearner:
                 self.prototypes.revive_(*self._banked(), self.dead_after)
         pixels, assignments = {}, {}
         for scale, bank in self.banks.items():
-            pixels[scale] = torch.cat([view.pixels for view in seen[scale].values()])
+            pixels[scale] = embeddings[scale].permute(0, 2, 3, 1).flatten(0, 2)
             assignments[scale] = self._assign(pixels[scale], grids[scale], bank)
         # One update for all scales: they are assigned to the same prototypes, and move them
         # together.
