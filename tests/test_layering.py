@@ -33,6 +33,7 @@ PURE = [
         for name in ("losses.py", "views.py", "data/rare_class.py", "data/sampler.py")
     ),
     *(PACKAGE / "engine" / name for name in ("step.py", "criterion.py", "metrics.py")),
+    *(PACKAGE / "visualization" / name for name in ("canvas.py", "prototype_geometry.py")),
     *(PACKAGE / "engine" / name for name in ("prototype_learning.py", "gradient_share.py")),
 ]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 def drift(before: Tensor, after: Tensor) -> Tensor:
     """(C, K) how far each prototype (C, K, D) has moved."""
-    return (after - before).square().mean(-1).sqrt()
+    step: Tensor = (after - before).square().mean(-1).sqrt()
+    return step
 
 
 def pairwise_distance(mean: Tensor) -> Tensor:
