@@ -6,9 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from detectron2.modeling import build_backbone
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
@@ -17,39 +18,53 @@ from mpcl.engine.build import build_adaptation_hook
 from .timing import Row, against, compare, device_name, measure, row
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "MPCL" / "configs"
-PROTOTYPES, PLAIN = "with prototypes", "without"
+# What a CPU can do within a minute; a GPU runs the config as it is.
+SMALL = ["MODEL.MIT.VARIANT", "b0", "INPUT.CROP.SIZE", "(256, 256)", "SOLVER.AMP.ENABLED", "False"]
 
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "--config-file", type=Path, default=CONFIGS / "streets" / "daformer_gauss.yaml"
+        "--config-file",
+        type=Path,
+        default=CONFIGS / "daformer_gauss.yaml",
+        help="on a CPU this default is run with MiT-B0, 256x256 crops, in float32",
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=["PROTOTYPES.TYPE", "none"],
+        metavar="KEY VALUE",
+        help="what the step that it is compared with has otherwise",
+    )
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "opts",
         nargs="*",
         metavar="KEY VALUE",
-        help="of the config, such as INPUT.CROP.SIZE '(256, 256)'",
+        help="of the config, such as INPUT.CROP.SIZE '(256, 256)'; after -- if behind --against",
     )
 
 
 def run(args) -> list[Row]:
+    small = SMALL if args.device == "cpu" and args.config_file.parent == CONFIGS else []
+    changed = " ".join(args.against)
+    mine, other = "step", f"step with {changed}"
     with TemporaryDirectory() as folder:
-        opts = [*args.opts, "MODEL.DEVICE", args.device, "OUTPUT_DIR", folder]
+        opts = [*small, *args.opts, "MODEL.DEVICE", args.device, "OUTPUT_DIR", folder]
         trainers = {
-            PROTOTYPES: build(args.config_file, opts),
-            PLAIN: build(args.config_file, [*opts, "PROTOTYPES.TYPE", "none"]),
+            mine: build(args.config_file, opts),
+            other: build(args.config_file, [*opts, *args.against]),
         }
         with EventStorage():
             samples = compare(
                 {name: trainer.step_once for name, trainer in trainers.items()},
                 device=args.device,
                 repeats=args.repeats,
-                warmup=2,
             )
-            rows = against(PROTOTYPES, samples, PLAIN, args.device)
-            rows += _phases(trainers[PROTOTYPES], args)
-            rows.append(_arithmetic_rate(trainers[PLAIN], samples[PLAIN].seconds, args.device))
+            rows = against(mine, samples, other, args.device)
+            rows += _phases(trainers[mine], args)
+            for name, trainer in trainers.items():
+                rows.append(_arithmetic_rate(name, trainer, samples[name].seconds, args.device))
     return rows
 
 
@@ -99,11 +114,16 @@ class _SyntheticLoader:
 
 
 def build(config_file: Path, opts: list[str]) -> SyntheticTrainer:
-    """A trainer in the middle of a run: prototypes started, no log line due."""
-    start = ["MODEL.WEIGHTS", "", "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"]
-    start += ["PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.INIT.MIN_SAMPLES", "1"]
+    """A trainer in the middle of a run: prototypes started, no log line due. Weights are random,
+    those of the feature distance's encoder too."""
+    start = ["PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.INIT.MIN_SAMPLES", "1"]
     start += ["LOG_PERIOD", "1000000", "PROTOTYPES.GRADIENT_SHARE_PERIOD", "0"]
     cfg = get_cfg_from(str(config_file), [*start, *opts])
+    cfg.MODEL.WEIGHTS = ""
+    if cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0:
+        cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "encoder.pth")
+        weights = {f"backbone.{k}": v for k, v in build_backbone(cfg).state_dict().items()}
+        torch.save({"model": weights}, cfg.MODEL.WEIGHTS)
     cfg.freeze()
     trainer = SyntheticTrainer(cfg)
     trainer.iter = 0
@@ -171,20 +191,30 @@ def _clocks(calls: dict, seconds: dict[str, float], device: str) -> Iterator[Non
                 setattr(owner, key, saved[name])
 
 
-def _arithmetic_rate(trainer: SyntheticTrainer, seconds: float, device: str) -> Row:
+def _arithmetic_rate(name: str, trainer: SyntheticTrainer, seconds: float, device: str) -> Row:
     """Floating-point operations of a step over its time, over those of a large matrix product."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         trainer.step_once()
     rate = counter.get_total_flops() / seconds
     size = 8192 if device.startswith("cuda") else 2048
     dtype = trainer.amp_dtype if trainer.cfg.SOLVER.AMP.ENABLED else torch.float32
     left, right = torch.randn(2, size, size, device=device, dtype=dtype)
     product = min(measure(lambda: left @ right, device)[0] for _ in range(5))
-    hardware = device_name(device)
     return row(
-        f"arithmetic rate {PLAIN}, over a {size}x{size} product",
+        f"arithmetic rate of the {name}, over a {size}x{size} product",
         rate / 1e9,
         "GFLOP/s",
         2 * size**3 / product / 1e9,
-        hardware,
+        device_name(device),
     )
+
+
+def _flops_of_convolution_backward(gradient, images, weight, *others, **_) -> int:
+    """torch's own count takes the weights of a grouped convolution for those of a dense one."""
+    transposed, needed = others[4], others[7]
+    forward = conv_flop_count(images.shape, weight.shape, gradient.shape, transposed=transposed)
+    return forward * (needed[0] + needed[1])
+
+
+_flops_of_convolution_backward._get_raw = True  # tensors, not their shapes
+FLOPS = {torch.ops.aten.convolution_backward: _flops_of_convolution_backward}

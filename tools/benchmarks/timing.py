@@ -8,10 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from tabulate import tabulate
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def compare(
             if repeat >= 0:
                 seconds[name].append(taken)
                 memory[name].append(needed)
+    if not device.startswith("cuda"):
+        memory = {name: [_peak_memory(call)] for name, call in variants.items()}
     return {
         name: Sample(statistics.median(seconds[name]), statistics.median(memory[name]))
         for name in variants
@@ -67,7 +71,8 @@ def compare(
 
 
 def measure(call: Callable[[], object], device: str) -> tuple[float, float]:
-    """Seconds and peak MiB above the start of one call, the device being done before and after."""
+    """Seconds of one call, and on a GPU its peak MiB above the start; the device is done before and
+    after."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -79,11 +84,19 @@ def measure(call: Callable[[], object], device: str) -> tuple[float, float]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - held
         return start.elapsed_time(end) / 1000, peak / 2**20
-    held = _reset_peak_memory()
     begin = time.perf_counter()
     call()
-    seconds = time.perf_counter() - begin
-    return seconds, max(0.0, _memory("VmHWM") - held)
+    return time.perf_counter() - begin, 0.0
+
+
+def _peak_memory(call: Callable[[], object]) -> float:
+    """MiB of tensors on the CPU at the peak, above the start of one call: the sum of what torch
+    takes and gives back. (What the process holds says little: it keeps freed memory.)"""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate((size for _, size in changes), initial=0)) / 2**20
 
 
 def against(name: str, samples: Mapping[str, Sample], baseline: str, device: str) -> list[Row]:
@@ -123,22 +136,6 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "cpu"
-
-
-def _reset_peak_memory() -> float:
-    """MiB that the process holds now; its peak starts from there, where Linux lets it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _memory("VmHWM")
-    return _memory("VmRSS")
-
-
-def _memory(key: str) -> float:
-    for line in _lines("/proc/self/status"):
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
 
 
 def _lines(path: str) -> list[str]:
