@@ -38,5 +38,6 @@ def test_demo_ends_with_results_and_a_picture(tmp_path):
     assert picture.width == 5 * 128 + 4 * 4  # image, truth, three predictions; gaps
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "PROTOTYPES.TYPE" in report and 'data-chart="loss_contrast"' in report
-    for word in ("source_only", "daformer_gauss", "student", "teacher", "predictions.png", "report.html"):
+    for word in ("source_only", "daformer_gauss", "student", "teacher", "predictions.png"):
         assert word in run.stdout
+    assert "report.html" in run.stdout

@@ -310,8 +310,8 @@ def _add_test_config(cfg: CN) -> None:
 
 
 def _add_tracking_config(cfg: CN) -> None:
-    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's own:
-    # WANDB_MODE=offline, WANDB_ENTITY, ...
+    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's
+    # own: WANDB_MODE=offline, WANDB_ENTITY, ...
     cfg.WANDB = CN()
     cfg.WANDB.PROJECT = ""  # name of the project that runs are sent to; "" = off
 

@@ -4,6 +4,7 @@ C classes, K prototypes a class, D embedding size, N pixels. A distance is the r
 the channels: 1 = one unit in every channel.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,15 +13,14 @@ from torch import Tensor
 
 def drift(before: Tensor, after: Tensor) -> Tensor:
     """(C, K) how far each prototype (C, K, D) has moved."""
-    step: Tensor = (after - before).square().mean(-1).sqrt()
-    return step
+    return (after - before).square().mean(-1).sqrt()
 
 
 def pairwise_distance(mean: Tensor) -> Tensor:
     """(C*K, C*K) distances between all prototypes (C, K, D); float64, 0 on the diagonal."""
     points = mean.flatten(0, 1).double()
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance / mean.shape[-1] ** 0.5
+    return distance / math.sqrt(mean.shape[-1])
 
 
 class Neighbours(NamedTuple):
