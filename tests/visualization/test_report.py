@@ -155,10 +155,10 @@ def test_without_checkpoint_or_data_the_rest_is_written(trained_runs, tmp_path, 
     assert found.data["samples"] is None and found.data["confusions"]
 
 
-def test_a_folder_of_runs_stands_for_them(trained_runs):
-    root = trained_runs["source_only"].parent
-    assert find_runs([root]) == sorted(trained_runs.values())
-    assert find_runs([root.parent]) == [] or set(trained_runs.values()) <= set(find_runs([root]))
+def test_a_folder_of_runs_stands_for_them(tmp_path):
+    runs = [make_run(tmp_path / method / seed, []) for method in "ab" for seed in ("s0", "s1")]
+    assert find_runs([tmp_path]) == runs
+    assert find_runs([tmp_path / "b", tmp_path / "a/s1"]) == [*runs[2:], runs[1]]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
