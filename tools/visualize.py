@@ -8,10 +8,11 @@
   python tools/visualize.py pseudo-labels --run RUN             # what the teacher says, how surely
   python tools/visualize.py rare-classes --config-file CONFIG   # how often each class is drawn
 
-A RUN is an output folder of tools/train_net.py; its newest checkpoint is shown. --weights names
-another one, --config-file with --weights any checkpoint without a folder, and KEY VALUE pairs at
-the end another data set: DATASETS.TEST "('cityscapes_fine_sem_seg_val',)". docs/SEEING.md shows and
-explains each figure. features needs pip install -e '.[report]'.
+A RUN is an output folder of tools/train_net.py, whose newest checkpoint is shown; for compare also
+a checkpoint in such a folder, or a slim file (tools/export.py). --weights names another checkpoint,
+--config-file with --weights one without a folder, and KEY VALUE pairs at the end another data set:
+DATASETS.TEST "('cityscapes_fine_sem_seg_val',)". docs/SEEING.md shows and explains each figure.
+features needs pip install -e '.[report]'.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mpcl.config import get_cfg_from
+from mpcl.predictor import load_network
 from mpcl.runs import shortest_names
 from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.visualization.activations import activation_figure
@@ -33,8 +35,10 @@ from mpcl.visualization.training_views import class_mix_figure, pseudo_label_fig
 
 
 def compare(args: argparse.Namespace) -> Image.Image:
-    loaded = {name: load(run) for name, run in zip(shortest_names(args.runs), args.runs)}
-    networks = {name: each.predictor for name, each in loaded.items()}
+    opts = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
+    names = shortest_names(args.runs)
+    loaded = {name: load_network(run, opts=opts) for name, run in zip(names, args.runs)}
+    networks = {name: each.network for name, each in loaded.items()}
     cfg = next(iter(loaded.values())).cfg
     return comparison(cfg, networks, number=args.images, errors=args.errors, width=args.width)
 
@@ -100,6 +104,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     command = add(compare, 3, "predictions of several runs, ground truth and errors")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
     command.add_argument("--errors", action="store_true", help="where each prediction is wrong")
     command.add_argument("--width", type=int, default=512, help="of a picture, at most, pixels")
     command = add(activations, 3, "where in an image each prototype of a class responds")

@@ -51,6 +51,17 @@ def test_runs_are_compared_side_by_side(trained_runs, tmp_path):
     assert Image.open(file).width == 4 * 96 + 3 * 4
 
 
+def test_checkpoints_of_a_run_are_compared_on_a_named_set(trained_runs, tmp_path):
+    file = tmp_path / "comparison.png"
+    run = trained_runs["daformer_gauss"]
+    words = [str(run / "model_0000001.pth"), str(run), "--dataset", "tiny_source"]
+    visualize.main(["compare", *words, "--images", "1", "--output", str(file)])
+    picture = np.asarray(Image.open(file))
+    assert picture.shape[1] == 4 * 96 + 3 * 4
+    source = np.asarray(Image.open(load_scenes(load(run).cfg, "tiny_source", 1)[0].file))
+    assert np.array_equal(picture[20 : 20 + 64, :96], source)
+
+
 @pytest.mark.parametrize(
     ("run", "words", "message"),
     [
