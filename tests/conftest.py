@@ -137,6 +137,9 @@ TINY = [
     "1",
 ]
 
+# The smallest network there is: checkpoints of 6 MB, where MiT-b0's have 54.
+SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")
+
 
 @pytest.fixture
 def tiny_cfg(tiny_world, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import submit
 import torch
 import train_net
 import visualize
-from conftest import CONFIGS, TINY
+from conftest import CONFIGS, SMALLEST, TINY
 from mistakes import World, refuse
 from PIL import Image
 
@@ -100,7 +100,7 @@ def test_code_in_a_checkpoint_is_never_run_on_resume(world, witness, capsys, poi
     plant(world.output / pointer, witness)
     (world.output / "last_checkpoint").write_text(pointer)
     world.flags.append("--resume")
-    command = world.command("SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0")
+    command = world.command(*SMALLEST, "SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0")
     if refused:
         before = sorted(world.output.iterdir())
         assert "could run code" in refuse(lambda: train_net.cli(command), capsys)

@@ -23,8 +23,6 @@ from mpcl.engine.preemption import Preempted
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["mpcl.engine", "mpcl.engine.launch", "torch.utils.tensorboard"])
 
-# The smallest network there is: checkpoints of 6 MB, where MiT-b0's have 54.
-SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")
 
 # Wall-clock times and memory, which no two runs share.
 MEASURED = ("time", "data_time", "rank_data_time", "eta_seconds", "[metric] max_mem_MiB")

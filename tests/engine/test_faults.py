@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SMALLEST
 from faults import KillWhileSaving, Ready, Signal, random_moments
 from processes import (
-    SMALLEST,
     Register,
     assert_equal_checkpoints,
     checkpoint,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import SMALLEST, checkpoint, metrics, train
+from conftest import SMALLEST
+from processes import checkpoint, metrics, train
 
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.guards import Diverged

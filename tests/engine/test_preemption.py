@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SMALLEST
 from faults import Ready, Signal
-from processes import FORKS, SMALLEST, run, start, statuses
+from processes import FORKS, run, start, statuses
 
 from mpcl.engine.preemption import EXIT_PREEMPTED, StopSignals
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALLEST
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from faults import Stop
 from processes import (
-    SMALLEST,
     assert_equal_checkpoints,
     checkpoint,
     metrics,

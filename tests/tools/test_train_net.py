@@ -12,6 +12,7 @@ import pytest
 import torch
 import train_net
 from checkpoint_fixtures import official_encoder_name
+from conftest import SMALLEST
 from mistakes import cut, refuse
 from PIL import Image
 from tiny_files import write_label, write_palette_label
@@ -21,7 +22,6 @@ from mpcl.modeling import MixTransformer
 from mpcl.utils import atomic_write
 
 pytest_plugins = ["mistakes"]
-SMALLEST = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_vit")
 ROOT = Path(__file__).parents[2]
 # Ids of GTA5 and Cityscapes: road, building, vegetation, sky, car.
 IDS = np.array([7, 11, 21, 23, 26])
