@@ -363,6 +363,10 @@ def test_another_run_in_a_runs_folder_is_refused_and_changes_nothing(world, caps
         message = refuse(lambda: train_net.cli(command), capsys)  # noqa: B023
         assert re.search(said, message, re.DOTALL), message
         assert contents(world.output) == before
+    world.flags += ["--num-gpus", "2"]
+    message = refuse(lambda: train_net.cli(world.command(*SMALLEST)), capsys)
+    assert "number of processes was 1 and is 2" in message
+    assert contents(world.output) == before
 
 
 def test_processes_of_one_machine_say_it_once_and_end_alike(world, capsys, monkeypatch):
