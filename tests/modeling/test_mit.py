@@ -196,3 +196,32 @@ def test_unknown_variants_and_impossible_probabilities_are_refused():
         MixTransformer(variant="b7")
     with pytest.raises(ValueError, match=r"drop_path.*1\.0"):
         MixTransformer(variant="b0", drop_path=1.0)
+
+
+def test_blocks_computed_again_in_the_backward_give_the_same_gradients():
+    images = torch.randn(2, 3, 64, 96)
+    gradients = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        encoder = MixTransformer(variant="b0", drop_path=0.5, checkpoint=checkpoint).train()
+        torch.manual_seed(1)  # of the dropped branches
+        sum(level.square().mean() for level in encoder(images).values()).backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    for plain, again in zip(*gradients):
+        torch.testing.assert_close(again, plain)
+
+
+def test_blocks_computed_again_need_less_memory():
+    images, peaks = torch.randn(1, 3, 128, 128), []
+    for checkpoint in (False, True):
+        encoder = MixTransformer(variant="b2", checkpoint=checkpoint).train()
+        kept = [0]
+
+        def keep(tensor, kept=kept):
+            kept[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            encoder(images)
+        peaks.append(kept[0])
+    assert peaks[1] < 0.3 * peaks[0]

@@ -67,7 +67,7 @@ _RANGES: tuple[tuple[str, Test, dict[str, str]], ...] = (
         lambda v: v >= 1,
         {
             "LOG_PERIOD": "",
-            "SOLVER": "MAX_ITER IMS_PER_BATCH CHECKPOINT_PERIOD",
+            "SOLVER": "MAX_ITER IMS_PER_BATCH ACCUMULATE CHECKPOINT_PERIOD",
             "PROTOTYPES": "NUM_PER_CLASS DIM POOL_SIZE SINKHORN.SWEEPS BANK.SIZE "
             "BANK.SAMPLES_PER_IMAGE INIT.MIN_SAMPLES DEAD_AFTER",
             "MODEL.SEM_SEG_HEAD": "CONVS_DIM",

@@ -4,6 +4,7 @@ about it.
 B images, C classes, D embedding size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -58,8 +59,18 @@ class View:
 
     def crop(self, box: Box) -> "View":
         """The part of all images that a box in pixels shows; no copy."""
+        return self._each(box.crop)
+
+    def split(self, parts: int) -> list["View"]:
+        """Its images in ``parts`` views, one after the other; no copy."""
+        size = len(self.images) // parts
+        return [
+            self._each(lambda values, i=i: values[i * size : (i + 1) * size]) for i in range(parts)
+        ]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "View":
         fields = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: box.crop(value) for name, value in fields.items()})
+        return replace(self, **{name: change(value) for name, value in fields.items()})
 
 
 @dataclass

@@ -70,6 +70,7 @@ class PrototypeLearner:
         self.check_period = check_period
         self.ignore_value = ignore_value
         self.seed = seed
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # embeddings and clusters of earlier parts
 
     @torch.no_grad()
     def __call__(self, step: AdaptationStep) -> dict[str, Tensor]:
@@ -90,23 +91,24 @@ class PrototypeLearner:
             )
         if step.iteration < self.start_iter:
             return {}
-        if self._looks_at(step.iteration):
+        if step.is_first and self._looks_at(step.iteration):
             self._start_ready_classes(step.iteration)
             if self.revive:
                 self.prototypes.revive_(*self._banked(), self.dead_after)
-        pixels, assignments = {}, {}
+        assignments = {}
         for scale, bank in self.banks.items():
-            pixels[scale] = embeddings[scale].permute(0, 2, 3, 1).flatten(0, 2)
-            assignments[scale] = self._assign(pixels[scale], grids[scale], bank)
-        # One update for all scales: they are assigned to the same prototypes, and move them
-        # together.
-        self.prototypes.update_(
-            torch.cat(list(pixels.values())),
-            torch.cat([assignment.clustered for assignment in assignments.values()]),
-        )
+            pixels = embeddings[scale].permute(0, 2, 3, 1).flatten(0, 2)
+            assignments[scale] = self._assign(pixels, grids[scale], bank)
+            self._waiting.append((pixels, assignments[scale].clustered))
         step.pixels = {
             scale: _targets(grids[scale], assignments[scale].cluster) for scale in self.banks
         }
+        if not step.is_last:
+            return {}
+        # One update for all scales and all parts of the batch: they are assigned to the same
+        # prototypes, and move them together.
+        waiting, self._waiting = self._waiting, []
+        self.prototypes.update_(*(torch.cat(tensors) for tensors in zip(*waiting)))
         return self._scalars(assignments)
 
     def _grid(self, seen: ScaleView) -> "_Grid":

@@ -4,7 +4,7 @@ C classes, K prototypes a class, N pixels of a view on the embedding grid.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -66,6 +66,8 @@ class AdaptationStep:
         outputs: the student's, by view name.
         pixels: targets of the prototype losses by scale and view name; empty until prototypes
             exist.
+        is_first, is_last: of the parts that the student sees one after the other; see
+            :meth:`split`.
     """
 
     iteration: int
@@ -79,6 +81,30 @@ class AdaptationStep:
     reference_features: Tensor | None = None
     outputs: dict[str, ViewOutputs] = field(default_factory=dict)
     pixels: dict[str, dict[str, PixelTargets]] = field(default_factory=dict)
+    is_first: bool = True
+    is_last: bool = True
+
+    def split(self, parts: int) -> list["AdaptationStep"]:
+        """The step in equal parts of its images, for a student that has no memory for all at once.
+        What the teacher said, it said of all of them."""
+        if parts == 1:
+            return [self]
+        views = {"source": self.source, "mixed": self.mixed, "masked": self.masked}
+        chunks = {name: view.split(parts) for name, view in views.items() if view is not None}
+        reference = self.reference_features
+        references = [None] * parts if reference is None else reference.chunk(parts)
+        return [
+            replace(
+                self,
+                **{name: chunk[i] for name, chunk in chunks.items()},
+                reference_features=references[i],
+                outputs={},
+                pixels={},
+                is_first=i == 0,
+                is_last=i == parts - 1,
+            )
+            for i in range(parts)
+        ]
 
     def views(self) -> Iterator[tuple[str, View]]:
         """The views of the main forward that exist by now, in the order in which the student sees

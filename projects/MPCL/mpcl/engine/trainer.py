@@ -5,7 +5,7 @@ import resource
 import time
 import weakref
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -107,16 +107,12 @@ class AdaptationTrainer(DefaultTrainer):
         self.guard.remember()
         self.before_forward(step)  # teacher: pseudo-labels; class-mix; masked images
         self.optimizer.zero_grad()
-        masked_losses = self.backward_masked(step)
-        with self.autocast():
-            step.outputs = self.model(step.images)  # student, one view after the other
-        self.after_forward(step)  # Sinkhorn clustering; prototype update
-        losses = self.criterion(step)
-        self.gradient_share(losses, step, self.metrics)
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.update_student(step, masked_losses | losses)
-        self.write_metrics(masked_losses | losses)
-        self.last_step = step
+        parts = step.split(self.cfg.SOLVER.ACCUMULATE)
+        by_part = [self.backward(part) for part in parts]
+        losses = {name: sum(losses[name] for losses in by_part) for name in by_part[0]}
+        self.update_student(step, losses)
+        self.write_metrics(losses)
+        self.last_step = parts[-1]
 
     def next_step(self) -> AdaptationStep:
         """The next paired batch on the device."""
@@ -138,18 +134,41 @@ class AdaptationTrainer(DefaultTrainer):
             valid = valid.to(self.student.device, non_blocking=True)
         return AdaptationStep(self.iter, view, target, valid, files)
 
+    def backward(self, part: AdaptationStep) -> dict[str, Tensor]:
+        """Forward and backward of a part of the batch; of all of it, unless SOLVER.ACCUMULATE asks
+        for parts. Returns its share of the losses."""
+        masked_losses = self.backward_masked(part)
+        with self.gradients_summed(part.is_last):
+            with self.autocast():
+                part.outputs = self.model(part.images)  # student, one view after the other
+            self.after_forward(part)  # Sinkhorn clustering; prototype update
+            losses = self.criterion(part)
+            if part.is_last:
+                self.gradient_share(losses, part, self.metrics)
+            losses = self.backward_share(losses)
+        return masked_losses | losses
+
     def backward_masked(self, step: AdaptationStep) -> dict[str, Tensor]:
         """Forward and backward of the masked view, alone and first: its graph needs no other view,
         and is gone before theirs takes the memory. The gradients add up to the same."""
         if step.masked is None:
             return {}
-        # Between processes gradients are summed once, in the backward of the other views.
-        with self.model.no_sync() if self.model is not self.student else nullcontext():
+        with self.gradients_summed(False):
             with self.autocast():
                 outputs = self.model({"masked": step.masked.images})["masked"]
-            losses = self.criterion.of_masked(outputs, step.masked)
-            self.grad_scaler.scale(sum(losses.values())).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+            return self.backward_share(self.criterion.of_masked(outputs, step.masked))
+
+    def backward_share(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the gradients of a part's losses, which are means, to those of the whole batch."""
+        share = 1 / self.cfg.SOLVER.ACCUMULATE
+        self.grad_scaler.scale(sum(losses.values()) * share).backward()
+        return {name: loss.detach() * share for name, loss in losses.items()}
+
+    def gradients_summed(self, now: bool) -> AbstractContextManager:
+        """Between processes gradients are summed once, in the last backward of the step."""
+        if now or self.model is self.student:
+            return nullcontext()
+        return self.model.no_sync()
 
     def update_student(self, step: AdaptationStep, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the

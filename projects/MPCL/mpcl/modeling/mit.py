@@ -11,12 +11,14 @@ channels-last view.
 import math
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Variant(NamedTuple):
@@ -134,9 +136,15 @@ class Stage(nn.Module):
     """One resolution: patch embedding, blocks, norm; its output is also the next stage's input."""
 
     def __init__(
-        self, index: int, in_channels: int, channels: int, drop_paths: list[float]
+        self,
+        index: int,
+        in_channels: int,
+        channels: int,
+        drop_paths: list[float],
+        checkpoint: bool,
     ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         kernel, stride = (7, 4) if index == 0 else (3, 2)
         self.patch_embed = OverlapPatchEmbed(in_channels, channels, kernel, stride)
         self.blocks = nn.ModuleList(
@@ -147,7 +155,10 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens, size = self.patch_embed(x)
         for block in self.blocks:
-            tokens = block(tokens, size)
+            if self.checkpoint and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, size, use_reentrant=False)
+            else:
+                tokens = block(tokens, size)
         return to_grid(self.norm(tokens), size)
 
 
@@ -160,13 +171,22 @@ class MixTransformer(Backbone):
     """
 
     @configurable
-    def __init__(self, *, variant: str, drop_path: float = 0.1, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        variant: str,
+        drop_path: float = 0.1,
+        in_channels: int = 3,
+        checkpoint: bool = False,
+    ) -> None:
         """
         Args:
             variant: "b0" ... "b5".
             drop_path: probability, in [0, 1), of dropping a branch of the last block; it grows
                 linearly from 0 over all blocks of the encoder and is active in train mode only.
             in_channels: channels of the images.
+            checkpoint: keep what goes into a block rather than what is inside it for the backward,
+                which computes the block again.
 
         Raises:
             ValueError: ``variant`` is unknown, or ``drop_path`` is outside [0, 1).
@@ -187,6 +207,7 @@ class MixTransformer(Backbone):
                 (in_channels, *channels)[s],
                 channels[s],
                 [next(schedule) for _ in range(depths[s])],
+                checkpoint,
             )
             for s in range(4)
         )
@@ -202,6 +223,7 @@ class MixTransformer(Backbone):
             "variant": mit.VARIANT,
             "drop_path": mit.DROP_PATH,
             "in_channels": input_shape.channels,
+            "checkpoint": mit.CHECKPOINT,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
