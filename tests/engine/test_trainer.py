@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALLEST
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpcl.engine import AdaptationTrainer
@@ -226,3 +227,24 @@ def test_margins_of_the_image_take_the_weight_from_pseudo_labels(tiny_cfg):
     assert not valid[:, :16].any() and valid[:, 16:].all()
     assert (pseudo.weight[:, :16] == 0).all() and (pseudo.weight[:, 16:] == 1).all()
     assert not pseudo.confident[:, :16].any()
+
+
+def test_the_encoders_that_train_are_compiled_and_keep_their_names(tiny_cfg, monkeypatch):
+    calls = []
+
+    def compile_(module):  # in the real one's place, which takes half a minute
+        def call(*args, **kwargs):
+            calls.append(module)
+            return module._call_impl(*args, **kwargs)
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr("torch.nn.Module.compile", compile_)
+    plain = train(tiny_cfg("daformer", *SMALLEST, "SOLVER.MAX_ITER", 2))
+    assert not calls
+    trainer = train(tiny_cfg("daformer", *SMALLEST, "SOLVER.MAX_ITER", 2, "MODEL.COMPILE", True))
+    assert {id(module) for module in calls} == {
+        id(trainer.student.backbone),
+        id(trainer.teacher.model.backbone),
+    }
+    assert trainer.student.state_dict().keys() == plain.student.state_dict().keys()

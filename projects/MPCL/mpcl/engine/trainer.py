@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..data.paired_loader import build_paired_loader, build_test_loader
 from ..evaluation import build_evaluator
+from ..modeling.sync_norm import synchronise_batch_norm
+from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
 from ..views import View
 from .bad_file_report import BadFileReport
@@ -26,6 +28,7 @@ from .build import (
     build_criterion,
     build_step_guard,
     build_teacher,
+    compile_encoders,
 )
 from .checkpointing import CheckpointHook, TrainingCheckpointer
 from .evaluate import evaluate_models
@@ -73,6 +76,8 @@ class AdaptationTrainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.teacher = build_teacher(cfg, self.student) if cfg.SELF_TRAINING.ENABLED else None
+        if cfg.MODEL.COMPILE:
+            compile_encoders(self.student, *([self.teacher.model] if self.teacher else []))
         self.criterion = build_criterion(cfg, self.student)
         self.metrics = DeviceMetrics()
         self.gradient_share = GradientShare(cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD)
@@ -228,11 +233,7 @@ class AdaptationTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg) -> nn.Module:
         model = build_model(cfg)
-        if comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
-            # With plain batch norm the ranks would keep unequal statistics, and only rank 0's would
-            # be saved.
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return model
+        return synchronise_batch_norm(model, cfg.MODEL.DEVICE) if world_size() > 1 else model
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -339,7 +340,8 @@ class AdaptationTrainer(DefaultTrainer):
         one's."""
         check_same_run(state_dict["run"], self.cfg)
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if state_dict["grad_scaler"]:  # empty after a run in another precision than float16
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if "guard" in state_dict:  # not in the checkpoints of earlier versions
             self.metrics.load_state_dict(state_dict["metrics"], self.student.device)
             self.guard.load_state_dict(state_dict["guard"])
