@@ -1,16 +1,30 @@
-"""Replicated by construction: what lives outside DDP's parameters is equal on all ranks."""
+"""Two processes: what lives outside DDP's parameters is equal on both, on one machine or two."""
 
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from processes import run
+import train_net
+from conftest import SMALLEST
+from detectron2.engine import launch
+from processes import (
+    FORKS,
+    Register,
+    assert_equal_checkpoints,
+    checkpoint,
+    free_port,
+    metrics,
+    run,
+    start,
+    statuses,
+)
 
 
 @pytest.mark.parametrize("method", ["mic_gauss"])
 def test_ranks_end_with_equal_students_teachers_and_prototypes(tiny_cfg, tiny_world, method):
-    # SyncBatchNorm needs GPUs; detectron2's own synchronised batch norm runs anywhere.
-    cfg = tiny_cfg(method, "MODEL.SEM_SEG_HEAD.NORM", "naiveSyncBN")
+    cfg = tiny_cfg(method, *SMALLEST)
     assert run(cfg, tiny_world, world_size=2) == [0, 0]
     first, second = (torch.load(Path(cfg.OUTPUT_DIR) / f"rank{rank}.pth") for rank in range(2))
     for network in ("student", "teacher"):
@@ -21,3 +35,50 @@ def test_ranks_end_with_equal_students_teachers_and_prototypes(tiny_cfg, tiny_wo
         ]
         assert not different
     assert first["student"]["prototype_head.prototypes.started"].all()
+
+
+def machine(register: Register, argv: list[str], log: Path) -> None:
+    """``python tools/train_net.py ARGV``, except that its processes are forked: they import
+    nothing anew."""
+    output = os.open(log, os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    register()
+    torch.set_num_threads(1)
+    start_processes = launch.__globals__["mp"].start_processes
+    launch.__globals__["mp"].start_processes = partial(start_processes, start_method="fork")
+    train_net.cli(argv)
+
+
+def start_machines(cfg_files, world, tmp_path, *words):
+    url = f"tcp://127.0.0.1:{free_port()}"
+    common = ["--num-gpus", "1", "--num-machines", "2", "--dist-url", url, *words]
+    machines = []
+    for i, file in enumerate(cfg_files):
+        argv = ["--config-file", str(file), "--machine-rank", str(i), *common]
+        log = tmp_path / f"machine_{i}.txt"
+        machines.append(FORKS.Process(target=machine, args=(Register(world), argv, log)))
+    for process in machines:
+        process.start()
+    return machines
+
+
+def test_two_machines_of_one_process_equal_one_machine_of_two(tiny_cfg, tiny_world, tmp_path):
+    opts = (*SMALLEST, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 0, "OUTPUT_DIR")
+    together = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "together"))
+    apart = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "apart"))
+    (tmp_path / "config.yaml").write_text(apart.dump())
+    machines = start_machines([tmp_path / "config.yaml"] * 2, tiny_world, tmp_path)
+    reference = start(together, tiny_world, world_size=2)
+    assert statuses(machines) == [0, 0], (tmp_path / "machine_0.txt").read_text()
+    assert statuses(reference) == [0, 0]
+    assert_equal_checkpoints(checkpoint(together.OUTPUT_DIR), checkpoint(apart.OUTPUT_DIR))
+    assert metrics(together.OUTPUT_DIR) == metrics(apart.OUTPUT_DIR)
+    # Not a machine may go on while the other starts anew: its folder is not the shared one.
+    own = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "own"))
+    (tmp_path / "own.yaml").write_text(own.dump())
+    files = [tmp_path / "config.yaml", tmp_path / "own.yaml"]
+    machines = start_machines(files, tiny_world, tmp_path, "--resume")
+    assert statuses(machines) == [2, 2]
+    said = (tmp_path / "machine_1.txt").read_text()
+    assert "model_final.pth, none" in said and "one folder that all machines share" in said

@@ -76,6 +76,22 @@ class TrainingCheckpointer(WeightsCheckpointer):
         if any(self._candidates()):
             self.tag_last_checkpoint("")
 
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As fvcore's. All ranks must call it.
+
+        Raises:
+            ValueError: the ranks do not find the same checkpoint, and would go different ways.
+        """
+        if resume:
+            found = [Path(file).name for file in comm.all_gather(self.get_checkpoint_file())]
+            if len(set(found)) > 1:
+                raise ValueError(
+                    f"the processes find different checkpoints in {self.save_dir}: "
+                    f"{', '.join(name or 'none' for name in found)}, in the order of their ranks; "
+                    "expected OUTPUT_DIR to be one folder that all machines share"
+                )
+        return super().resume_or_load(path, resume=resume)
+
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
 

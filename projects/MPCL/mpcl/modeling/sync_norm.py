@@ -1,0 +1,37 @@
+"""Batch norm over the images of all ranks.
+
+With plain batch norm each rank would normalise by, and keep, statistics of its own images; teachers
+would differ, and only rank 0's statistics would be saved.
+"""
+
+import torch
+from detectron2.layers import NaiveSyncBatchNorm
+from torch import Tensor, nn
+
+
+class ExactSyncBatchNorm(NaiveSyncBatchNorm):
+    """detectron2's, which runs on any device, computed on in float32 under autocast too: it takes
+    the variance as a difference, of which bfloat16 leaves little."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
+
+
+def synchronise_batch_norm(model: nn.Module, device: str) -> nn.Module:
+    """Replaces ``nn.BatchNorm2d`` by torch's SyncBatchNorm, or, as that needs GPUs, on others by
+    :class:`ExactSyncBatchNorm`. Parameters and buffers keep their names and values."""
+    if torch.device(device).type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    plain = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.BatchNorm2d
+    ]
+    for parent, name, child in plain:
+        norm = ExactSyncBatchNorm(
+            child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+        )
+        norm.load_state_dict(child.state_dict())
+        setattr(parent, name, norm.to(device))
+    return model

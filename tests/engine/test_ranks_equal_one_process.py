@@ -1,0 +1,126 @@
+"""Two processes end where one process with the whole batch ends.
+
+What had to be arranged for that, because ranks draw random numbers of their own: arranged.py.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from arranged import NO_CHANCE, Arranged
+from conftest import CONFIGS, SMALLEST, TINY
+from detectron2.modeling import build_backbone
+from processes import metrics, start_all, statuses
+
+from mpcl.config import get_cfg_from
+
+RUNS = {"daformer_gauss": False, "daformer_gauss with uneven ranks": True, "mic_gauss": False}
+ITERATIONS = 3
+
+
+@pytest.fixture(scope="module")
+def results(tiny_world, tmp_path_factory):
+    """By run: what one process has recorded and logged, then both ranks."""
+    root = tmp_path_factory.mktemp("ranks_equal_one_process")
+    parts = [*TINY, *SMALLEST, *NO_CHANCE, *("SOLVER.MAX_ITER", ITERATIONS, "VIS_PERIOD", 0)]
+    parts += ["SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP_ITERS", 0, "DATASETS.TEST", ()]
+    parts += ["SELF_TRAINING.CONFIDENCE_THRESHOLD", 0.27]
+    parts += ["DATASETS.TRAIN", (tiny_world["source"],)]
+    parts += ["DATASETS.TRAIN_TARGET", (tiny_world["target"],)]
+    weights = root / "encoder.pth"
+    torch.manual_seed(0)
+    encoder = build_backbone(get_cfg_from(str(CONFIGS / "daformer.yaml"), parts))
+    torch.save({"model": {f"backbone.{k}": v for k, v in encoder.state_dict().items()}}, weights)
+    distance = ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.1, "MODEL.WEIGHTS", str(weights)]
+    distance += ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", (2,)]
+    distance += ["SELF_TRAINING.FEATURE_DISTANCE.MIN_RATIO", 0.5]
+
+    def runs(processes):
+        for name, uneven in RUNS.items():
+            folder = root / name / processes
+            folder.mkdir(parents=True)
+            config = str(CONFIGS / f"{name.partition(' ')[0]}.yaml")
+            cfg = get_cfg_from(config, [*parts, *distance, "OUTPUT_DIR", str(folder)])
+            yield cfg, Arranged(folder / "recorded", uneven)
+
+    both = start_all(list(runs("two")), tiny_world, world_size=2)
+    assert statuses(start_all(list(runs("one")), tiny_world)) == [0]
+    assert statuses(both) == [0, 0]
+
+    def load(folder: Path, rank: int = 0):
+        return torch.load(folder / f"recorded_{rank}") | {"log": metrics(folder)}
+
+    return {
+        name: (load(root / name / "one"), [load(root / name / "two", rank) for rank in range(2)])
+        for name in RUNS
+    }
+
+
+@pytest.fixture(params=RUNS)
+def run(request, results):
+    return results[request.param]
+
+
+def assert_close(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
+
+
+def test_pseudo_labels_and_assignments_are_the_same(run):
+    one, ranks = run
+    for i, step in enumerate(one["steps"]):
+        assert any(name.startswith("assignment") for name in step)
+        for name in step.keys() - {"present"}:
+            both = torch.cat([rank["steps"][i][name] for rank in ranks])
+            torch.testing.assert_close(both, step[name], rtol=0, atol=1e-5)  # integers: equal
+
+
+def test_losses_and_prototype_metrics_are_the_same(run):
+    one, (first, _) = run  # rank 0 logs the means over the ranks
+    for i in range(ITERATIONS):
+        names = {n for n in one["log"][i] if n.startswith(("loss_", "prototypes/"))}
+        assert {"loss_sem_seg_mix", "loss_contrast", "loss_consistency"} <= names
+        found, expected = (
+            {name: float(run["log"][i][name]) for name in names} for run in (first, one)
+        )
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_prototypes_and_banks_are_the_same(run):
+    one, ranks = run
+    for rank in ranks:
+        assert_close(rank["prototypes"], one["prototypes"], rtol=0, atol=1e-5)
+        for scale, (features, fill) in one["banks"].items():
+            found, found_fill = rank["banks"][scale]
+            assert torch.equal(found_fill, fill) and fill.min() > 0
+            torch.testing.assert_close(found, features, rtol=2e-3, atol=1e-5)  # one float16 step
+
+
+def test_gradients_parameters_and_statistics_are_the_same(run):
+    one, ranks = run
+    # Parameters have moved, and so would differ visibly by a wrong gradient.
+    classifier = "sem_seg_head.classifier.weight"
+    assert 0.1 * one["gradients"][classifier].abs().max() > 1e-3
+    for rank in ranks:
+        assert_close(rank["gradients"], one["gradients"], rtol=1e-5, atol=1e-5)
+        assert_close(rank["student"], one["student"], rtol=0, atol=1e-5)
+        mean, variance = (
+            [{n: v for n, v in run["statistics"].items() if n.endswith(end)} for run in (rank, one)]
+            for end in ("mean", "var")
+        )
+        assert mean[0] and variance[0]
+        assert_close(*mean, rtol=1e-5, atol=1e-5)
+        # detectron2's norm between CPU processes divides by n, torch's by n - 1.
+        assert_close(*variance, rtol=0.02, atol=0)
+
+
+def test_ranks_are_as_uneven_as_they_should_be(results):
+    one, ranks = results["daformer_gauss with uneven ranks"]
+    for steps in zip(*(rank["steps"] for rank in ranks)):
+        # Source images of this class are on one rank only, and so is what the distance compares.
+        assert [bool(step["present"]) for step in steps] == [False, True]
+        assert [bool(step["confident"].any()) for step in steps] == [True, False]
+    assert float(one["log"][0]["loss_feature_distance"]) > 0.1
