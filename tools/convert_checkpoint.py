@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mpcl.modeling.foreign_checkpoints import Foreign, convert_checkpoint
 from mpcl.modeling.weight_files import some
-from mpcl.utils.cli import command_line
+from mpcl.utils.cli import add_debug_option, command_line
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -40,6 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--timm", default="", metavar="NAME", help="the timm encoder of the file")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 

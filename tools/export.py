@@ -24,7 +24,7 @@ from mpcl.export import FORMATS, export_network, save_slim
 from mpcl.modeling.hrda import HRDASegmentor
 from mpcl.network_arguments import add_network_arguments, network_arguments
 from mpcl.predictor import Loaded, load_network
-from mpcl.utils.cli import command_line
+from mpcl.utils.cli import add_debug_option, command_line
 
 EXAMPLE = (256, 512)  # of networks of any size
 
@@ -47,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUTPUT")
     add_network_arguments(parser)
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 

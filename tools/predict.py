@@ -41,7 +41,7 @@ from mpcl.prediction_files import (
     stream_name,
 )
 from mpcl.predictor import Predictor
-from mpcl.utils.cli import command_line
+from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.utils.host_memory import keep_freed_memory
 
 
@@ -80,6 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--opacity", type=float, default=0.6, help="of overlays (default: 0.6)")
     parser.add_argument("--max-frames", type=int, help="of each video or camera")
     add_network_arguments(parser)
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
