@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from mpcl.config import get_cfg_from
 
 CONFIGS = Path(__file__).parents[1] / "projects" / "MPCL" / "configs"
-FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones"}
+FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones", "memory"}
 LEAVES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FRAGMENTS)
 
 

@@ -6,7 +6,7 @@ import pytest
 from pages import ROOT
 
 CONFIGS = ROOT / "projects" / "MPCL" / "configs"
-FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones"}
+FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones", "memory"}
 ZOO = (ROOT / "docs" / "MODEL_ZOO.md").read_text()
 RESULTS = (ROOT / "docs" / "RESULTS.md").read_text()
 ROW = re.compile(r"^\| \[`(\S+)`\]\(\.\./projects/MPCL/configs/(\S+)\) \|(.*)\|$", re.M)

@@ -8,7 +8,7 @@ import torch
 from mpcl.engine import AdaptationTrainer
 
 CONFIGS = Path(__file__).parents[2] / "projects" / "MPCL" / "configs"
-FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones"}
+FRAGMENTS = {"baselines", "prototypes", "benchmarks", "backbones", "memory"}
 LEAVES = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.rglob("*.yaml")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -125,19 +126,38 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def no_waiting_for_cuda():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("guard", "device"),
+    [
+        pytest.param(NoHostReads, "cpu", id="operators"),
+        pytest.param(no_waiting_for_cuda, "cuda", id="cuda", marks=pytest.mark.gpu),
+    ],
+)
 @pytest.mark.parametrize("method", ["daformer_centroid", "daformer_gauss", "mic_gauss"])
-def test_training_step_never_waits_for_the_device(tiny_cfg, method):
+def test_training_step_never_waits_for_the_device(tiny_cfg, method, guard, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     # Nothing is logged or measured in between; prototypes start at iteration 2, which reads
     # the bank's fill.
     quiet = ("LOG_PERIOD", 100, "PROTOTYPES.GRADIENT_SHARE_PERIOD", 0, "VIS_PERIOD", 0)
     # Images are decoded in another process, where reading tensors is no wait.
     quiet = (*quiet, "DATALOADER.NUM_WORKERS", 1)
-    trainer = AdaptationTrainer(tiny_cfg(method, "SOLVER.MAX_ITER", 8, *quiet))
+    cfg = tiny_cfg(method, "SOLVER.MAX_ITER", 8, "MODEL.DEVICE", device, *quiet)
+    trainer = AdaptationTrainer(cfg)
     run_step, checked = trainer.run_step, []
 
     def checked_step():
         if trainer.iter in (1, 4, 5):
-            with NoHostReads():
+            with guard():
                 run_step()
             checked.append(trainer.iter)
         else:
