@@ -6,11 +6,13 @@ first of each class instead of random ones. (Dropout, stochastic depth, jitter a
 off, and prototypes start at random by the run's seed, which all ranks share, by config.)
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 
 import mpcl.prototypes.bank
@@ -45,6 +47,27 @@ def first_per_group(group, num_groups, count):
 def hide_every_second_block(images, *, block_size, ratio):
     rows, columns = (torch.arange(side) // block_size % 2 for side in images.shape[-2:])
     return images * (rows[:, None] == columns)
+
+
+@contextmanager
+def sent_messages():
+    """Collects (type, bytes) of what this process brings to sums and gathers; DDP's are not
+    seen."""
+    messages = []
+
+    def watched(function, which):
+        def call(*args, **options):
+            tensor = args[which]
+            messages.append((tensor.dtype, tensor.numel() * tensor.element_size()))
+            return function(*args, **options)
+
+        return call
+
+    with (
+        mock.patch.object(dist, "all_reduce", watched(dist.all_reduce, 0)),
+        mock.patch.object(dist, "all_gather", watched(dist.all_gather, 1)),
+    ):
+        yield messages
 
 
 @dataclass
@@ -106,7 +129,8 @@ class Arranged:
         run_step, steps = trainer.run_step, []
 
         def recorded():
-            run_step()
+            with sent_messages() as messages:
+                run_step()
             step = trainer.last_step
             seen = {"pseudo_label": step.pseudo_label.label, "weight": step.pseudo_label.weight}
             seen["confident"] = step.pseudo_label.confident
@@ -124,6 +148,7 @@ class Arranged:
             torch.save(
                 {
                     "steps": steps,
+                    "messages": messages,
                     "gradients": {n: p.grad for n, p in trainer.student.named_parameters()},
                     "student": dict(trainer.student.named_parameters()),
                     "statistics": {

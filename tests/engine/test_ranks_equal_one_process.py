@@ -11,6 +11,7 @@ from arranged import NO_CHANCE, Arranged
 from conftest import CONFIGS, SMALLEST, TINY
 from detectron2.modeling import build_backbone
 from processes import metrics, start_all, statuses
+from scale import StepCosts
 
 from mpcl.config import get_cfg_from
 
@@ -41,6 +42,7 @@ def results(tiny_world, tmp_path_factory):
             folder.mkdir(parents=True)
             config = str(CONFIGS / f"{name.partition(' ')[0]}.yaml")
             cfg = get_cfg_from(config, [*parts, *distance, "OUTPUT_DIR", str(folder)])
+            (folder / "config.yaml").write_text(cfg.dump())
             yield cfg, Arranged(folder / "recorded", uneven)
 
     both = start_all(list(runs("two")), tiny_world, world_size=2)
@@ -48,7 +50,8 @@ def results(tiny_world, tmp_path_factory):
     assert statuses(both) == [0, 0]
 
     def load(folder: Path, rank: int = 0):
-        return torch.load(folder / f"recorded_{rank}") | {"log": metrics(folder)}
+        recorded = torch.load(folder / f"recorded_{rank}")
+        return recorded | {"log": metrics(folder), "cfg": str(folder / "config.yaml")}
 
     return {
         name: (load(root / name / "one"), [load(root / name / "two", rank) for rank in range(2)])
@@ -124,3 +127,18 @@ def test_ranks_are_as_uneven_as_they_should_be(results):
         assert [bool(step["present"]) for step in steps] == [False, True]
         assert [bool(step["confident"].any()) for step in steps] == [True, False]
     assert float(one["log"][0]["loss_feature_distance"]) > 0.1
+
+
+@pytest.mark.parametrize("name", ["daformer_gauss", "mic_gauss"])
+def test_messages_between_ranks_are_those_of_the_formulas(results, name):
+    recorded = results[name][1][0]
+    cfg = get_cfg_from(recorded["cfg"], ["MODEL.DEVICE", "meta"])
+    costs = StepCosts(cfg, gpus=2)
+    expected = costs.messages  # of two ranks: what each sends is what it brings
+    bank = sum(size for dtype, size in recorded["messages"] if dtype == torch.float16)
+    assert bank == expected["feature bank"] > 0
+    total = sum(size for _, size in recorded["messages"])
+    # The rest is single numbers: shares, counts, and whether all was finite.
+    by_formula = sum(expected.values()) - expected["gradients"]
+    assert 0 <= total - by_formula < 200
+    assert 0 < len(recorded["messages"]) - costs.num_messages < 8
