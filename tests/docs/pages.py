@@ -20,6 +20,11 @@ PAGES = sorted(
 SHELLS = {"bash", "sh", "shell", "console"}
 FENCE = re.compile(r"^( *)```(?P<language>\w*)\n(?P<text>.*?)^\1```$", re.M | re.S)
 INLINE = re.compile(r"`((?:python[\d.]*|make|torchrun|pip|apt|source|export|tensorboard) [^`]+)`")
+# A program that python reads from its standard input: `python - <<'END' > file`.
+HEREDOC = re.compile(
+    r"^(?P<line>(?P<program>python[\d.]*) - <<'(?P<end>\w+)'[^\n]*)\n(?P<text>.*?)^(?P=end)\n",
+    re.M | re.S,
+)
 
 # What stands for something of the reader's own, and what the tests read instead.
 PLACEHOLDERS = {
@@ -66,7 +71,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def commands(page: Path) -> list[Command]:
     """Of shell blocks and of code in running text, in their order."""
-    found = [command for block in blocks(page) for command in _commands_of(block)]
+    found = [command for block in blocks(page) for command in commands_of_block(block)]
     name, text = page.relative_to(ROOT).as_posix(), FENCE.sub(_blank, read(page))
     for match in INLINE.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
@@ -83,16 +88,27 @@ def commands_of_docstring(script: Path) -> list[Command]:
     return [_command(name, 1, line) for line in lines if re.match(r"(python|torchrun) \S+ ", line)]
 
 
-def _commands_of(block: Block) -> Iterator[Command]:
+def commands_of_block(block: Block) -> Iterator[Command]:
+    """None, if the block is of no shell."""
     if block.language not in SHELLS:
         return
-    line = block.line
-    for text in re.sub(r" *\\\n *", " \0", block.text).split("\n"):
+    line, start = block.line, 0
+    for match in HEREDOC.finditer(block.text):
+        yield from _commands_of_lines(block.page, line, block.text[start : match.start()])
+        line, start = block.line + block.text.count("\n", 0, match.end()), match.end()
+        first = line - match[0].count("\n")
+        words = [*shlex.split(match["program"]), "-c", match["text"]]
+        yield Command(block.page, first, match["line"], words)
+    yield from _commands_of_lines(block.page, line, block.text[start:])
+
+
+def _commands_of_lines(page: str, line: int, lines: str) -> Iterator[Command]:
+    for text in re.sub(r" *\\\n *", " \0", lines).split("\n"):
         first, line = line, line + 1 + text.count("\0")
         text = text.replace("\0", "").removeprefix("$ ")
         for part in re.split(r" && | ; ", text):
             if shlex.split(part, comments=True):
-                yield _command(block.page, first, part)
+                yield _command(page, first, part)
 
 
 def _command(page: str, line: int, text: str) -> Command:

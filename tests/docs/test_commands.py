@@ -11,14 +11,22 @@ from itertools import dropwhile
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from pages import PAGES, ROOT, SHELLS, blocks, commands, commands_of_docstring
+from pages import (
+    PAGES,
+    ROOT,
+    SHELLS,
+    Block,
+    blocks,
+    commands,
+    commands_of_block,
+    commands_of_docstring,
+)
 from real_parsers import check_make, check_python, check_torchrun, is_script
 
 # Commands that no test can run or read, each with its reason.
 NOT_RUN = {
     r"python\S* -m pip ": "changes the environment and needs a package index",
     r"pip ": "changes the environment and needs a package index",
-    r"pip-compile ": "a program of a package that the tests do not need; asks a package index",
     r"pip-audit$": "a program of a package that the tests do not need; asks a public database",
     r"apt install ": "changes the machine",
     r"source \.venv/bin/activate$": "changes the reader's shell",
@@ -73,6 +81,18 @@ def test_commands_stand_in_shell_blocks():
             if block.language not in SHELLS:
                 hidden = re.search(r"^(python\S* (tools|datasets)/|make [a-z])", block.text, re.M)
                 assert not hidden, f"{block.page}:{block.line}"
+
+
+def test_a_program_in_a_heredoc_is_one_command_and_lines_are_counted_on():
+    text = "make lint\npython - <<'END' > out.txt\nimport json\n\nprint(1)  # one\nEND\nmake test\n"
+    found = list(commands_of_block(Block("page.md", 10, "sh", text)))
+    assert [(c.line, c.text) for c in found] == [
+        *((10, "make lint"), (11, "python - <<'END' > out.txt"), (16, "make test"))
+    ]
+    assert found[1].words == ["python", "-c", "import json\n\nprint(1)  # one\n"]
+    check(found[1].words)
+    with pytest.raises(SyntaxError):
+        check(["python", "-c", "import\n"])
 
 
 LIBRARY = [b for page in PAGES for b in blocks(page) if b.language == "python"]
