@@ -125,12 +125,13 @@ def main(argv=None) -> None:
     opts += ["MODEL.WEIGHTS", str(common_start / "model_final.pth")]
     trainers = {name: train(name, args.output / name, opts) for name in RUNS}
     runs = {name: scores(trainer) for name, trainer in trainers.items()}
-    networks = {name: t.teacher or t.student for name, t in trainers.items()}
-    cfg = trainers[RUNS[0]].cfg
+    networks = {name: (t.cfg, t.teacher or t.student) for name, t in trainers.items()}
     picture = args.output / "predictions.png"
-    comparison(cfg, networks, number=args.images).save(picture)
+    comparison(networks, number=args.images).save(picture)
     results = {
-        "device": torch.cuda.get_device_name() if cfg.MODEL.DEVICE != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name()
+        if trainers[RUNS[0]].cfg.MODEL.DEVICE != "cpu"
+        else "cpu",
         "seconds": round(time.perf_counter() - start, 1),
         "runs": runs,
     }

@@ -38,9 +38,8 @@ def compare(args: argparse.Namespace) -> Image.Image:
     opts = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
     names = shortest_names(args.runs)
     loaded = {name: load_network(run, opts=opts) for name, run in zip(names, args.runs)}
-    networks = {name: each.network for name, each in loaded.items()}
-    cfg = next(iter(loaded.values())).cfg
-    return comparison(cfg, networks, number=args.images, errors=args.errors, width=args.width)
+    networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
+    return comparison(networks, number=args.images, errors=args.errors, width=args.width)
 
 
 def activations(args: argparse.Namespace) -> Image.Image:

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from torch import nn
 
 from mpcl.visualization.canvas import CAPTION_HEIGHT, GAP
 from mpcl.visualization.comparison import comparison
@@ -11,14 +13,15 @@ COLORS = [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]  # of the 
 
 @pytest.fixture
 def networks(tiny_cfg):
-    """Two networks that say "hedge" and "sky" of every pixel; the first in training mode."""
+    """Config and network of two runs that say "hedge" and "sky" of every pixel; the first network
+    is in training mode."""
     cfg = tiny_cfg("daformer")
     found = {"first": build_model(cfg), "second": build_model(cfg).eval()}
     with torch.no_grad():
         for network, favourite in zip(found.values(), (1, 2)):
             network.sem_seg_head.classifier.weight.zero_()
             network.sem_seg_head.classifier.bias.copy_(torch.eye(4)[favourite])
-    return cfg, found
+    return {name: (cfg, network) for name, network in found.items()}
 
 
 def cell(picture: np.ndarray, row: int, column: int, width: int = 96, height: int = 64):
@@ -27,18 +30,16 @@ def cell(picture: np.ndarray, row: int, column: int, width: int = 96, height: in
 
 
 def test_comparison_shows_image_truth_and_every_network(networks):
-    cfg, by_name = networks
-    picture = np.asarray(comparison(cfg, by_name, number=2))
+    picture = np.asarray(comparison(networks, number=2))
     assert picture.shape[1] == 4 * 96 + 3 * GAP
     assert (cell(picture, 1, 2) == COLORS[1]).all() and (cell(picture, 1, 3) == COLORS[2]).all()
     truth = {tuple(c) for c in cell(picture, 0, 1).reshape(-1, 3)}
     assert truth <= {*COLORS, (0, 0, 0)} and len(truth) > 2
-    assert by_name["first"].training and not by_name["second"].training
+    assert networks["first"][1].training and not networks["second"][1].training
 
 
 def test_errors_are_red_exactly_where_the_prediction_differs_from_the_truth(networks):
-    cfg, by_name = networks
-    picture = np.asarray(comparison(cfg, by_name, number=1, errors=True))
+    picture = np.asarray(comparison(networks, number=1, errors=True))
     truth = cell(picture, 0, 1)
     for column, favourite in ((2, 1), (3, 2)):
         red = (cell(picture, 1, column) == (214, 39, 40)).all(-1)
@@ -48,12 +49,60 @@ def test_errors_are_red_exactly_where_the_prediction_differs_from_the_truth(netw
 
 
 def test_large_images_are_shown_small(networks):
-    cfg, by_name = networks
-    picture = np.asarray(comparison(cfg, by_name, number=1, width=48))
+    picture = np.asarray(comparison(networks, number=1, width=48))
     assert picture.shape[1] == 4 * 48 + 3 * GAP
     assert (cell(picture, 0, 2, 48, 32) == COLORS[1]).all()
 
 
 def test_without_a_test_set_the_key_is_named(tiny_cfg):
     with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
-        comparison(tiny_cfg("daformer", "DATASETS.TEST", ()), {})
+        comparison({"run": (tiny_cfg("daformer", "DATASETS.TEST", ()), nn.Identity())})
+
+
+class Onlooker(nn.Module):
+    """Says "sky" everywhere, and remembers the height and width of what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, records):
+        (record,) = records
+        self.sizes.append(tuple(record["image"].shape[1:]))
+        logits = torch.eye(4)[2].view(4, 1, 1).expand(4, record["height"], record["width"])
+        return [{"sem_seg": logits}]
+
+
+def test_each_network_sees_the_images_at_the_size_of_its_own_config(tiny_cfg):
+    sizes = {"small": "(48,32)", "native": "(96,64)", "large": "(192,128)"}
+    runs = {
+        name: (tiny_cfg("daformer", "INPUT.TARGET_SIZE", size), Onlooker())
+        for name, size in sizes.items()
+    }
+    comparison(runs, number=2)
+    shown = {name: network.sizes for name, (_, network) in runs.items()}
+    assert shown == {
+        "small": [(32, 48)] * 2,
+        "native": [(64, 96)] * 2,
+        "large": [(128, 192)] * 2,
+    }
+
+
+def test_a_network_of_other_classes_is_refused(tiny_cfg, other_world):
+    runs = {
+        "fits": (tiny_cfg("daformer"), Onlooker()),
+        "other": (tiny_cfg("daformer", "DATASETS.TRAIN", (other_world,)), Onlooker()),
+    }
+    with pytest.raises(ValueError, match="other cannot be compared: it knows a, b, c, d; tiny_val"):
+        comparison(runs, number=1)
+    with pytest.raises(ValueError, match="it knows 5 classes"):
+        unknown = ["DATASETS.TRAIN", ("nowhere",), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5]
+        comparison({"run": (tiny_cfg("daformer", *unknown), Onlooker())}, number=1)
+
+
+@pytest.fixture
+def other_world():
+    """The name of a set with as many classes as the tiny world, but others."""
+    MetadataCatalog.get("other_world").set(stuff_classes=["a", "b", "c", "d"])
+    yield "other_world"
+    MetadataCatalog.remove("other_world")

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import report as tool
 import yaml
+from detectron2.data import MetadataCatalog
 
+from mpcl.pictures import predict
 from mpcl.runs import find_runs
 from mpcl.visualization.report import page as page_module
 from mpcl.visualization.report.contents import read_contents, settings_that_differ
 from mpcl.visualization.report.curves import MOST_POINTS, quality_charts, thin_out, training_charts
 from mpcl.visualization.report.page import write_report
-from mpcl.visualization.report.samples import run_lengths
+from mpcl.visualization.report.samples import run_lengths, samples
 from mpcl.visualization.report.tables import duration, summary
+from mpcl.visualization.scenes import load, load_scenes
 
 
 class Page(HTMLParser):
@@ -81,14 +84,11 @@ def _last_score(folder) -> float:
 
 
 def test_samples_hold_truth_and_predictions_pixel_by_pixel(page, trained_runs):
-    from mpcl.pictures import predict
-    from mpcl.visualization.scenes import load, load_scenes
-
-    samples = page.data["samples"]
-    assert len(samples["images"]) == 2
+    shown = page.data["samples"]
+    assert len(shown["images"]) == 2
     for index, folder in enumerate(trained_runs.values()):
         networks = load(folder)
-        for image, scene in zip(samples["images"], load_scenes(networks.cfg, "tiny_val", 2)):
+        for image, scene in zip(shown["images"], load_scenes(networks.cfg, "tiny_val", 2)):
             size = image["height"], image["width"]
             assert np.array_equal(decode(image["truth"], size), scene.truth)
             predicted = predict(networks.predictor, scene.record).numpy()
@@ -97,6 +97,48 @@ def test_samples_hold_truth_and_predictions_pixel_by_pixel(page, trained_runs):
             known = scene.truth != 255
             wrong = (predicted != scene.truth)[known].mean()
             assert own["wrong"] == pytest.approx(wrong, abs=1e-4)
+
+
+def test_each_run_is_shown_the_size_of_its_own_config(trained_runs):
+    networks = load(trained_runs["source_only"])
+    cfg = networks.cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.TARGET_SIZE = (48, 32)
+    shown = []
+    hook = networks.predictor.register_forward_pre_hook(
+        lambda module, inputs: shown.append(tuple(inputs[0][0]["image"].shape[1:]))
+    )
+    samples({0: networks, 1: networks._replace(cfg=cfg)}, number=1, width=96)
+    hook.remove()
+    assert shown == [(64, 96), (32, 48)]
+
+
+def test_a_run_of_other_classes_is_noted_and_left_out(trained_runs, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(trained_runs["source_only"], odd)
+    MetadataCatalog.get("odd_source").set(stuff_classes=["a", "b", "c", "d"])
+    set_in_config(odd, "DATASETS", "TRAIN", ["odd_source"])
+    notes = write_report(
+        [trained_runs["source_only"], odd], tmp_path / "r.html", images=1, patches=1
+    )
+    MetadataCatalog.remove("odd_source")
+    (note,) = notes
+    assert note.startswith("odd: no predictions, it knows a, b, c, d; tiny_val has ground")
+    data = Page((tmp_path / "r.html").read_text()).data
+    assert [p["run"] for p in data["samples"]["images"][0]["predictions"]] == [0]
+
+
+def test_a_run_on_a_set_that_nobody_registered_is_noted(trained_runs, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(trained_runs["source_only"], odd)
+    set_in_config(odd, "DATASETS", "TEST", ["nowhere_val"])
+    assert "nowhere_val" in write_report([odd], tmp_path / "r.html", images=1)[0]
+
+
+def set_in_config(folder, section: str, key: str, value: object) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config[section][key] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 def decode(text: str, size: tuple[int, int]) -> np.ndarray:

@@ -3,54 +3,66 @@
 from collections.abc import Mapping
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from PIL import Image
 from torch import nn
 
 from ..pictures import colorize, predict
 from .canvas import Picture, error_map, fit, grid, with_legend
-from .scenes import Scene, load_scenes
+from .scenes import load_scenes, record_for, refuse_other_classes
 
 
 def comparison(
-    cfg,
-    networks: Mapping[str, nn.Module],
+    networks: Mapping[str, tuple[CfgNode, nn.Module]],
     *,
     number: int = 3,
     errors: bool = False,
     width: int = 512,
 ) -> Image.Image:
-    """Evenly spaced images of the first test set: image, ground truth, and each prediction.
+    """Evenly spaced images of a test set: image, ground truth, and each prediction.
 
     Args:
-        networks: detectron2 models by name, in evaluation or training mode; modes are restored.
+        networks: by name, the config of a run and its network, which sees the images at the size
+            that its config says. In evaluation or training mode; modes are restored. The set is
+            the first of the first config's DATASETS.TEST.
         number: of images; all, if the set holds fewer.
         errors: below each prediction, where it is wrong.
         width: of a picture, at most, in pixels.
 
-    Raises: ValueError: ``number`` is not positive, or DATASETS.TEST is empty.
+    Raises:
+        ValueError: ``number`` is not positive, DATASETS.TEST is empty, or a network knows other
+            classes than the set.
     """
+    cfg, _ = next(iter(networks.values()))
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; expected a labelled set to compare on")
     dataset = cfg.DATASETS.TEST[0]
+    for name, (own, _) in networks.items():
+        try:
+            refuse_other_classes(own, dataset)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be compared: {error}") from None
     meta = MetadataCatalog.get(dataset)
     rows: list[list[Picture | None]] = []
     for scene in load_scenes(cfg, dataset, number):
-        rows += _rows(scene, networks, meta.stuff_colors, errors, width)
+        assert scene.truth is not None  # a test set has labels
+        predictions = [
+            predict(network, record_for(own, dataset, scene)).cpu().numpy().astype(np.uint8)
+            for own, network in networks.values()
+        ]
+        small = [fit(ids, width, nearest=True) for ids in (scene.truth, *predictions)]
+        rows += _rows(fit(scene.image, width), small, meta.stuff_colors, errors)
     picture = grid(rows, ["image", "ground truth", *networks])
     return with_legend(picture, meta.stuff_classes, meta.stuff_colors)
 
 
 def _rows(
-    scene: Scene, networks: Mapping[str, nn.Module], colors: list, errors: bool, width: int
+    image: Picture, labels: list[np.ndarray], colors: list, errors: bool
 ) -> list[list[Picture | None]]:
-    assert scene.truth is not None  # a test set has labels
-    image, truth = fit(scene.image, width), fit(scene.truth, width, nearest=True)
-    predictions = [
-        fit(predict(network, scene.record).cpu().numpy().astype(np.uint8), width, nearest=True)
-        for network in networks.values()
-    ]
-    first = [image, colorize(truth, colors), *(colorize(p, colors) for p in predictions)]
+    """Of one image; ``labels``: the truth, then the predictions."""
+    first: list[Picture | None] = [image, *(colorize(ids, colors) for ids in labels)]
     if not errors:
         return [first]
+    truth, *predictions = labels
     return [first, [None, None, *(error_map(image, truth, p) for p in predictions)]]

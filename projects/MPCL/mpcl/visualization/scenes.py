@@ -105,8 +105,7 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
     """
     records = load_records([dataset])
     label_map = MetadataCatalog.get(dataset).get("label_map")
-    is_source = dataset in cfg.DATASETS.TRAIN
-    mapper = TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
+    mapper = _mapper(cfg, dataset)
     found = []
     for index in evenly_spaced(len(records), number):
         file, label = records[index]["file_name"], records[index].get("sem_seg_file_name")
@@ -114,6 +113,33 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
         truth = None if label is None else read_label(label, label_map)
         found.append(Scene(file, bgr[..., ::-1].copy(), truth, mapper.of_pixels(bgr, file)))
     return found
+
+
+def record_for(cfg: CfgNode, dataset: str, scene: Scene) -> dict[str, Any]:
+    """What a network of another config takes for a scene of the set: the size is its own."""
+    bgr = np.ascontiguousarray(scene.image[..., ::-1])
+    return _mapper(cfg, dataset).of_pixels(bgr, scene.file)
+
+
+def _mapper(cfg: CfgNode, dataset: str) -> TestMapper:
+    is_source = dataset in cfg.DATASETS.TRAIN
+    return TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
+
+
+def refuse_other_classes(cfg: CfgNode, dataset: str) -> None:
+    """Raises ValueError where a set has other classes than the network of a config.
+
+    These are its source set's; of one that is not registered here only their number is known.
+    """
+    if dataset not in MetadataCatalog:
+        return  # whoever reads it says so
+    expected = list(MetadataCatalog.get(dataset).stuff_classes)
+    known = [name for name in cfg.DATASETS.TRAIN[:1] if name in MetadataCatalog]
+    found = [list(MetadataCatalog.get(name).get("stuff_classes", expected)) for name in known]
+    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if number != len(expected) or found not in ([], [expected]):
+        own = ", ".join(found[0]) if found else f"{number} classes"
+        raise ValueError(f"it knows {own}; {dataset} has {', '.join(expected)}")
 
 
 @torch.no_grad()

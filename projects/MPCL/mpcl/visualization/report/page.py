@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import inspect
-from ..scenes import Networks, load
+from ..scenes import Networks, load, refuse_other_classes
 from . import tables
 from .contents import NETWORKS, RunContents, read_contents
 from .curves import Chart, quality_charts, training_charts
@@ -151,8 +151,12 @@ def _samples(
             notes.append(
                 f"{runs[index].name}: no predictions, it is tested on {about or 'no set'}."
             )
-        else:
+            continue
+        try:
+            refuse_other_classes(networks.cfg, about)
             shown[index] = networks
+        except ValueError as error:
+            notes.append(f"{runs[index].name}: no predictions, {error}.")
     if not shown:
         return None
     try:

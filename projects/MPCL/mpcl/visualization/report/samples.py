@@ -11,14 +11,15 @@ from PIL import Image
 
 from ...pictures import predict
 from ..canvas import Picture, fit
-from ..scenes import Networks, load_scenes
+from ..scenes import Networks, load_scenes, record_for
 
 
 def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str, Any]:
     """Evenly spaced images of the first run's first test set, with what each network predicts.
 
     Args:
-        loaded: networks by index of their run; all know the same classes.
+        loaded: networks by index of their run; all know the same classes. Each sees the images at
+            the size that its own config says.
         number: of images.
         width: in pixels, at most.
     """
@@ -31,7 +32,8 @@ def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str
         truth = fit(scene.truth, width, nearest=True)
         predictions = []
         for index, networks in loaded.items():
-            ids = predict(networks.predictor, scene.record).cpu().numpy().astype(np.uint8)
+            record = record_for(networks.cfg, dataset, scene)
+            ids = predict(networks.predictor, record).cpu().numpy().astype(np.uint8)
             ids = fit(ids, width, nearest=True)
             known = truth != 255
             wrong = float((ids != truth)[known].mean()) if known.any() else 0.0
