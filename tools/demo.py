@@ -128,10 +128,9 @@ def main(argv=None) -> None:
     networks = {name: (t.cfg, t.teacher or t.student) for name, t in trainers.items()}
     picture = args.output / "predictions.png"
     comparison(networks, number=args.images).save(picture)
+    device = trainers[RUNS[0]].cfg.MODEL.DEVICE
     results = {
-        "device": torch.cuda.get_device_name()
-        if trainers[RUNS[0]].cfg.MODEL.DEVICE != "cpu"
-        else "cpu",
+        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
         "seconds": round(time.perf_counter() - start, 1),
         "runs": runs,
     }

@@ -132,7 +132,8 @@ def test_a_run_on_a_set_that_nobody_registered_is_noted(trained_runs, tmp_path):
     odd = tmp_path / "odd"
     shutil.copytree(trained_runs["source_only"], odd)
     set_in_config(odd, "DATASETS", "TEST", ["nowhere_val"])
-    assert "nowhere_val" in write_report([odd], tmp_path / "r.html", images=1)[0]
+    notes = write_report([odd], tmp_path / "r.html", images=1)
+    assert notes == ["No predictions: nowhere_val is no registered data set."]
 
 
 def set_in_config(folder, section: str, key: str, value: object) -> None:

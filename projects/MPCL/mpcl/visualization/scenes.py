@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor, nn
 
 from ..config import get_cfg_from
@@ -103,6 +103,8 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
         FileNotFoundError: the set is not there.
         ValueError: the set is unknown or empty.
     """
+    if dataset not in DatasetCatalog:
+        raise ValueError(f"{dataset} is no registered data set")
     records = load_records([dataset])
     label_map = MetadataCatalog.get(dataset).get("label_map")
     mapper = _mapper(cfg, dataset)
