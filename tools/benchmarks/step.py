@@ -138,17 +138,21 @@ def build(config_file: Path, opts: list[str]) -> SyntheticTrainer:
 
 def _phases(trainer: SyntheticTrainer, args) -> list[Row]:
     """Share of the step that each phase takes, measured by stopping the clock around its calls."""
-    (hook,) = trainer._adaptation_hooks()
     calls = {
         "data": (trainer, "next_step"),
-        "teacher": (hook, "label_target"),
-        "mixing": (hook, "mix"),
-        "student forward": (trainer, "model"),
-        "clustering": (trainer, "after_forward"),
-        "losses": (trainer, "criterion"),
+        "student forward": (trainer.model, "forward"),
+        "losses": (trainer.criterion, "_segmentation_loss"),
         "optimiser": (trainer, "update_student"),
-        "EMA": (hook, "after_step"),
     }
+    for hook in trainer._adaptation_hooks():  # one, or none without self-training
+        calls |= {
+            "teacher": (hook, "label_target"),
+            "mixing": (hook, "mix"),
+            "clustering": (trainer, "after_forward"),
+            "EMA": (hook, "after_step"),
+        }
+    if trainer.criterion.prototype_criterion is not None:
+        calls["prototype losses"] = (trainer.criterion, "prototype_criterion")
     seconds = dict.fromkeys(calls, 0.0)
     with _clocks(calls, seconds, args.device):
         total = sum(measure(trainer.step_once, args.device)[0] for _ in range(args.repeats))
@@ -175,20 +179,12 @@ def _clocks(calls: dict, seconds: dict[str, float], device: str) -> Iterator[Non
 
     saved = {name: getattr(owner, key) for name, (owner, key) in calls.items()}
     for name, (owner, key) in calls.items():
-        if key == "model":  # a property of the trainer: its forward is what is called
-            trainer_model = saved[name]
-            saved[name] = trainer_model.forward
-            trainer_model.forward = timed(name, trainer_model.forward)
-        else:
-            setattr(owner, key, timed(name, saved[name]))
+        setattr(owner, key, timed(name, saved[name]))
     try:
         yield
     finally:
         for name, (owner, key) in calls.items():
-            if key == "model":
-                del owner.model.forward
-            else:
-                setattr(owner, key, saved[name])
+            setattr(owner, key, saved[name])
 
 
 def _arithmetic_rate(name: str, trainer: SyntheticTrainer, seconds: float, device: str) -> Row:

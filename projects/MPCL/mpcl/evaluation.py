@@ -5,6 +5,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,6 +137,8 @@ class SegmentationEvaluator(SemSegEvaluator):
         parts = {part: self._score(matrix) for part, matrix in self._part_matrices.items()}
         self._output_dir = output_dir
         scores = self._score(whole)
+        if output_dir is not None:  # nothing was encoded: it would read as "nothing predicted"
+            Path(output_dir, "sem_seg_predictions.json").unlink(missing_ok=True)
         if scores is None:
             return None
         self.confusion = self._conf_matrix[:-1, :-1].T  # the last row and column: ignored pixels

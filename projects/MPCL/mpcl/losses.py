@@ -98,6 +98,7 @@ def feature_distance(
     num_classes: int,
     min_ratio: float = 0.75,
     ignore_label: int = 255,
+    batch_label: Tensor | None = None,
 ) -> Tensor:
     r"""Mean L2 distance to the features of an ImageNet encoder, where certain classes dominate.
 
@@ -121,6 +122,8 @@ def feature_distance(
         num_classes: C.
         min_ratio: in (0, 1], inclusive.
         ignore_label: the label of pixels without a class.
+        batch_label: (B', H, W) labels of the batch that these images are one of several equal parts
+            of; None = they are all of it. The mean of the parts' results is the batch's.
 
     Returns:
         Scalar float32; 0 and still attached to the graph where no cell is selected.
@@ -130,16 +133,24 @@ def feature_distance(
             is outside (0, 1].
     """
     _check_distance(student, reference, label, classes, num_classes, min_ratio)
-    slot = torch.where(label == ignore_label, num_classes, label)
-    dominant, ratio = _dominant_class(slot, student.shape[-2:], num_classes)
     wanted = torch.zeros(num_classes + 1, dtype=torch.bool)
     wanted[list(classes)] = True
-    selected = wanted.to(label.device, non_blocking=True)[dominant] & (ratio >= min_ratio)
+    wanted = wanted.to(label.device, non_blocking=True)
+
+    def selected_cells(label: Tensor) -> Tensor:
+        slot = torch.where(label == ignore_label, num_classes, label)
+        dominant, ratio = _dominant_class(slot, student.shape[-2:], num_classes)
+        return wanted[dominant] & (ratio >= min_ratio)
+
+    selected, parts = selected_cells(label), 1.0
+    counted = selected
+    if batch_label is not None:
+        counted, parts = selected_cells(batch_label), len(batch_label) / len(label)
     difference = student.float() - reference.detach().float()
     distance = torch.linalg.vector_norm(difference, dim=1)
     # world_size() undoes the division by it when gradients are averaged over the ranks.
-    count = sum_over_ranks(selected.sum()).clamp(min=1) / world_size()
-    return torch.where(selected, distance, 0.0).sum() / count
+    count = sum_over_ranks(counted.sum()).clamp(min=1) / world_size()
+    return torch.where(selected, distance, 0.0).sum() * parts / count
 
 
 def _dominant_class(slot: Tensor, grid: Sequence[int], num_classes: int) -> tuple[Tensor, Tensor]:

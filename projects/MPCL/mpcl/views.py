@@ -62,7 +62,15 @@ class View:
         return self._each(box.crop)
 
     def split(self, parts: int) -> list["View"]:
-        """Its images in ``parts`` views, one after the other; no copy."""
+        """Its images in ``parts`` equal views, one after the other; no copy.
+
+        Raises:
+            ValueError: the images do not divide.
+        """
+        if len(self.images) % parts:
+            raise ValueError(
+                f"{len(self.images)} images do not make {parts} equal parts (SOLVER.ACCUMULATE)"
+            )
         size = len(self.images) // parts
         return [
             self._each(lambda values, i=i: values[i * size : (i + 1) * size]) for i in range(parts)

@@ -152,6 +152,7 @@ class Criterion:
                 self.num_classes,
                 self.feature_distance_min_ratio,
                 self.ignore_value,
+                step.batch_label,
             )
         if self.prototype_criterion is not None and step.mixed is not None:
             losses.update(self.prototype_criterion(step))

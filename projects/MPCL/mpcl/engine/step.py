@@ -49,7 +49,7 @@ class PixelTargets:
 
 @dataclass
 class AdaptationStep:
-    """Filled from top to bottom in the course of an iteration, and dropped after it.
+    """Filled from top to bottom in the course of an iteration, and dropped before the next.
 
     Attributes:
         iteration: of the run, from 0.
@@ -66,6 +66,7 @@ class AdaptationStep:
         outputs: the student's, by view name.
         pixels: targets of the prototype losses by scale and view name; empty until prototypes
             exist.
+        batch_label: labels of the source images of all parts; None = there are no parts.
         is_first, is_last: of the parts that the student sees one after the other; see
             :meth:`split`.
     """
@@ -81,25 +82,31 @@ class AdaptationStep:
     reference_features: Tensor | None = None
     outputs: dict[str, ViewOutputs] = field(default_factory=dict)
     pixels: dict[str, dict[str, PixelTargets]] = field(default_factory=dict)
+    batch_label: Tensor | None = None
     is_first: bool = True
     is_last: bool = True
 
     def split(self, parts: int) -> list["AdaptationStep"]:
         """The step in equal parts of its images, for a student that has no memory for all at once.
-        What the teacher said, it said of all of them."""
+        What the teacher said, it said of all of them.
+
+        Raises:
+            ValueError: the images do not divide.
+        """
         if parts == 1:
             return [self]
-        views = {"source": self.source, "mixed": self.mixed, "masked": self.masked}
-        chunks = {name: view.split(parts) for name, view in views.items() if view is not None}
-        reference = self.reference_features
-        references = [None] * parts if reference is None else reference.chunk(parts)
+        fields = ("source", "mixed", "masked", "pseudo_label")
+        chunks = {name: value.split(parts) for name in fields if (value := getattr(self, name))}
+        for name in ("target", "target_valid", "reference_features"):
+            if (value := getattr(self, name)) is not None:
+                chunks[name] = value.chunk(parts)
         return [
             replace(
                 self,
                 **{name: chunk[i] for name, chunk in chunks.items()},
-                reference_features=references[i],
                 outputs={},
                 pixels={},
+                batch_label=self.source.label,
                 is_first=i == 0,
                 is_last=i == parts - 1,
             )

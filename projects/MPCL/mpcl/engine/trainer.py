@@ -108,6 +108,7 @@ class AdaptationTrainer(DefaultTrainer):
     def run_step(self) -> None:
         """One iteration of Algorithm 1."""
         seed_all_rng(fold_seed(self.cfg.SEED, comm.get_rank(), self.iter))
+        self.last_step = None  # and with it the memory of its outputs
         step = self.next_step()
         self.guard.remember()
         self.before_forward(step)  # teacher: pseudo-labels; class-mix; masked images
@@ -125,8 +126,7 @@ class AdaptationTrainer(DefaultTrainer):
         batch = next(self._trainer._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
         source = batch["source"]
-        label = torch.stack([record["sem_seg"] for record in source])
-        label = label.to(self.student.device, non_blocking=True)
+        label = self.stack_on_device([record["sem_seg"] for record in source])
         trusted = label != self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         view = View(self.student.normalize(source), label, weight=None, trusted=trusted)
         files = tuple(record["file_name"] for records in batch.values() for record in records)
@@ -135,9 +135,12 @@ class AdaptationTrainer(DefaultTrainer):
         target = self.student.normalize(batch["target"])
         valid = None
         if "valid" in batch["target"][0]:
-            valid = torch.stack([record["valid"] for record in batch["target"]])
-            valid = valid.to(self.student.device, non_blocking=True)
+            valid = self.stack_on_device([record["valid"] for record in batch["target"]])
         return AdaptationStep(self.iter, view, target, valid, files)
+
+    def stack_on_device(self, values: list[Tensor]) -> Tensor:
+        # In this order: the loader's tensors are pinned, a stack of them would be waited for.
+        return torch.stack([value.to(self.student.device, non_blocking=True) for value in values])
 
     def backward(self, part: AdaptationStep) -> dict[str, Tensor]:
         """Forward and backward of a part of the batch; of all of it, unless SOLVER.ACCUMULATE asks
@@ -151,6 +154,8 @@ class AdaptationTrainer(DefaultTrainer):
             if part.is_last:
                 self.gradient_share(losses, part, self.metrics)
             losses = self.backward_share(losses)
+        if not part.is_last:
+            part.outputs, part.pixels = {}, {}  # the next part needs their memory
         return masked_losses | losses
 
     def backward_masked(self, step: AdaptationStep) -> dict[str, Tensor]:
@@ -160,7 +165,8 @@ class AdaptationTrainer(DefaultTrainer):
             return {}
         with self.gradients_summed(False):
             with self.autocast():
-                outputs = self.model({"masked": step.masked.images})["masked"]
+                views = {"masked": step.masked.images}
+                outputs = self.model(views, embed=False)["masked"]
             return self.backward_share(self.criterion.of_masked(outputs, step.masked))
 
     def backward_share(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:

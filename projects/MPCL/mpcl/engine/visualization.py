@@ -11,8 +11,8 @@ from ..pictures import colorize, denormalize
 
 
 class TrainingPictures(HookBase):
-    """Every VIS_PERIOD iterations, the first image of the batch: source, target, pseudo-label,
-    mixed, prediction."""
+    """Every VIS_PERIOD iterations, the first image of the batch (of its last part, with
+    SOLVER.ACCUMULATE): source, target, pseudo-label, mixed, prediction."""
 
     def __init__(self, cfg) -> None:
         self.period = cfg.VIS_PERIOD

@@ -97,11 +97,11 @@ class HRDASegmentor(MPCLSegmentor):
         """The context: (B, 3, H/2, W/2)."""
         return context_image(images)
 
-    def forward_view(self, images: Tensor) -> ViewOutputs:
+    def forward_view(self, images: Tensor, embed: bool = True) -> ViewOutputs:
         features = self.encode(images)
-        context = self.forward_features(features)
+        context = self.forward_features(features, embed)
         box = sample_detail_box((images.shape[-2], images.shape[-1]), self.detail_size)
-        detail = self.forward_features(self.backbone(box.crop(images)))
+        detail = self.forward_features(self.backbone(box.crop(images)), embed)
         attention = self.scale_attention(features)
         return ViewOutputs(
             fuse_scales(context.logits, detail.logits, attention, box),

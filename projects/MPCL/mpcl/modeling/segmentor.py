@@ -90,16 +90,17 @@ class MPCLSegmentor(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, inputs: Mapping[str, Tensor] | list[dict]):
+    def forward(self, inputs: Mapping[str, Tensor] | list[dict], embed: bool = True):
         """Three contracts, told apart by the input and the mode.
 
         - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: ViewOutputs}``. Views pass
-          one after the other, so that batch norm sees one domain at a time.
+          one after the other, so that batch norm sees one domain at a time. ``embed`` False spares
+          the prototype head.
         - list of dataset dicts, training: detectron2's contract, ``{"loss_sem_seg": scalar}``.
         - list of dataset dicts, evaluation: ``[{"sem_seg": (C, height, width) logits}]``.
         """
         if isinstance(inputs, Mapping):
-            return {name: self.forward_view(images) for name, images in inputs.items()}
+            return {name: self.forward_view(images, embed) for name, images in inputs.items()}
         if self.training:
             return self.supervised_losses(inputs)
         return self.predict(inputs)
@@ -112,13 +113,15 @@ class MPCLSegmentor(nn.Module):
         """Encoder features of normalised images, by level."""
         return self.backbone(self.encoder_input(images))
 
-    def forward_view(self, images: Tensor) -> ViewOutputs:
-        return self.forward_features(self.encode(images))
+    def forward_view(self, images: Tensor, embed: bool = True) -> ViewOutputs:
+        return self.forward_features(self.encode(images), embed)
 
-    def forward_features(self, features: dict[str, Tensor]) -> ViewOutputs:
-        """What the heads say about encoder features."""
+    def forward_features(self, features: dict[str, Tensor], embed: bool = True) -> ViewOutputs:
+        """What the heads say about encoder features; the prototype head only if ``embed``."""
         fused = self.sem_seg_head.fuse(features)
-        embeddings = None if self.prototype_head is None else self.prototype_head(features, fused)
+        embeddings = None
+        if embed and self.prototype_head is not None:
+            embeddings = self.prototype_head(features, fused)
         logits = self.sem_seg_head.classify(fused)
         return ViewOutputs(logits, embeddings, features[self.deepest_feature])
 
@@ -164,10 +167,9 @@ class MPCLSegmentor(nn.Module):
     def normalize(self, batch: list[dict]) -> Tensor:
         """Images of dataset dicts, all of one size, as one normalised float batch (B, 3, H, W) on
         the device."""
-        images = torch.stack([record["image"] for record in batch])
-        return (
-            images.to(self.device, non_blocking=True).float() - self.pixel_mean
-        ) / self.pixel_std
+        # One by one: a loader's images are pinned, a stack of them is not, and would be waited for.
+        images = [record["image"].to(self.device, non_blocking=True) for record in batch]
+        return (torch.stack(images).float() - self.pixel_mean) / self.pixel_std
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

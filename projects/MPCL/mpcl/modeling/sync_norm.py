@@ -6,6 +6,7 @@ would differ, and only rank 0's statistics would be saved.
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 
@@ -17,21 +18,36 @@ class ExactSyncBatchNorm(NaiveSyncBatchNorm):
         return super().forward(input.float()).to(input.dtype)
 
 
+class ExactSyncBatchNormAct(ExactSyncBatchNorm):
+    """The same with what timm's batch norms do behind the norm."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
 def synchronise_batch_norm(model: nn.Module, device: str) -> nn.Module:
-    """Replaces ``nn.BatchNorm2d`` by torch's SyncBatchNorm, or, as that needs GPUs, on others by
-    :class:`ExactSyncBatchNorm`. Parameters and buffers keep their names and values."""
+    """Replaces batch norms, timm's with their activations too, by torch's SyncBatchNorm, or, as
+    that needs GPUs, on others by :class:`ExactSyncBatchNorm`. Parameters and buffers keep their
+    names and values."""
     if torch.device(device).type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return convert_sync_batchnorm(model)
     plain = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.BatchNorm2d
+        if type(child) in (nn.BatchNorm2d, BatchNormAct2d)
     ]
     for parent, name, child in plain:
-        norm = ExactSyncBatchNorm(
+        with_activation = isinstance(child, BatchNormAct2d)
+        norm = (ExactSyncBatchNormAct if with_activation else ExactSyncBatchNorm)(
             child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
         )
         norm.load_state_dict(child.state_dict())
+        norm.train(child.training)
+        if with_activation:
+            norm.drop, norm.act = child.drop, child.act
         setattr(parent, name, norm.to(device))
     return model

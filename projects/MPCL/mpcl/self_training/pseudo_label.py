@@ -36,6 +36,15 @@ class PseudoLabel:
     confident: Tensor
     confident_fraction: Tensor
 
+    def split(self, parts: int) -> list["PseudoLabel"]:
+        """Equal parts of the images; each keeps the share of the whole batch."""
+        maps = zip(*(m.chunk(parts) for m in self._maps))
+        return [PseudoLabel(*each, self.confident_fraction) for each in maps]
+
+    @property
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.label, self.probability, self.weight, self.confident
+
 
 @torch.no_grad()
 def pseudo_label(
