@@ -46,13 +46,14 @@ def setup(args):
     for note in args.notes:
         logger.warning(note)
     if comm.is_main_process() and not args.eval_only:
-        record_session(cfg, args.config_file, resume=args.resume or is_restart())
+        record_session(cfg, args.config_file, resume=args.resume)
     return cfg
 
 
 def main(args):
     train_loop = logging.getLogger("detectron2.engine.train_loop")  # logs what ends a training
     (train_loop.removeFilter if args.debug else train_loop.addFilter)(without_traceback)
+    args.resume = args.resume or (not args.eval_only and is_restart())
     # What is wrong with a start is wrong for every process of a machine: one says so.
     with user_errors("train_net.py", args.debug, silent=comm.get_local_rank() > 0):
         cfg = setup(args)
@@ -60,7 +61,7 @@ def main(args):
             networks = load_networks(cfg, resume=args.resume)
         else:
             trainer = AdaptationTrainer(cfg)
-            trainer.resume_or_load(resume=args.resume or is_restart())
+            trainer.resume_or_load(resume=args.resume)
     with user_errors("train_net.py", args.debug):  # such as a bad file, which one process meets
         try:
             return evaluate_models(cfg, *networks) if args.eval_only else trainer.train()

@@ -15,11 +15,14 @@ from processes import (
     assert_equal_checkpoints,
     checkpoint,
     free_port,
+    join,
     metrics,
     run,
     start,
     statuses,
 )
+
+from mpcl.engine.launch import is_restart
 
 
 @pytest.mark.parametrize("method", ["mic_gauss"])
@@ -82,3 +85,17 @@ def test_two_machines_of_one_process_equal_one_machine_of_two(tiny_cfg, tiny_wor
     assert statuses(machines) == [2, 2]
     said = (tmp_path / "machine_1.txt").read_text()
     assert "model_final.pth, none" in said and "one folder that all machines share" in said
+
+
+def ask_whether_restarted(rank: int, port: int) -> None:
+    join(rank, 2, port)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(rank)  # only its machine counts a restart
+    raise SystemExit(10 + is_restart())
+
+
+def test_restart_of_one_machine_is_one_for_all():
+    port = free_port()
+    ranks = [FORKS.Process(target=ask_whether_restarted, args=(rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    assert statuses(ranks) == [11, 11]

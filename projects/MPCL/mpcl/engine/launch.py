@@ -43,8 +43,10 @@ def launch_job(main: Callable, args) -> None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun has started this job again (``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    """Whether torchrun has started this job again (``--max-restarts``); once the processes have
+    met, the same on all, which must all call it: torchrun counts the restarts of each machine, and
+    does not count those that another machine was the reason for."""
+    return any(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
 def _join_torchrun() -> None:
