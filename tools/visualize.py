@@ -30,7 +30,7 @@ from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison
 from mpcl.visualization.feature_map import METHODS, feature_figure
 from mpcl.visualization.rare_classes import frequencies, rare_class_figure
-from mpcl.visualization.scenes import Networks, load
+from mpcl.visualization.scenes import Networks, first_test_set, load
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
 
@@ -44,7 +44,7 @@ def compare(args: argparse.Namespace) -> Image.Image:
 
 def activations(args: argparse.Namespace) -> Image.Image:
     networks = networks_of(args)
-    dataset = args.dataset or networks.cfg.DATASETS.TEST[0]
+    dataset = args.dataset or first_test_set(networks.cfg)
     return activation_figure(networks, dataset, args.class_name, number=args.images)
 
 

@@ -17,6 +17,8 @@ from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
 from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
 
+NO_TEST = ["DATASETS.TEST", "()"]
+
 
 @pytest.fixture
 def gauss(trained_runs):
@@ -71,6 +73,10 @@ def test_checkpoints_of_a_run_are_compared_on_a_named_set(trained_runs, tmp_path
         ("source_only", ["class-mix"], "no teacher"),
         ("source_only", ["pseudo-labels"], "no teacher"),
         ("daformer_gauss", ["features", "--classes", "moon"], "unknown classes"),
+        ("daformer_gauss", ["features", *NO_TEST], "DATASETS.TEST is empty"),
+        ("daformer_gauss", ["activations", "--class-name", "sky", *NO_TEST], "TEST is empty"),
+        ("daformer_gauss", ["class-mix", "--images", "0"], "must be positive, got 0"),
+        ("daformer_gauss", ["class-mix", "--images", "-1"], "must be positive, got -1"),
     ],
 )
 def test_what_a_checkpoint_cannot_show_is_said(trained_runs, tmp_path, capsys, run, words, message):

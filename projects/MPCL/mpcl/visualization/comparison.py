@@ -10,7 +10,7 @@ from torch import nn
 
 from ..pictures import colorize, predict
 from .canvas import Picture, error_map, fit, grid, with_legend
-from .scenes import load_scenes, record_for, refuse_other_classes
+from .scenes import first_test_set, load_scenes, record_for, refuse_other_classes
 
 
 def comparison(
@@ -35,9 +35,7 @@ def comparison(
             classes than the set.
     """
     cfg, _ = next(iter(networks.values()))
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; expected a labelled set to compare on")
-    dataset = cfg.DATASETS.TEST[0]
+    dataset = first_test_set(cfg)
     for name, (own, _) in networks.items():
         try:
             refuse_other_classes(own, dataset)

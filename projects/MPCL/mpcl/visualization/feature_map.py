@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import nn
 
-from .scenes import Networks, Scene, embed, load_scenes, to_grid
+from .scenes import Networks, Scene, embed, first_test_set, load_scenes, to_grid
 
 METHODS = ("tsne", "pca")
 _DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
@@ -104,12 +104,12 @@ def feature_figure(
         per_class: pixels of each class and domain, at most.
 
     Raises:
-        ValueError: a class is unknown, or no chosen class has prototypes.
+        ValueError: a class is unknown, no chosen class has prototypes, or DATASETS.TEST is empty.
     """
     cfg, student, names = networks.cfg, networks.student, list(networks.metadata.stuff_classes)
     if unknown := [name for name in classes if name not in names]:
         raise ValueError(f"unknown classes {unknown}; expected some of {', '.join(names)}")
-    sets = {"source": cfg.DATASETS.TRAIN[0], "target": cfg.DATASETS.TEST[0]}
+    sets = {"source": cfg.DATASETS.TRAIN[0], "target": first_test_set(cfg)}
     domains = {role: load_scenes(cfg, name, number) for role, name in sets.items()}
     if student.prototype_head is None:
         raise ValueError("the network has no prototypes: PROTOTYPES.TYPE is none")

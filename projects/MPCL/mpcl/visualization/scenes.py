@@ -85,13 +85,28 @@ class Scene(NamedTuple):
     record: dict[str, Any]
 
 
+def first_test_set(cfg: CfgNode) -> str:
+    """Name of the labelled set that figures show.
+
+    Raises: ValueError: DATASETS.TEST is empty.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; expected a labelled set to look at")
+    return str(cfg.DATASETS.TEST[0])
+
+
+def check_number(number: int) -> None:
+    """Raises ValueError unless a number of images is positive."""
+    if number < 1:
+        raise ValueError(f"the number of images must be positive, got {number}")
+
+
 def evenly_spaced(total: int, number: int) -> list[int]:
     """``number`` indices from the first to the last of ``total``; all of them if there are fewer.
 
     Raises: ValueError: ``number`` is not positive.
     """
-    if number < 1:
-        raise ValueError(f"the number of images must be positive, got {number}")
+    check_number(number)
     return sorted({round(i) for i in np.linspace(0, total - 1, min(number, total))})
 
 

@@ -1,6 +1,7 @@
 """What self-training sees: class-mix samples, and pseudo-labels with their confidence."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..self_training.pseudo_label import pseudo_label
 from ..utils.seeding import fold_seed
 from ..views import View
 from .canvas import Picture, fit, grid, heat, with_legend
-from .scenes import Networks, load_scenes
+from .scenes import Networks, check_number, load_scenes
 
 
 def _teacher_of(networks: Networks):
@@ -30,8 +31,9 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
     """Samples as the student of this checkpoint would get them next: source, target, the teacher's
     label and its confidence, mixed image and mixed label.
 
-    Raises: ValueError: the checkpoint holds no teacher.
+    Raises: ValueError: the checkpoint holds no teacher, or ``number`` is not positive.
     """
+    check_number(number)
     teacher = _teacher_of(networks)
     cfg = networks.cfg.clone()
     cfg.defrost()
@@ -40,15 +42,16 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
     hook = build_adaptation_hook(cfg, networks.student, teacher)
     teacher.train()  # batch norm as in training
     colors = networks.metadata.stuff_colors
-    rows = list(_mixed_rows(cfg, networks.student, hook, colors, number))
+    rows = list(islice(_mixed_rows(cfg, networks.student, hook, colors), number))
     teacher.eval()
     captions = ["source", "its label", "target", "pseudo-label", "confidence", "mixed", "its label"]
     return with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
 
 
 def _mixed_rows(
-    cfg, student: nn.Module, hook: AdaptationHook, colors: list, number: int
+    cfg, student: nn.Module, hook: AdaptationHook, colors: list
 ) -> Iterator[list[Picture]]:
+    """Without end."""
     ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     for iteration, batch in enumerate(build_paired_loader(cfg)):
         seed_all_rng(fold_seed(cfg.SEED, 0, iteration))
@@ -67,9 +70,6 @@ def _mixed_rows(
                 denormalize(student, mixed.images[i]),
                 colorize(mixed.label[i], colors),
             ]
-            number -= 1
-            if not number:
-                return
 
 
 @torch.no_grad()

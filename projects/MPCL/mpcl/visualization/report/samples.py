@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...pictures import predict
 from ..canvas import Picture, fit
-from ..scenes import Networks, load_scenes, record_for
+from ..scenes import Networks, first_test_set, load_scenes, record_for
 
 
 def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str
         width: in pixels, at most.
     """
     cfg = next(iter(loaded.values())).cfg
-    dataset = cfg.DATASETS.TEST[0]
+    dataset = first_test_set(cfg)
     meta = MetadataCatalog.get(dataset)
     images = []
     for scene in load_scenes(cfg, dataset, number):
