@@ -1,6 +1,9 @@
 """Two processes: what lives outside DDP's parameters is equal on both, on one machine or two."""
 
 import os
+import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from processes import (
     start,
     statuses,
 )
+from test_faults import DIES_ONCE, ROOT
 
 from mpcl.engine.launch import is_restart
 
@@ -99,3 +103,35 @@ def test_restart_of_one_machine_is_one_for_all():
     for process in ranks:
         process.start()
     assert statuses(ranks) == [11, 11]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.getenv("MPCL_TEST_FULL"), reason="half a minute; MPCL_TEST_FULL=1")
+def test_torchrun_on_two_machines_restarts_and_ends_in_the_same_weights(
+    tiny_cfg, tiny_world, tmp_path
+):
+    opts = (*SMALLEST, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "OUTPUT_DIR")
+    together = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "together"))
+    apart = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "apart"))
+    (tmp_path / "config.yaml").write_text(apart.dump())
+    (tmp_path / "register").write_bytes(pickle.dumps(Register(tiny_world)))
+    script = DIES_ONCE.format(
+        paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
+        register=str(tmp_path / "register"),
+        marker=str(tmp_path / "died"),
+    )
+    (tmp_path / "dies_once.py").write_text(script)
+    # As on two machines: a torchrun each, which meet at an address.
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--nproc-per-node", "1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "mpcl"]
+    command += [str(tmp_path / "dies_once.py"), "--config-file", str(tmp_path / "config.yaml")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    machines = []
+    for i in range(2):
+        with open(tmp_path / f"machine_{i}.txt", "w") as log:
+            machines.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+    assert [m.wait(200) for m in machines] == [0, 0], (tmp_path / "machine_0.txt").read_text()
+    assert (tmp_path / "died").exists()
+    assert run(together, tiny_world, world_size=2) == [0, 0]
+    assert_equal_checkpoints(checkpoint(together.OUTPUT_DIR), checkpoint(apart.OUTPUT_DIR))
