@@ -21,7 +21,7 @@ from detectron2.config import get_cfg
 
 from mpcl.config_reading import get
 from mpcl.config_validation import expectations
-from mpcl.utils.cli import command_line
+from mpcl.utils.cli import add_debug_option, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "projects" / "MPCL" / "mpcl" / "config.py"
@@ -178,6 +178,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 

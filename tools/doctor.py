@@ -14,6 +14,7 @@ import argparse
 import faulthandler
 import importlib
 import importlib.util
+import logging
 import os
 import platform
 import shutil
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import install_detectron2
+
+logger = logging.getLogger("doctor")
 
 OK, NOTE, STOP = "ok", "note", "STOP"
 
@@ -63,7 +66,8 @@ class Finding(NamedTuple):
 
 
 def reason(error: BaseException) -> str:
-    """The kind and the first line of an error."""
+    """The kind and the first line of an error; with --debug its traceback is logged."""
+    logger.debug("%s", error, exc_info=error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -288,8 +292,12 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", metavar="YAML", help="check what it needs")
+    parser.add_argument("--debug", action="store_true", help="show the full tracebacks of errors")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
     arguments = parser.parse_args(argv)
+    if arguments.debug:
+        logger.addHandler(logging.StreamHandler())  # on the standard error
+        logger.setLevel(logging.DEBUG)
     if arguments.opts and not arguments.config_file:
         parser.error("KEY VALUE pairs change a config: name one with --config-file")
     faulthandler.enable()  # a crash inside a compiled module still says where
