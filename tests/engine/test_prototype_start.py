@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from mpcl.engine.prototype_start import PrototypeStart, read_start
@@ -42,6 +43,33 @@ def test_a_new_run_in_the_same_folder_forgets_the_old_start(tmp_path):
     torch.save({"mean": torch.zeros(1, 1, 1), "started": torch.tensor([True])}, file)
     hook_of(CentroidPrototypes(1, 1, 1, momentum=0.9), file)
     assert read_start(file) is None
+
+
+def test_what_started_before_a_resumed_run_without_its_record_is_unknown(tmp_path):
+    file = tmp_path / "run" / "prototypes_start.pth"
+    prototypes = CentroidPrototypes(2, 1, 3, momentum=0.9)
+    prototypes.start_(torch.tensor([True, False]), torch.ones(2, 1, 3), None)
+    hook = hook_of(prototypes, file, start_iter=4)
+    prototypes.start_(torch.tensor([False, True]), 5 * torch.ones(2, 1, 3), None)
+    hook.trainer.iter = 4  # a look at late classes
+    hook.after_step()
+    mean, started = read_start(file)
+    assert started.tolist() == [True, True]
+    assert mean[0].isnan().all() and (mean[1] == 5).all()
+
+
+def test_a_run_resumed_before_anything_started_has_its_record_still_to_come(tmp_path):
+    file = tmp_path / "prototypes_start.pth"
+    hook_of(CentroidPrototypes(2, 1, 3, momentum=0.9), file, start_iter=1)
+    assert read_start(file) is None
+
+
+@pytest.mark.parametrize("content", [{"model": torch.ones(1)}, {"mean": 1.0, "started": True}])
+def test_another_torch_file_is_named(tmp_path, content):
+    file = tmp_path / "prototypes_start.pth"
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=r"prototypes_start\.pth is no record of where"):
+        read_start(file)
 
 
 def test_nothing_is_read_from_the_device_between_the_looks(tmp_path):

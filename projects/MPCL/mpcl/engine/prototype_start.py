@@ -28,7 +28,8 @@ class PrototypeStart(HookBase):
     """Writes the means of a class in the iteration in which they start (their first update is in
     them already).
 
-    The file holds ``mean`` (C, K, D) and ``started`` (C,) bool.
+    The file holds ``mean`` (C, K, D) and ``started`` (C,) bool. The mean is NaN of a class that had
+    started before the record was kept: of a resumed run whose file is gone.
 
     Args:
         first: iteration at which prototypes start.
@@ -43,6 +44,8 @@ class PrototypeStart(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
             self.file.unlink(missing_ok=True)
+        elif not self.file.is_file() and (started := self.prototypes.started.cpu()).any():
+            self._write(torch.full_like(self.prototypes.mean, torch.nan).cpu(), started)
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -53,17 +56,23 @@ class PrototypeStart(HookBase):
         new = started if known is None else started & ~known
         if new.any():
             mean = torch.where(new.view(-1, 1, 1), self.prototypes.mean.cpu(), mean)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            content = {"mean": mean, "started": started if known is None else started | known}
-            write_atomically(self.file, lambda target: torch.save(content, target))
+            self._write(mean, started if known is None else started | known)
+
+    def _write(self, mean: Tensor, started: Tensor) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"mean": mean, "started": started}
+        write_atomically(self.file, lambda target: torch.save(content, target))
 
 
 def read_start(file: Path) -> tuple[Tensor, Tensor] | None:
     """``mean`` and ``started``; None where there is no such file.
 
-    Raises: ValueError: the file is none of tensors.
+    Raises: ValueError: the file is no record of a start.
     """
     if not file.is_file():
         return None
     content = read(str(file))
-    return content["mean"], content["started"]
+    found = content.get("mean"), content.get("started")
+    if not all(isinstance(value, Tensor) for value in found):
+        raise ValueError(f"{file} is no record of where prototypes started; delete it")
+    return found
