@@ -10,7 +10,6 @@ import visualize
 from PIL import Image
 
 from mpcl.data.labels import read_label
-from mpcl.engine.prototype_start import read_start
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
@@ -207,23 +206,29 @@ def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
             assert prototype in found.unused and prototype.spread is None
 
 
-def test_drift_since_the_start_and_since_a_checkpoint(trained_runs, gauss):
-    folder = trained_runs["daformer_gauss"]
-    earlier = folder / "model_0000001.pth"
-    found = inspect(gauss, number=1, weights=[earlier], folder=folder)
-    now = gauss.student.prototype_head.prototypes.mean
-    mean, started = read_start(folder / "prototypes_start.pth")
-    then = torch.load(earlier, weights_only=True)["model"]["prototype_head.prototypes.mean"]
-    for prototype in found.prototypes:
-        c = gauss.metadata.stuff_classes.index(prototype.class_name)
-        k = prototype.number - 1
-        assert started[c]
-        since = (now[c, k] - mean[c, k]).square().mean().sqrt()
-        assert prototype.drift["start"] == pytest.approx(float(since), abs=1e-6)
-        since = (now[c, k] - then[c, k]).square().mean().sqrt()
-        if "model_0000001" in prototype.drift:
-            assert prototype.drift["model_0000001"] == pytest.approx(float(since), abs=1e-6)
-    assert any("model_0000001" in p.drift for p in found.prototypes)
+def test_drift_is_the_root_mean_square_of_the_way_since_the_start_and_since_a_checkpoint(
+    gauss, tmp_path
+):
+    """Four channels: way (3, 0, 0, 0) is 1.5 a channel, (1, 1, 1, 1) is 1."""
+    bank = gauss.student.prototype_head.prototypes
+    bank.started.copy_(torch.tensor([True, True, True, False]))
+    bank.mean.zero_()
+    start, earlier = torch.zeros(2, *bank.mean.shape)
+    size = bank.mean.shape[-1]
+    start[0, 0, : size // 4] = 3.0
+    start[1] = torch.nan  # started before the record
+    earlier[0, 1], earlier[1, 2] = 1.0, -2.0
+    torch.save({"mean": start, "started": bank.started}, tmp_path / "prototypes_start.pth")
+    names = ("prototype_head.prototypes.mean", "prototype_head.prototypes.started")
+    then = dict(zip(names, (earlier, torch.tensor([True, True, False, False]))))
+    torch.save({"model": then}, tmp_path / "before.pth")
+    found = inspect(gauss, number=1, weights=[tmp_path / "before.pth"], folder=tmp_path)
+    drift = {(p.class_name, p.number): p.drift for p in found.prototypes}
+    assert found.waiting == ["box"] and len(drift) == 9
+    assert drift["ground", 1] == {"start": 1.5, "before": 0.0}
+    assert drift["ground", 2] == {"start": 0.0, "before": 1.0}
+    assert drift["hedge", 3] == {"before": 2.0}
+    assert drift["sky", 1] == {"start": 0.0}
 
 
 def test_inspection_is_written_as_table_json_and_pictures(trained_runs, tmp_path, capsys):

@@ -196,7 +196,11 @@ def _describe(
                 sibling=_finite(near.sibling[c, k]),
                 other=_finite(near.other[c, k]),
                 other_class=names[near.other_class[c, k]] if near.other[c, k] < torch.inf else None,
-                drift={name: value for name, far in moved.items() if (value := _finite(far[c, k]))},
+                drift={
+                    name: value
+                    for name, far in moved.items()
+                    if (value := _finite(far[c, k])) is not None
+                },
                 nearest=nearest[:patches],
             )
         )
