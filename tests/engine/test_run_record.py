@@ -38,16 +38,31 @@ def test_resuming_adds_a_session_and_starting_anew_drops_the_old_ones(tmp_path):
 
 
 def test_git_state_counts_changed_files_and_is_none_outside_of_git(tmp_path):
-    assert git_state(tmp_path) is None
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (
-        ["init", "-q", "-b", "trunk"],
-        [*identity, "commit", "-qm", "x", "--allow-empty"],
-    ):
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    source = tmp_path / "package" / "source.py"
+    source.parent.mkdir()
+    source.touch()
+    assert git_state(source) is None
+    git(tmp_path, "init", "-q", "-b", "trunk")
+    git(tmp_path, "add", "package/source.py")
+    git(tmp_path, "commit", "-qm", "x")
     (tmp_path / "new.txt").touch()
-    state = git_state(tmp_path)
+    state = git_state(source)
     assert state["branch"] == "trunk" and state["changed_files"] == 1 and len(state["commit"]) == 40
+
+
+def test_code_that_lies_untracked_in_another_project_has_no_commit(tmp_path):
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "theirs", "--allow-empty")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    installed = tmp_path / ".venv" / "mpcl" / "run_record.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    assert git_state(installed) is None
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(folder), *identity, *words], check=True)
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -36,7 +36,7 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
 )
-_SOURCE = Path(__file__).resolve().parent
+_SOURCE = Path(__file__).resolve()
 
 
 def record_session(
@@ -87,15 +87,20 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{file} is no record of a run: {error}") from None
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, branch and number of changed files of a working tree; None where there is no git."""
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Commit, branch and number of changed files of the working tree that a file of the code is in.
+
+    None where there is no git, or where the tree around the file does not track it: of a package
+    installed inside another project's tree that project's commit says nothing.
+    """
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
+        command = ["git", "-C", str(source.parent), *words]
         run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
         return run.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", source.name)
         return {
             "commit": git("rev-parse", "HEAD"),
             "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
