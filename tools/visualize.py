@@ -111,7 +111,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
     command = add(features, 16, "pixel features of both domains with the prototypes, in the plane")
     command.add_argument("--method", choices=METHODS, default="tsne")
-    command.add_argument("--classes", nargs="+", default=[], help="default: the 8 most frequent")
+    command.add_argument(
+        "--classes", nargs="+", default=[], help="default: the 8 most frequent with prototypes"
+    )
     command.add_argument("--pixels", type=int, default=150, help="of each class and domain")
     add(class_mix, 4, "samples as the student gets them")
     add(pseudo_labels, 4, "the teacher's labels of target images and their confidence")

@@ -10,8 +10,9 @@ import visualize
 from PIL import Image
 
 from mpcl.data.labels import read_label
+from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
-from mpcl.visualization.feature_map import project, sample_pixels
+from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
 from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
@@ -135,6 +136,23 @@ def test_sampled_pixels_have_the_class_and_domain_that_they_are_said_to_have(gau
             )
             nearest = np.abs(all_pixels[None] - own[:, None]).max(-1).min(1)
             assert (nearest < 1e-6).all()
+
+
+def test_the_classes_shown_are_the_most_frequent_of_those_with_prototypes():
+    labels = [np.repeat(np.arange(12, dtype=np.uint8), np.arange(12, 0, -1)), np.full(50, 9)]
+    assert most_frequent(labels, range(12)) == [9, 0, 1, 2, 3, 4, 5, 6]
+    assert most_frequent(labels, [8, 1, 9, 10, 11, 7, 5, 6, 4, 3]) == [9, 1, 3, 4, 5, 6, 7, 8]
+    assert most_frequent(labels, [2]) == [2]
+
+
+def test_the_feature_map_chooses_among_the_classes_with_prototypes(gauss, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        feature_map, "most_frequent", lambda labels, classes: asked.append(classes) or [0]
+    )
+    gauss.student.prototype_head.prototypes.started.copy_(torch.tensor([True, False, True, True]))
+    feature_map.feature_figure(gauss, method="pca", number=1, per_class=5)
+    assert asked == [[0, 2, 3]]
 
 
 def _grid(truth):

@@ -59,7 +59,7 @@ def sample_pixels(
     per_class: int,
     seed: int = 0,
 ) -> PixelSample:
-    """Evenly drawn labelled pixels: of each domain and class, at most ``per_class``."""
+    """Labelled pixels drawn at random: of each domain and class, at most ``per_class``."""
     rng = np.random.default_rng(seed)
     parts = []
     for domain, scenes in enumerate(domains.values()):
@@ -114,8 +114,11 @@ def feature_figure(
     if student.prototype_head is None:
         raise ValueError("the network has no prototypes: PROTOTYPES.TYPE is none")
     prototypes = student.prototype_head.prototypes
-    wanted = [names.index(name) for name in classes] or _most_frequent(domains["target"], names)
-    chosen = [c for c in wanted if prototypes.started[c]]
+    started = [c for c, on in enumerate(prototypes.started.tolist()) if on]
+    wanted = [names.index(name) for name in classes]
+    if not wanted:
+        wanted = most_frequent([s.truth for s in domains["target"]], started)
+    chosen = [c for c in wanted if c in started]
     if not chosen:
         raise ValueError("none of the classes has prototypes in this checkpoint")
     sample = sample_pixels(student, domains, chosen, per_class)
@@ -124,9 +127,12 @@ def feature_figure(
     return _draw(sample, points, chosen, names, networks.metadata.stuff_colors, list(sets), method)
 
 
-def _most_frequent(scenes: Sequence[Scene], names: Sequence[str], number: int = 8) -> list[int]:
-    counts = sum(np.bincount(s.truth.ravel(), minlength=256)[: len(names)] for s in scenes)
-    return [int(c) for c in np.argsort(-np.asarray(counts))[:number]]
+def most_frequent(
+    labels: Sequence[NDArray[np.uint8]], classes: Sequence[int], number: int = 8
+) -> list[int]:
+    """Of some classes those with the most pixels, the most frequent first."""
+    counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)
+    return sorted(classes, key=lambda c: -counts[c])[:number]
 
 
 def _draw(
