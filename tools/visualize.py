@@ -115,7 +115,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--classes", nargs="+", default=[], help="default: the 8 most frequent with prototypes"
     )
     command.add_argument("--pixels", type=int, default=150, help="of each class and domain")
-    add(class_mix, 4, "samples as the student gets them")
+    add(class_mix, 4, "samples as self-training makes them")
     add(pseudo_labels, 4, "the teacher's labels of target images and their confidence")
     add(rare_classes, 0, "how often each class is there, and is drawn")
     return parser.parse_args(argv)

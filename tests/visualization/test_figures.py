@@ -1,6 +1,7 @@
 """The figures and the inspection of a small trained run, through the tools."""
 
 import json
+from itertools import islice
 
 import inspect_prototypes
 import numpy as np
@@ -10,12 +11,15 @@ import visualize
 from PIL import Image
 
 from mpcl.data.labels import read_label
+from mpcl.data.paired_loader import build_paired_loader
+from mpcl.engine.hooks import AdaptationHook
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
 from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+from mpcl.visualization.training_views import class_mix_figure
 
 NO_TEST = ["DATASETS.TEST", "()"]
 
@@ -153,6 +157,31 @@ def test_the_feature_map_chooses_among_the_classes_with_prototypes(gauss, monkey
     gauss.student.prototype_head.prototypes.started.copy_(torch.tensor([True, False, True, True]))
     feature_map.feature_figure(gauss, method="pca", number=1, per_class=5)
     assert asked == [[0, 2, 3]]
+
+
+@pytest.mark.parametrize("margins", [(0.0, 0.0, 0.0, 0.0), (0.25, 0.0, 0.0, 0.5)])
+def test_class_mix_shows_the_first_crops_of_the_run_and_their_margins(
+    trained_runs, monkeypatch, margins
+):
+    opts = ["SELF_TRAINING.IGNORE_MARGINS", margins, "SELF_TRAINING.IGNORE_TOP", 0.0]
+    opts += ["SELF_TRAINING.IGNORE_BOTTOM", 0.0]
+    networks = load(trained_runs["daformer_gauss"], opts=opts)
+    seen = []
+    label_target = AdaptationHook.label_target
+
+    def spy(hook, target, valid=None):
+        seen.append((target, valid))
+        return label_target(hook, target, valid)
+
+    monkeypatch.setattr(AdaptationHook, "label_target", spy)
+    batches = islice(build_paired_loader(networks.cfg), 2)
+    class_mix_figure(networks, number=3)  # of two iterations
+    for (target, valid), batch in zip(seen, batches, strict=True):
+        assert torch.equal(target, networks.student.normalize(batch["target"]))
+        if any(margins):
+            assert torch.equal(valid, torch.stack([r["valid"] for r in batch["target"]]))
+        else:
+            assert valid is None
 
 
 def _grid(truth):

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.paired_loader import build_paired_loader
 from ..engine.build import build_adaptation_hook
@@ -28,8 +29,11 @@ def _teacher_of(networks: Networks):
 
 @torch.no_grad()
 def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
-    """Samples as the student of this checkpoint would get them next: source, target, the teacher's
-    label and its confidence, mixed image and mixed label.
+    """Samples as self-training makes them: source, target, the teacher's label and its confidence,
+    mixed image and mixed label.
+
+    The crops are those of the run's first iterations, whatever the checkpoint's: checkpoints of a
+    run show the same ones. Its teacher labels them, in float32.
 
     Raises: ValueError: the checkpoint holds no teacher, or ``number`` is not positive.
     """
@@ -58,7 +62,7 @@ def _mixed_rows(
         label = torch.stack([r["sem_seg"] for r in batch["source"]]).to(student.device)
         source = View(student.normalize(batch["source"]), label, None, trusted=label != ignore)
         target = student.normalize(batch["target"])
-        pseudo = hook.label_target(target)
+        pseudo = hook.label_target(target, _valid(batch["target"], student.device))
         mixed = hook.mix(source, target, pseudo)
         for i in range(len(label)):
             yield [
@@ -70,6 +74,12 @@ def _mixed_rows(
                 denormalize(student, mixed.images[i]),
                 colorize(mixed.label[i], colors),
             ]
+
+
+def _valid(records: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+    if "valid" not in records[0]:
+        return None
+    return torch.stack([record["valid"] for record in records]).to(device)
 
 
 @torch.no_grad()
