@@ -99,3 +99,17 @@ def test_statistics_report_the_mean_variance_of_started_classes():
 def test_a_floor_of_zero_is_refused():
     with pytest.raises(ValueError, match="min_variance is 0"):
         GaussianPrototypes(C, K, D, momentum=0.9, min_variance=0)
+
+
+def test_gradient_is_that_of_the_log_density():
+    torch.manual_seed(0)
+    prototypes = GaussianPrototypes(3, 2, 8, momentum=0.9)
+    prototypes.start_(torch.ones(3, dtype=torch.bool), torch.randn(3, 2, 8), torch.rand(3, 2, 8))
+    points = torch.randn(20, 8, requires_grad=True)
+    direction = torch.randn(20, 3, 2)
+    (gradient,) = torch.autograd.grad(prototypes.similarity(points), points, direction)
+    floor = prototypes.variance.clamp_min(prototypes.min_variance)
+    density = torch.distributions.Normal(prototypes.mean, floor.sqrt())
+    expected = density.log_prob(points[:, None, None]).mean(-1)
+    (reference,) = torch.autograd.grad(expected, points, direction)
+    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)

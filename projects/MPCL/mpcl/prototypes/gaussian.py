@@ -4,12 +4,35 @@ Legend: B images, C classes, K prototypes a class, D embedding size, N pixels.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .centroid import CentroidPrototypes
 from .numerics import masked_mean
+
+
+def _quadratic(points: Tensor, linear: Tensor, precision: Tensor) -> Tensor:
+    """(..., n, D) points and (..., m, D) coefficients -> (..., n, m): x b - x^2 p / 2."""
+    values = points @ linear.mT
+    values -= points.square() @ (0.5 * precision).mT
+    return values
+
+
+class _Quadratic(torch.autograd.Function):
+    """`_quadratic` without its squares in the graph, which are as large as the embeddings; only
+    the points receive gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, linear: Tensor, precision: Tensor) -> Tensor:
+        ctx.save_for_backward(points, linear, precision)
+        return _quadratic(points, linear, precision)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        points, linear, precision = ctx.saved_tensors
+        return (gradient @ linear).addcmul_(points, gradient @ precision, value=-1), None, None
 
 
 class GaussianPrototypes(CentroidPrototypes):
@@ -64,10 +87,11 @@ class GaussianPrototypes(CentroidPrototypes):
         precision = 1 / (variance * self.divisor)
         constant = (mean.square() * precision).sum(-1)
         constant = constant + (variance.log() + math.log(2 * math.pi)).sum(-1) / self.divisor
-        log_density = points @ (mean * precision).mT
-        log_density -= points.square() @ (0.5 * precision).mT
-        log_density -= 0.5 * constant.unsqueeze(-2)
-        return log_density
+        if torch.is_grad_enabled() and points.requires_grad:
+            log_density: Tensor = _Quadratic.apply(points, mean * precision, precision)
+        else:
+            log_density = _quadratic(points, mean * precision, precision)
+        return log_density.sub_(0.5 * constant.unsqueeze(-2))
 
     @torch.no_grad()
     def start_(self, classes: Tensor, mean: Tensor, variance: Tensor) -> None:
