@@ -185,6 +185,16 @@ def trained_runs(tiny_world, tmp_path_factory) -> dict[str, Path]:
     return {method: root / method for method in ("source_only", "daformer_gauss")}
 
 
+@pytest.fixture(scope="session")
+def report_of_runs(trained_runs, tmp_path_factory) -> Path:
+    """The page about :func:`trained_runs`: three images, two patches of each prototype."""
+    from mpcl.visualization.report.page import write_report
+
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    assert write_report(list(trained_runs.values()), output, images=3, patches=2) == []
+    return output
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Equal sums in every test, and no fight for cores between parallel test workers."""

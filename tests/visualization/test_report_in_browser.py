@@ -9,8 +9,6 @@ import shutil
 
 import pytest
 
-from mpcl.visualization.report.page import write_report
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -27,15 +25,8 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module")
-def address(trained_runs, tmp_path_factory) -> str:
-    output = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(list(trained_runs.values()), output, images=3, patches=1)
-    return output.as_uri()
-
-
 @pytest.fixture(scope="module", params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def opened(browser, address, request):
+def opened(browser, report_of_runs, request):
     """The page at desktop and at phone width; nothing may have gone wrong at the end."""
     width, height = request.param
     page = browser.new_page(viewport={"width": width, "height": height})
@@ -44,6 +35,7 @@ def opened(browser, address, request):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
+    address = report_of_runs.as_uri()
     page.goto(address)
     page.wait_for_selector("#iou .bars .point path", state="attached")
     yield page
