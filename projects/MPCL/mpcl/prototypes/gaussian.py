@@ -21,8 +21,8 @@ def _quadratic(points: Tensor, linear: Tensor, precision: Tensor) -> Tensor:
 
 
 class _Quadratic(torch.autograd.Function):
-    """`_quadratic` without its squares in the graph, which are as large as the embeddings; only
-    the points receive gradients."""
+    """`_quadratic` with a backward of one pass over the points, which alone receive gradients:
+    autograd's own takes four, each over as much as all embeddings."""
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, linear: Tensor, precision: Tensor) -> Tensor:
