@@ -6,6 +6,7 @@ B images, C classes, D embedding size.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import NamedTuple
 
 from torch import Tensor
@@ -73,7 +74,8 @@ class View:
             )
         size = len(self.images) // parts
         return [
-            self._each(lambda values, i=i: values[i * size : (i + 1) * size]) for i in range(parts)
+            self._each(itemgetter(slice(begin, begin + size)))
+            for begin in range(0, len(self.images), size)
         ]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "View":

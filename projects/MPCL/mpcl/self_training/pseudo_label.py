@@ -38,12 +38,11 @@ class PseudoLabel:
 
     def split(self, parts: int) -> list["PseudoLabel"]:
         """Equal parts of the images; each keeps the share of the whole batch."""
-        maps = zip(*(m.chunk(parts) for m in self._maps))
-        return [PseudoLabel(*each, self.confident_fraction) for each in maps]
-
-    @property
-    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.label, self.probability, self.weight, self.confident
+        maps = (self.label, self.probability, self.weight, self.confident)
+        return [
+            PseudoLabel(label, probability, weight, confident, self.confident_fraction)
+            for label, probability, weight, confident in zip(*(m.chunk(parts) for m in maps))
+        ]
 
 
 @torch.no_grad()
