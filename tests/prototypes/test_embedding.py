@@ -48,3 +48,27 @@ def test_any_channel_dimension_gives_the_same_numbers(mode):
 def test_an_unknown_mode_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'batch'.*layer.*l2.*none"):
         normalize_embeddings(torch.zeros(1, 2), "batch")
+
+
+def test_layer_has_the_gradient_of_torchs_layer_norm():
+    torch.manual_seed(0)
+    x = (2 + 3 * torch.randn(2, 16, 5, 4, dtype=torch.float64)).float()
+    x[0, :, 0, 0] = 1.0  # no spread at all
+    direction = torch.randn(2, 5, 4, 16)
+    gradients = []
+    for norm in (
+        lambda rows: normalize_embeddings(rows, "layer", dim=-1),
+        lambda rows: torch.nn.functional.layer_norm(rows, (16,), eps=1e-6),
+    ):
+        rows = x.movedim(1, -1).clone().requires_grad_()
+        gradients.append(torch.autograd.grad(norm(rows), rows, direction)[0])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_layer_keeps_one_map_for_the_backward():
+    x = torch.randn(2, 64, 8, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = normalize_embeddings(x, "layer")
+    large = [t for t in kept if t.numel() == x.numel()]
+    assert [t.data_ptr() for t in large] == [y.data_ptr()]
