@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from camera import Camera
 from checkpoint_fixtures import official_segmentor
 from conftest import NUM_CLASSES, TINY, draw_scene
 from detectron2.modeling import build_model
@@ -16,28 +17,6 @@ from sandbox import enter, run, runnable, save
 
 PAGE = ROOT / "docs" / "PREDICT.md"
 NO_ONNX = importlib.util.find_spec("onnxruntime") is None
-
-
-class Camera:
-    """Two frames, then Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        self.frames = 0
-
-    def isOpened(self) -> bool:
-        return True
-
-    def get(self, key: int) -> float:
-        return 0.0
-
-    def release(self) -> None:
-        pass
-
-    def read(self):
-        self.frames += 1
-        if self.frames > 2:
-            raise KeyboardInterrupt
-        return True, np.full((64, 96, 3), 90, np.uint8)
 
 
 @pytest.fixture

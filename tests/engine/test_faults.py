@@ -89,6 +89,20 @@ train_net.cli()
 """
 
 
+def write_script_that_dies_once(folder: Path, world: dict[str, str]) -> Path:
+    """train_net.py on the tiny world, with a rank that is killed the first time."""
+    (folder / "register").write_bytes(pickle.dumps(Register(world)))
+    script = folder / "dies_once.py"
+    script.write_text(
+        DIES_ONCE.format(
+            paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
+            register=str(folder / "register"),
+            marker=str(folder / "died"),
+        )
+    )
+    return script
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     tiny_cfg, tiny_world, tmp_path
@@ -98,16 +112,10 @@ def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     undisturbed = tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed"))
     restarted = tiny_cfg("daformer", *opts, str(tmp_path / "restarted"))
     (tmp_path / "config.yaml").write_text(restarted.dump())
-    (tmp_path / "register").write_bytes(pickle.dumps(Register(tiny_world)))
-    script = DIES_ONCE.format(
-        paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
-        register=str(tmp_path / "register"),
-        marker=str(tmp_path / "died"),
-    )
-    (tmp_path / "dies_once.py").write_text(script)
+    script = write_script_that_dies_once(tmp_path, tiny_world)
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [*torchrun, str(tmp_path / "dies_once.py"), "--config-file"]
+    command = [*torchrun, str(script), "--config-file"]
     reference = start(undisturbed, tiny_world, world_size=2)
     result = subprocess.run(
         [*command, str(tmp_path / "config.yaml")],  # without --resume: the restart resumes

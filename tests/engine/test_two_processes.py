@@ -1,7 +1,6 @@
 """Two processes: what lives outside DDP's parameters is equal on both, on one machine or two."""
 
 import os
-import pickle
 import subprocess
 import sys
 from functools import partial
@@ -24,7 +23,7 @@ from processes import (
     start,
     statuses,
 )
-from test_faults import DIES_ONCE, ROOT
+from test_faults import write_script_that_dies_once
 
 from mpcl.engine.launch import is_restart
 
@@ -114,18 +113,12 @@ def test_torchrun_on_two_machines_restarts_and_ends_in_the_same_weights(
     together = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "together"))
     apart = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "apart"))
     (tmp_path / "config.yaml").write_text(apart.dump())
-    (tmp_path / "register").write_bytes(pickle.dumps(Register(tiny_world)))
-    script = DIES_ONCE.format(
-        paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
-        register=str(tmp_path / "register"),
-        marker=str(tmp_path / "died"),
-    )
-    (tmp_path / "dies_once.py").write_text(script)
+    script = write_script_that_dies_once(tmp_path, tiny_world)
     # As on two machines: a torchrun each, which meet at an address.
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", "2"]
     command += ["--nproc-per-node", "1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "mpcl"]
-    command += [str(tmp_path / "dies_once.py"), "--config-file", str(tmp_path / "config.yaml")]
+    command += [str(script), "--config-file", str(tmp_path / "config.yaml")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     machines = []
     for i in range(2):

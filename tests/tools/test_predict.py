@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import predict as tool
 import pytest
+from camera import Camera
 from conftest import draw_scene
 from PIL import Image
 from run_fixtures import save_run
@@ -205,29 +206,6 @@ def test_a_video_becomes_a_video_of_overlays_and_images_of_ids(run, tmp_path, ca
     few = ("--existing", "overwrite", "--max-frames", "2")
     predict(run, tmp_path / "out", tmp_path / "drive.mp4", more=few)
     assert frames_of(tmp_path / "out" / "overlay" / "drive.mp4")[0] == 2
-
-
-class Camera:
-    """Two frames, then Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        assert number == 0
-        self.frames = 0
-
-    def isOpened(self) -> bool:
-        return True
-
-    def get(self, key: int) -> float:
-        return 0.0
-
-    def release(self) -> None:
-        pass
-
-    def read(self):
-        self.frames += 1
-        if self.frames > 2:
-            raise KeyboardInterrupt
-        return True, np.full((48, 64, 3), 90, np.uint8)
 
 
 def test_a_camera_runs_until_it_is_interrupted_and_keeps_its_video(run, tmp_path, monkeypatch):
