@@ -241,7 +241,13 @@ def _check_set(cfg: CfgNode, role: _Role, name: str, notes: list[str]) -> None:
         raise ValueError(f"{role.key} names {name!r}, which is unknown; known: {similar}. {_SETS}")
     try:
         records = load_records([name])
-    except (FileNotFoundError, AssertionError) as error:
+    except FileNotFoundError as error:
+        # Our own sets say all; those of detectron2 leave it at the operating system's words.
+        own = error.strerror is None
+        missing = f"{error.filename} does not exist. See datasets/README.md"
+        text = str(error) if own else f"data set {name!r}: {missing}"
+        raise ValueError(f"{role.key}: {text}") from error
+    except AssertionError as error:
         raise ValueError(f"{role.key}: {error or name}") from error
     _check_kind(role, name, records)
     metadata = MetadataCatalog.get(name)
