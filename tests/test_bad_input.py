@@ -478,3 +478,11 @@ def test_preflight_of_an_evaluation_asks_for_no_training_data(world):
     assert preflight(get_cfg_from(args.config_file, [*args.opts, *whole]), eval_only=True) == []
     with pytest.raises(ValueError, match="_sem_seg_source"):
         preflight(cfg)
+
+
+def test_a_missing_set_of_detectron2s_is_named_with_where_to_read_on(tmp_path):
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)]
+    cfg = get_cfg_from(str(CONFIGS / "mic_gauss.yaml"), opts)
+    pattern = r"DATASETS.TEST: data set 'cityscapes_fine_sem_seg_val': \S+ does not exist\. See"
+    with pytest.raises(ValueError, match=pattern):
+        preflight(cfg)
