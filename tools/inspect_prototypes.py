@@ -6,11 +6,12 @@
   python tools/inspect_prototypes.py --config-file CONFIG --weights model.pth
 
 Looks at labelled images of the source (DATASETS.TRAIN) and the target (DATASETS.TEST), and says of
-each prototype: which share of its class's pixels is nearest to it, how far these spread, how near
-the next prototype of the same and of another class is, how far it has moved since it started (runs
-write down where) and since each checkpoint of --since (default: the periodic ones of the run),
-whether it is dead, and which pixels are the nearest (gallery.png shows them). distances.png has all
-prototypes against all. docs/SEEING.md says how to read them.
+each prototype: which share of its class's pixels is nearest to it, how many of the pixels that it
+is nearest to are of its class (purity), how far these spread, how near the next prototype of the
+same and of another class is, how far it has moved since it started (runs write down where) and
+since each checkpoint of --since (default: the periodic ones of the run), whether it is dead, and
+which pixels are the nearest (gallery.png shows them). distances.png has all prototypes against all.
+docs/SEEING.md says how to read them.
 """
 
 import argparse
@@ -58,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(inspection))
     dead = [f"{p.class_name} {p.number}" for p in inspection.prototypes if p.dead]
     unused = [f"{p.class_name} {p.number}" for p in inspection.unused]
-    print(f"\nDead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
+    right = ", ".join(
+        f"{100 * share:.1f} % ({role})" for role, share in inspection.accuracy.items()
+    )
+    print(f"\nPixels whose nearest prototype is of their class: {right}.")
+    print(f"Dead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
     if inspection.waiting:
         print(f"Not started: {', '.join(inspection.waiting)}.")
     if not any(p.drift for p in inspection.prototypes):

@@ -8,6 +8,7 @@ from mpcl.visualization.prototype_geometry import (
     assign_to_own_class,
     drift,
     nearest_neighbours,
+    nearest_of_all,
     pairwise_distance,
     usage_share,
 )
@@ -59,3 +60,11 @@ def test_pixels_go_to_the_best_prototype_of_their_own_started_class(labels):
     ]
     got = list(zip(found.pixel.tolist(), found.cluster.tolist(), found.similarity.tolist()))
     assert got == slow
+
+
+def test_the_nearest_of_all_prototypes_ignores_classes_that_have_not_started():
+    similarity = torch.tensor([[[1.0, 5.0], [2.0, 3.0], [9.0, 9.0]]]).repeat(4, 1, 1)
+    similarity[1, 1, 0] = 6.0
+    label = torch.tensor([0, 0, 2, 3])  # class 2 has not started, 3 is ignored
+    cluster, truth = nearest_of_all(similarity, label, torch.tensor([True, True, False]))
+    assert cluster.tolist() == [1, 2] and truth.tolist() == [0, 0]

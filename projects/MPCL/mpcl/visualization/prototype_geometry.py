@@ -79,3 +79,18 @@ def assign_to_own_class(similarity: Tensor, label: Tensor, started: Tensor) -> A
     pixel = known.nonzero().flatten()
     best, k = similarity[pixel, label[pixel]].max(1)
     return Assigned(pixel, label[pixel] * similarity.shape[2] + k, best)
+
+
+def nearest_of_all(similarity: Tensor, label: Tensor, started: Tensor) -> tuple[Tensor, Tensor]:
+    """The prediction (10) beside the truth: which prototype of any class is the most similar.
+
+    Args:
+        similarity: (N, C, K).
+        label: (N,) int64 in [0, C]; C = ignored.
+        started: (C,) bool.
+    Returns:
+        (M,) int64 cluster in [0, C*K) and (M,) int64 label, of the pixels whose class has started.
+    """
+    known = torch.cat([started, torch.zeros(1, dtype=torch.bool)])[label]
+    reachable = similarity.masked_fill(~started.view(1, -1, 1), -torch.inf)
+    return reachable[known].flatten(1).argmax(1), label[known]

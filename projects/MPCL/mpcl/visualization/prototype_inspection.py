@@ -18,6 +18,7 @@ from .prototype_geometry import (
     assign_to_own_class,
     drift,
     nearest_neighbours,
+    nearest_of_all,
     pairwise_distance,
     usage_share,
 )
@@ -45,6 +46,8 @@ class Prototype:
         dead: idle for PROTOTYPES.DEAD_AFTER updates or more.
         pixels: by domain, labelled pixels of its class that are nearest to it.
         share: of all of these of its class.
+        purity: by domain, of the labelled pixels that are nearer to it than to any other prototype
+            of any class, the share that is of its class; without such pixels the domain is absent.
         spread: standard deviation of these pixels about it.
         deviation: stored standard deviation, of a Gaussian.
         sibling: distance to the nearest prototype of its class; ``other`` of another class.
@@ -58,6 +61,7 @@ class Prototype:
     dead: bool
     pixels: dict[str, int]
     share: float
+    purity: dict[str, float]
     spread: float | None
     deviation: float | None
     sibling: float | None
@@ -75,6 +79,7 @@ class Inspection:
     waiting: list[str]  # classes without prototypes
     distances: list[list[float]]
     domains: dict[str, str]  # role -> data set
+    accuracy: dict[str, float]  # by role, of the nearest prototype's class (10)
 
     def as_dict(self) -> dict[str, Any]:
         content = asdict(self)
@@ -93,6 +98,8 @@ class _Pixels:
 
     def __init__(self, num_clusters: int) -> None:
         self.count = torch.zeros(num_clusters, dtype=torch.int64)
+        self.won = torch.zeros(num_clusters, dtype=torch.int64)  # pixels, of whatever class
+        self.right = torch.zeros(num_clusters, dtype=torch.int64)  # of these, of its own class
         self.squares = torch.zeros(num_clusters, dtype=torch.float64)
         self.patches: list[list[Patch]] = [[] for _ in range(num_clusters)]
 
@@ -127,7 +134,8 @@ def inspect(
     prototypes, kept = _describe(networks, names, seen, moved, patches)
     distance = pairwise_distance(head.prototypes.mean.cpu())[kept][:, kept]
     waiting = [name for name, on in zip(names, head.prototypes.started.tolist()) if not on]
-    return Inspection(prototypes, waiting, distance.tolist(), sets)
+    accuracy = {role: float(each.right.sum() / each.won.sum()) for role, each in seen.items()}
+    return Inspection(prototypes, waiting, distance.tolist(), sets, accuracy)
 
 
 def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
@@ -148,6 +156,10 @@ def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
         centre = prototypes.mean.flatten(0, 1).cpu()[own.cluster]
         square = (pixels.cpu()[own.pixel] - centre).square().mean(1).double()
         found.count += torch.bincount(own.cluster, minlength=len(found.count))
+        winner, truth = nearest_of_all(similarity, label, prototypes.started.cpu())
+        right = winner[winner // num_prototypes == truth]
+        found.won += torch.bincount(winner, minlength=len(found.won))
+        found.right += torch.bincount(right, minlength=len(found.right))
         found.squares.index_add_(0, own.cluster, square)
         for cluster in own.cluster.unique().tolist():
             mine = own.cluster == cluster
@@ -191,6 +203,11 @@ def _describe(
                 dead=bool(dead[c, k]),
                 pixels={role: int(each.count[index]) for role, each in seen.items()},
                 share=float(share[c, k]),
+                purity={
+                    role: float(each.right[index] / each.won[index])
+                    for role, each in seen.items()
+                    if each.won[index]
+                },
                 spread=float(squares[index] / pixels) ** 0.5 if pixels else None,
                 deviation=None if stored is None else float(stored[c, k]),
                 sibling=_finite(near.sibling[c, k]),
@@ -240,6 +257,7 @@ def table(inspection: Inspection) -> str:
             "dead" if p.dead else "unused" if p in inspection.unused else "",
             100 * p.share,
             *(p.pixels[domain] for domain in domains),
+            *(100 * p.purity[domain] if domain in p.purity else None for domain in domains),
             p.spread,
             p.deviation,
             p.sibling,
@@ -250,7 +268,9 @@ def table(inspection: Inspection) -> str:
         for p in inspection.prototypes
     ]
     headers = ["class", "no.", "state", "usage %", *(f"pixels, {name}" for name in domains)]
+    headers += [f"purity %, {domain}" for domain in domains]
     headers += ["spread", "sigma", "to sibling", "to other", "which is"]
     headers += [f"drift from {name}" for name in origins]
-    formats = ["", "d", "", ".1f", *["d"] * len(domains), *[".3f"] * 4, "", *[".3f"] * len(origins)]
+    formats = ["", "d", "", ".1f", *["d"] * len(domains), *[".1f"] * len(domains)]
+    formats += [*[".3f"] * 4, "", *[".3f"] * len(origins)]
     return tabulate(rows, headers=headers, floatfmt=formats, missingval="-")
