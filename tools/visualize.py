@@ -2,6 +2,7 @@
 """Figures of trained networks, written as PNG.
 
   python tools/visualize.py compare RUN [RUN ...] --errors     # predictions beside the ground truth
+  python tools/visualize.py curves RUN [RUN ...]                # mIoU over iterations, over seeds
   python tools/visualize.py activations --run RUN --class-name car   # where prototypes respond
   python tools/visualize.py features --run RUN --method tsne    # pixels and prototypes in the plane
   python tools/visualize.py class-mix --run RUN                 # what the student trains on
@@ -24,13 +25,14 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.predictor import load_network
-from mpcl.runs import shortest_names
+from mpcl.runs import read_experiments, shortest_names
 from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison
 from mpcl.visualization.feature_map import METHODS, feature_figure
 from mpcl.visualization.rare_classes import frequencies, rare_class_figure
 from mpcl.visualization.scenes import Networks, first_test_set, load
+from mpcl.visualization.score_curves import score_figure
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
 
@@ -40,6 +42,10 @@ def compare(args: argparse.Namespace) -> Image.Image:
     loaded = {name: load_network(run, opts=opts) for name, run in zip(names, args.runs)}
     networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
     return comparison(networks, number=args.images, errors=args.errors, width=args.width)
+
+
+def curves(args: argparse.Namespace) -> Figure:
+    return score_figure(read_experiments(args.runs), args.network, args.metric)
 
 
 def activations(args: argparse.Namespace) -> Image.Image:
@@ -94,7 +100,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         command.add_argument("--output", type=Path, default=Path(f"{name}.png"), help="PNG")
         if images:
             command.add_argument("--images", type=int, default=images, help="default: %(default)s")
-        if figure is not compare:
+        if figure not in (compare, curves):
             command.add_argument("--run", type=Path, help="output folder of a run")
             command.add_argument("--config-file", type=Path, help="instead of a run")
             command.add_argument("--weights", type=Path, help="checkpoint (default: the newest)")
@@ -106,6 +112,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
     command.add_argument("--errors", action="store_true", help="where each prediction is wrong")
     command.add_argument("--width", type=int, default=512, help="of a picture, at most, pixels")
+    command = add(curves, 0, "scores over iterations: mean and deviation over seeds")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="or a folder of seeds")
+    command.add_argument("--network", choices=("teacher", "student"), default="teacher")
+    command.add_argument("--metric", default="mIoU", help="such as IoU-road (default: mIoU)")
     command = add(activations, 3, "where in an image each prototype of a class responds")
     command.add_argument("--class-name", required=True, help="such as car")
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")

@@ -13,12 +13,14 @@ from PIL import Image
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.engine.hooks import AdaptationHook
+from mpcl.runs import read_experiments
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
 from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+from mpcl.visualization.score_curves import score_curve
 from mpcl.visualization.training_views import class_mix_figure
 
 NO_TEST = ["DATASETS.TEST", "()"]
@@ -55,6 +57,38 @@ def test_runs_are_compared_side_by_side(trained_runs, tmp_path):
     runs = [str(folder) for folder in trained_runs.values()]
     visualize.main(["compare", *runs, "--images", "2", "--errors", "--output", str(file)])
     assert Image.open(file).width == 4 * 96 + 3 * 4
+
+
+def test_curves_are_the_mean_and_the_deviation_over_seeds_at_each_evaluation(tmp_path):
+    scores = {0: [30.0, 40.0], 1: [34.0, 46.0]}
+    for seed, (middle, end) in scores.items():
+        folder = tmp_path / "seeds" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        config = f"SEED: {seed}\nSOLVER: {{MAX_ITER: 20}}\nDATASETS: {{TEST: [tiny_val]}}\n"
+        (folder / "config.yaml").write_text(config)
+        rows = [
+            {"iteration": 9, "sem_seg/mIoU": middle, "sem_seg_student/mIoU": 1.0},
+            {"iteration": 11, "total_loss": 1.0},
+            {"iteration": 20, "sem_seg/mIoU": end, "sem_seg_student/mIoU": 2.0},
+        ]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    runs = read_experiments([tmp_path / "seeds"])[0].runs
+    curve = score_curve(runs, "teacher", "mIoU")
+    assert curve.iterations == [10, 20] and curve.mean == [32.0, 43.0]
+    np.testing.assert_allclose(curve.sd, [8**0.5, 18**0.5])
+    assert score_curve(runs, "student", "mIoU").mean == [1.0, 2.0]
+    assert score_curve(runs, "student", "mIoU").sd == [0.0, 0.0]
+
+
+def test_curves_of_runs_are_drawn_and_a_score_that_is_not_there_is_named(
+    trained_runs, tmp_path, capsys
+):
+    file, runs = tmp_path / "curves.png", [str(run) for run in trained_runs.values()]
+    visualize.main(["curves", *runs, "--output", str(file)])
+    assert Image.open(file).width > 600
+    with pytest.raises(SystemExit, match="2"):
+        visualize.main(["curves", *runs, "--metric", "mIuO", "--output", str(file)])
+    assert "has no mIuO" in capsys.readouterr().err
 
 
 def test_checkpoints_of_a_run_are_compared_on_a_named_set(trained_runs, tmp_path):
@@ -228,6 +262,7 @@ def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
     names = gauss.metadata.stuff_classes
     count = {}
     best = {}
+    won = {}
     for role, name in (("source", "tiny_source"), ("target", "tiny_val")):
         for scene in load_scenes(gauss.cfg, name, 6):
             pixels = embed(gauss.student, scene.record).flatten(1).t()
@@ -238,9 +273,19 @@ def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
                     key = (names[c], k + 1)
                     count.setdefault(key, {"source": 0, "target": 0})[role] += 1
                     best[key] = max(best.get(key, -1e9), float(similarity[n, c, k]))
+                    likeness = similarity[n].clone()
+                    likeness[~bank.started] = -1e9
+                    winner = divmod(int(likeness.argmax()), likeness.shape[1])
+                    won.setdefault((role, *winner), []).append(winner[0] == c)
+    for role, accuracy in found.accuracy.items():
+        right = [each for key, pixels in won.items() if key[0] == role for each in pixels]
+        assert accuracy == pytest.approx(np.mean(right))
     for prototype in found.prototypes:
         key = (prototype.class_name, prototype.number)
         assert prototype.pixels == count.get(key, {"source": 0, "target": 0})
+        place = (names.index(key[0]), prototype.number - 1)
+        purity = {r: np.mean(won[(r, *place)]) for r in ("source", "target") if (r, *place) in won}
+        assert prototype.purity == pytest.approx(purity)
         if key in best:
             assert prototype.nearest[0].similarity == pytest.approx(best[key])
             assert len({patch.file for patch in prototype.nearest}) == len(prototype.nearest)
