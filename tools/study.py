@@ -61,6 +61,10 @@ ABLATIONS = {
     "K10": ("PROTOTYPES.NUM_PER_CLASS", "10"),
     "contrast_only": ("PROTOTYPES.CONSISTENCY_WEIGHT", "0.0"),  # (IV)
     "consistency_only": ("PROTOTYPES.CONTRAST_WEIGHT", "0.0"),
+    "weights_0.5": (  # (X)
+        *("PROTOTYPES.CONTRAST_WEIGHT", "0.5"),
+        *("PROTOTYPES.CONSISTENCY_WEIGHT", "0.5"),
+    ),
     "no_in_class_negatives": ("PROTOTYPES.IN_CLASS_NEGATIVES", "False"),  # (VI)
     "source_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('source',)"),  # (VII)
     "target_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('target',)"),
