@@ -1,5 +1,6 @@
 """The small-scale study: what it would run, and how it runs it."""
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def planned(benchmark: str) -> dict[str, tuple]:
     """Name -> config of each run, as tools/run_seeds.py would read it, and its arguments."""
     args = tool.parse_args([benchmark, "--seeds", "0"])
     found = {}
-    for name, seed in sum(tool.plan(args), []):
+    for name, seed in chain(*tool.plan(args)):
         words = run_seeds.parse_args(tool.command(name, seed, args)[2:])
         found[name] = get_cfg_from(words.config_file, words.opts), words
     return found
@@ -44,9 +45,10 @@ def test_every_run_has_a_valid_config_and_goes_on_from_the_start_of_its_resoluti
     runs, budget = planned(benchmark), tool.BUDGETS[benchmark]
     assert set(runs) == {*tool.STARTS, *tool.LADDER, *tool.ABLATIONS}
     assert runs["start"][0].MODEL.WEIGHTS == ""
-    for name, (cfg, words) in runs.items():
+    for name, (cfg, _) in runs.items():
         two_scales = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
-        assert cfg.SELF_TRAINING.ENABLED == (name not in tool.STARTS and "source_only" not in name)
+        adapts = name not in tool.STARTS and "source_only" not in name
+        assert adapts == cfg.SELF_TRAINING.ENABLED
         if name not in tool.STARTS:
             start = runs["start_two_scales" if two_scales else "start"][1].output
             assert Path(cfg.MODEL.WEIGHTS) == start / "seed_0" / "model_final.pth"
