@@ -129,13 +129,14 @@ def plan(args: argparse.Namespace) -> tuple[list[tuple[str, int]], list[tuple[st
     return [(name, 0) for name in starts], runs
 
 
-def run(job: tuple[str, int], args: argparse.Namespace) -> int:
-    """Trains one seed of one experiment; what it says goes to a file beside the seeds."""
+def run(job: tuple[str, int], args: argparse.Namespace, at_once: int) -> int:
+    """Trains one seed of one experiment on its part of the cores; what it says goes to a file
+    beside the seeds."""
     name, seed = job
     line = command(name, seed, args)
     log = args.output / args.benchmark / name / f"seed_{seed}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
         status = subprocess.run(
@@ -181,10 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(shlex.join(command(*job, args)))
         return 0
     for job in starts:
-        if run(job, args):
+        if run(job, args, at_once=1):
             return 1
     with ThreadPoolExecutor(args.jobs) as pool:
-        failed = [job for job, bad in zip(runs, pool.map(lambda j: run(j, args), runs)) if bad]
+        failed = [
+            job for job, bad in zip(runs, pool.map(lambda j: run(j, args, args.jobs), runs)) if bad
+        ]
     folders = [args.output / args.benchmark / name for name in chosen(args)]
     experiments = read_experiments(
         [folder for folder in folders if any(folder.glob("*/config.yaml"))]
