@@ -69,7 +69,11 @@ def class_mix(args: argparse.Namespace) -> Image.Image:
 
 
 def pseudo_labels(args: argparse.Namespace) -> Image.Image:
-    return pseudo_label_figure(networks_of(args), number=args.images)
+    figure, quality = pseudo_label_figure(networks_of(args), number=args.images)
+    if quality is not None:
+        confident, right, both = (f"{100 * share:.1f} %" for share in quality)
+        print(f"Right: {right} of all pseudo-labels, {both} of the {confident} above the threshold")
+    return figure
 
 
 def rare_classes(args: argparse.Namespace) -> Figure:

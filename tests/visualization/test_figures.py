@@ -19,9 +19,9 @@ from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
-from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes, to_grid
 from mpcl.visualization.score_curves import score_curve
-from mpcl.visualization.training_views import class_mix_figure
+from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
 NO_TEST = ["DATASETS.TEST", "()"]
 
@@ -50,6 +50,26 @@ def test_each_figure_is_written(trained_runs, tmp_path, words, capsys):
     picture = np.asarray(Image.open(file).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
     assert capsys.readouterr().out.strip() == str(file)
+
+
+def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(trained_runs, gauss):
+    cfg = gauss.cfg.clone()
+    cfg.merge_from_list(["DATASETS.TRAIN_TARGET", ("tiny_val",)])
+    truth, label, probability = [], [], []
+    for scene in load_scenes(cfg, "tiny_val", 3):
+        posterior = gauss.teacher.model([scene.record])[0]["sem_seg"].softmax(0)
+        truth.append(to_grid(scene.truth, posterior.shape[1:], 4).flatten())
+        label.append(posterior.argmax(0).flatten())
+        probability.append(posterior.amax(0).flatten())
+    truth, label, probability = map(torch.cat, (truth, label, probability))
+    threshold = float(probability.median())
+    cfg.merge_from_list(["SELF_TRAINING.CONFIDENCE_THRESHOLD", threshold])
+    known, sure, right = truth < 4, probability >= threshold, label == truth
+    masks = (sure[known], right[known], right[known & sure])
+    _, found = pseudo_label_figure(gauss._replace(cfg=cfg), number=3)
+    assert 0 < found.confident < 1
+    assert found == pytest.approx([float(mask.float().mean()) for mask in masks])
+    assert pseudo_label_figure(gauss, number=1)[1] is None
 
 
 def test_runs_are_compared_side_by_side(trained_runs, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..self_training.pseudo_label import pseudo_label
 from ..utils.seeding import fold_seed
 from ..views import View
 from .canvas import Picture, fit, grid, heat, with_legend
-from .scenes import Networks, check_number, load_scenes
+from .scenes import Networks, check_number, load_scenes, to_grid
 
 
 def _teacher_of(networks: Networks):
@@ -82,16 +82,32 @@ def _valid(records: list[dict[str, Any]], device: torch.device) -> Tensor | None
     return torch.stack([record["valid"] for record in records]).to(device)
 
 
+class PseudoLabelQuality(NamedTuple):
+    """Shares of the labelled pixels: confident ones, right ones, right ones of the confident."""
+
+    confident: float
+    right: float
+    confident_right: float
+
+
 @torch.no_grad()
-def pseudo_label_figure(networks: Networks, *, number: int = 4, width: int = 512) -> Image.Image:
-    """Whole unlabelled target images, what the teacher calls them, how sure it is (0 dark to 1
-    yellow), and what of that reaches the threshold.
+def pseudo_label_figure(
+    networks: Networks, *, number: int = 4, width: int = 512
+) -> tuple[Image.Image, PseudoLabelQuality | None]:
+    """Whole target images, what the teacher calls them, how sure it is (0 dark to 1 yellow), and
+    what of that reaches the threshold.
+
+    Returns:
+        The figure; and if the first of DATASETS.TRAIN_TARGET has labels, which training never reads
+        there, how many pseudo-labels of all ``number`` images are right. The figure then shows the
+        ground truth as well.
 
     Raises: ValueError: the checkpoint holds no teacher.
     """
     teacher, cfg = _teacher_of(networks), networks.cfg
     colors, st = networks.metadata.stuff_colors, cfg.SELF_TRAINING
     rows: list[list[Picture]] = []
+    counts = np.zeros(4, np.int64)  # labelled, confident, right, confident and right
     for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
         logits = teacher.model([scene.record])[0]["sem_seg"]
         pseudo = pseudo_label(
@@ -102,12 +118,22 @@ def pseudo_label_figure(networks: Networks, *, number: int = 4, width: int = 512
             ignore_bottom=st.IGNORE_BOTTOM,
         )
         label = colorize(pseudo.label[0], colors)
-        sure = np.where(pseudo.confident[0].cpu().numpy()[..., None], label, IGNORED_COLOR)
-        shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy())]
-        pictures = [
-            fit(picture, width, nearest=True) for picture in (*shown, sure.astype(np.uint8))
-        ]
-        rows.append(pictures)
-    threshold = f"confidence ≥ {st.CONFIDENCE_THRESHOLD:g}"
-    picture = grid(rows, ["target", "pseudo-label", "confidence", threshold])
-    return with_legend(picture, networks.metadata.stuff_classes, colors)
+        confident = pseudo.confident[0].cpu().numpy()
+        sure = np.where(confident[..., None], label, IGNORED_COLOR).astype(np.uint8)
+        shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy()), sure]
+        if scene.truth is not None:
+            shown.append(colorize(scene.truth, colors))
+            truth = to_grid(scene.truth, logits.shape[-2:], len(logits)).numpy()
+            right, known = pseudo.label[0].cpu().numpy() == truth, truth < len(logits)
+            masks = (known, known & confident, right, right & confident)
+            counts += [mask.sum() for mask in masks]
+        rows.append([fit(picture, width, nearest=True) for picture in shown])
+    captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {st.CONFIDENCE_THRESHOLD:g}"]
+    captions += ["ground truth"] * (len(rows[0]) - len(captions))
+    figure = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
+    labelled, confident, right, both = counts.tolist()
+    if not labelled:
+        return figure, None
+    return figure, PseudoLabelQuality(
+        confident / labelled, right / labelled, both / max(confident, 1)
+    )
