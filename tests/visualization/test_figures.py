@@ -63,7 +63,7 @@ def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(trained_r
         probability.append(posterior.amax(0).flatten())
     truth, label, probability = map(torch.cat, (truth, label, probability))
     threshold = float(probability.median())
-    st = ("CONFIDENCE_THRESHOLD", threshold), ("IGNORE_TOP", 0), ("IGNORE_BOTTOM", 0)
+    st = ("CONFIDENCE_THRESHOLD", threshold), ("IGNORE_TOP", 0.0), ("IGNORE_BOTTOM", 0.0)
     cfg.merge_from_list([word for key, value in st for word in (f"SELF_TRAINING.{key}", value)])
     known, sure, right = truth < 4, probability >= threshold, label == truth
     masks = (sure[known], right[known], right[known & sure])
