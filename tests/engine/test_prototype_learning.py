@@ -157,11 +157,11 @@ def test_dead_prototype_is_revived_when_asked():
     assert learner.prototypes.mean[0, 1].abs().max() < 10
 
 
-def test_labels_are_taken_at_the_nearest_pixel_of_the_grid():
+def test_labels_are_taken_in_the_middle_of_the_cells_of_the_grid():
     learner = make_learner()
     step = make_step(0)
     big = torch.full((1, 64, 64), 255)
-    big[:, ::4, ::4] = step.source.label
+    big[:, 2::4, 2::4] = step.source.label
     step.source.label, step.source.trusted = big, big != 255
     step.source.weight, step.source.from_source = torch.ones(1, 64, 64), None
     learner(step)

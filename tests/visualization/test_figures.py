@@ -19,7 +19,7 @@ from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
-from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes, to_grid
+from mpcl.visualization.scenes import embed, evenly_spaced, labels_on_grid, load, load_scenes
 from mpcl.visualization.score_curves import score_curve
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
@@ -58,7 +58,7 @@ def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(trained_r
     truth, label, probability = [], [], []
     for scene in load_scenes(cfg, "tiny_val", 3):
         posterior = gauss.teacher.model([scene.record])[0]["sem_seg"].softmax(0)
-        truth.append(to_grid(scene.truth, posterior.shape[1:], 4).flatten())
+        truth.append(labels_on_grid(scene.truth, posterior.shape[1:], 4).flatten())
         label.append(posterior.argmax(0).flatten())
         probability.append(posterior.amax(0).flatten())
     truth, label, probability = map(torch.cat, (truth, label, probability))
@@ -240,7 +240,7 @@ def test_class_mix_shows_the_first_crops_of_the_run_and_their_margins(
 
 
 def _grid(truth):
-    return truth[::4, ::4]  # nearest neighbour at stride 4 takes the first of four
+    return truth[2::4, 2::4]  # the pixel in the middle of each cell
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -313,7 +313,7 @@ def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
             place = prototype.nearest[0]
             truth = read_label(place.file.replace(".png", "_label.png"))
             height, width = truth.shape
-            at = truth[int(place.y * height) // 4 * 4, int(place.x * width) // 4 * 4]
+            at = truth[int(place.y * height) // 4 * 4 + 2, int(place.x * width) // 4 * 4 + 2]
             assert names[at] == prototype.class_name
         else:
             assert prototype in found.unused and prototype.spread is None

@@ -4,11 +4,12 @@ about it.
 B images, C classes, D embedding size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 # The scales at which a student embeds a view: the whole of it (at half size, if there are several),
@@ -114,3 +115,16 @@ class ViewOutputs:
     embeddings: Tensor | None
     features: Tensor
     detail: DetailOutputs | None = None
+
+
+def to_grid(pixel_map: Tensor, size: Sequence[int]) -> Tensor:
+    """The pixel in the middle of each cell of a grid ``size`` (h, w), of a (B, H, W) map of any
+    type.
+
+    In the middle, because that is where the classifier's scores of a cell belong (they are enlarged
+    without aligned corners). ``mode="nearest"`` takes the cell's first pixel: at stride 4 every
+    label would lie 1.5 pixels off, which thin objects do not bear.
+    """
+    # float32 holds labels exactly.
+    small = F.interpolate(pixel_map[:, None].float(), size=tuple(size), mode="nearest-exact")
+    return small[:, 0].to(pixel_map.dtype)

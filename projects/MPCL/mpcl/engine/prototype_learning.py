@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..prototypes.bank import FeatureBank
@@ -17,7 +16,7 @@ from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.clustering import Assignment, cluster_pixels
 from ..prototypes.kmeans import kmeans, random_prototypes
 from ..utils.seeding import fold_seed
-from ..views import CONTEXT, View
+from ..views import CONTEXT, View, to_grid
 from .step import AdaptationStep, PixelTargets, ScaleView
 
 logger = logging.getLogger(__name__)
@@ -187,14 +186,14 @@ class _Grid:
     """One view's labels, weights and masks on the embedding grid of ``size`` (h, w)."""
 
     def __init__(self, view: View, size: torch.Size, num_classes: int, ignore_value: int) -> None:
-        label = _to_grid(view.label, size)
+        label = to_grid(view.label, size)
         everywhere = torch.ones_like(label, dtype=torch.bool)
         weight, from_source = view.weight, view.from_source
         self.num_classes = num_classes
         self.label = torch.where(label == ignore_value, num_classes, label)
-        self.trusted = _to_grid(view.trusted, size) & (self.label < num_classes)
-        self.weight = everywhere.float() if weight is None else _to_grid(weight, size)
-        self.from_source = everywhere if from_source is None else _to_grid(from_source, size)
+        self.trusted = to_grid(view.trusted, size) & (self.label < num_classes)
+        self.weight = everywhere.float() if weight is None else to_grid(weight, size)
+        self.from_source = everywhere if from_source is None else to_grid(from_source, size)
 
     @property
     def trusted_label(self) -> Tensor:
@@ -211,10 +210,3 @@ def _targets(grids: Mapping[str, _Grid], cluster: Tensor) -> dict[str, PixelTarg
     sizes = [grid.label.numel() for grid in grids.values()]
     parts = torch.split(cluster, sizes)
     return {name: grid.targets(part) for (name, grid), part in zip(grids.items(), parts)}
-
-
-def _to_grid(pixel_map: Tensor, size: torch.Size) -> Tensor:
-    """Nearest-neighbour down-sampling of a (B, H, W) map of any type. float32 holds labels
-    exactly."""
-    small = F.interpolate(pixel_map[:, None].float(), size=size, mode="nearest")[:, 0]
-    return small.to(pixel_map.dtype)

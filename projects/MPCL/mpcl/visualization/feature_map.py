@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import nn
 
-from .scenes import Networks, Scene, embed, first_test_set, load_scenes, to_grid
+from .scenes import Networks, Scene, embed, first_test_set, labels_on_grid, load_scenes
 
 METHODS = ("tsne", "pca")
 _DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
@@ -80,7 +80,7 @@ def _labelled_pixels(
     for scene in scenes:
         assert scene.truth is not None
         embeddings = embed(student, scene.record).cpu()
-        label = to_grid(scene.truth, embeddings.shape[1:], num_classes).flatten()
+        label = labels_on_grid(scene.truth, embeddings.shape[1:], num_classes).flatten()
         known = label < num_classes
         pixels.append(embeddings.flatten(1).t()[known])
         labels.append(label[known])

@@ -22,7 +22,7 @@ from .prototype_geometry import (
     pairwise_distance,
     usage_share,
 )
-from .scenes import Networks, Scene, embed, load_scenes, to_grid
+from .scenes import Networks, Scene, embed, labels_on_grid, load_scenes
 
 _MEAN, _STARTED = "prototype_head.prototypes.mean", "prototype_head.prototypes.started"
 
@@ -150,7 +150,7 @@ def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
         embeddings = embed(networks.student, scene.record)
         height, width = embeddings.shape[1:]
         pixels = embeddings.flatten(1).t()
-        label = to_grid(scene.truth, (height, width), num_classes).flatten()
+        label = labels_on_grid(scene.truth, (height, width), num_classes).flatten()
         similarity = prototypes.similarity(pixels).cpu()
         own = assign_to_own_class(similarity, label, prototypes.started.cpu())
         centre = prototypes.mean.flatten(0, 1).cpu()[own.cluster]

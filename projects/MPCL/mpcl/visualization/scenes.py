@@ -18,6 +18,7 @@ from ..data.labels import read_label
 from ..data.mapper import TestMapper
 from ..engine.evaluate import load_networks, load_run
 from ..self_training.teacher import EMATeacher
+from ..views import to_grid
 
 
 class Networks(NamedTuple):
@@ -171,9 +172,7 @@ def embed(student: nn.Module, record: dict[str, Any]) -> Tensor:
     return student.prototype_head(features, student.sem_seg_head.fuse(features))[0]
 
 
-def to_grid(label: np.ndarray, size: Sequence[int], num_classes: int) -> Tensor:
-    """(H, W) class ids -> (h, w) int64 nearest neighbour; ignored ones become ``num_classes``."""
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(label)[None, None].float(), size=tuple(size), mode="nearest"
-    )[0, 0].long()
+def labels_on_grid(label: np.ndarray, size: Sequence[int], num_classes: int) -> Tensor:
+    """(H, W) class ids -> (h, w) int64, as training takes them; ignored: ``num_classes``."""
+    small = to_grid(torch.from_numpy(label)[None], size)[0].long()
     return torch.where(small < num_classes, small, num_classes)

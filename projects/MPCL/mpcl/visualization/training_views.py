@@ -18,7 +18,7 @@ from ..self_training.pseudo_label import pseudo_label
 from ..utils.seeding import fold_seed
 from ..views import View
 from .canvas import Picture, fit, grid, heat, with_legend
-from .scenes import Networks, check_number, load_scenes, to_grid
+from .scenes import Networks, check_number, labels_on_grid, load_scenes
 
 
 def _teacher_of(networks: Networks):
@@ -123,7 +123,7 @@ def pseudo_label_figure(
         shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy()), sure]
         if scene.truth is not None:
             shown.append(colorize(scene.truth, colors))
-            truth = to_grid(scene.truth, logits.shape[-2:], len(logits)).numpy()
+            truth = labels_on_grid(scene.truth, logits.shape[-2:], len(logits)).numpy()
             right, known = pseudo.label[0].cpu().numpy() == truth, truth < len(logits)
             masks = (known, known & confident, right, right & confident)
             counts += [mask.sum() for mask in masks]
