@@ -13,9 +13,9 @@ class GradientShare:
     """Logs, every ``period`` iterations, each prototype loss's gradient norm over that of the
     segmentation losses.
 
-    Health check of the similarity's scale: 0.4 to 0.8 for both prototype losses together is usual,
-    values far above 1 mean that they drown the classifier. Costs a few extra backward passes
-    through the heads when it measures.
+    Health check of the similarity's scale: with the paper's weights both together are 0.1 to 0.5 in
+    the runs of docs/RESULTS.md; values above 1 mean that they drown the classifier. Costs a few
+    extra backward passes through the heads when it measures.
     """
 
     WATCHED = ("loss_contrast", "loss_consistency")
