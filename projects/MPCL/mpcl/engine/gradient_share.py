@@ -1,4 +1,4 @@
-"""How much each loss pulls: gradient norms at the encoder's deepest features. Pure."""
+"""How much each loss pulls, and where to: gradients at the encoder's features. Pure."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,8 @@ from .step import AdaptationStep
 
 class GradientShare:
     """Logs, every ``period`` iterations, each prototype loss's gradient norm over that of the
-    segmentation losses.
+    segmentation losses, and the cosine of the angle between the two gradients: 1 = the prototypes
+    ask for what the classifier asks for, 0 = for something else.
 
     Health check of the similarity's scale: with the paper's weights both together are 0.1 to 0.5 in
     the runs of docs/RESULTS.md; values above 1 mean that they drown the classifier. Costs a few
@@ -32,13 +33,20 @@ class GradientShare:
         features = [out.features for out in step.outputs.values()]
         reference = sum(losses[name] for name in self.REFERENCE)
         assert isinstance(reference, Tensor)
-        scale = _gradient_norm(reference, features).clamp_min(1e-12)
+        classifier = _gradients(reference, features)
+        norm = _dot(classifier, classifier).sqrt().clamp_min(1e-12)
         for name in self.WATCHED:
-            share = _gradient_norm(losses[name], features) / scale
-            metrics.add({f"gradient_share/{name.removeprefix('loss_')}": share})
+            prototype, own = _gradients(losses[name], features), name.removeprefix("loss_")
+            length = _dot(prototype, prototype).sqrt()
+            cosine = _dot(classifier, prototype) / (norm * length.clamp_min(1e-12))
+            metrics.add({f"gradient_share/{own}": length / norm, f"gradient_cosine/{own}": cosine})
 
 
-def _gradient_norm(loss: Tensor, features: list[Tensor]) -> Tensor:
-    gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-    norms = torch.stack([g.float().square().sum() for g in gradients if g is not None])
-    return norms.sum().sqrt()
+def _gradients(loss: Tensor, features: list[Tensor]) -> list[Tensor | None]:
+    """Of each of the features; None where the loss does not depend on it."""
+    return list(torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True))
+
+
+def _dot(one: list[Tensor | None], other: list[Tensor | None]) -> Tensor:
+    pairs = [(a, b) for a, b in zip(one, other) if a is not None and b is not None]
+    return torch.stack([(a.float() * b.float()).sum() for a, b in pairs]).sum()
