@@ -1,4 +1,4 @@
-"""Norm and direction of the prototype losses' gradients, of losses that are linear in the features."""
+"""Length and direction of the prototype losses' gradients, of losses linear in the features."""
 
 from types import SimpleNamespace
 
