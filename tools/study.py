@@ -104,8 +104,8 @@ def options(name: str, benchmark: str, folder: Path) -> tuple[str, list[str]]:
 def command(name: str, seed: int, args: argparse.Namespace) -> list[str]:
     folder = args.output / args.benchmark
     config, opts = options(name, args.benchmark, folder)
-    # Inference at two scales takes too long to look at these more than once.
-    period = "0" if name in STARTS or is_two_scale(name) else "100"
+    # Curves are of the ladder; inference at two scales takes too long to look more than once.
+    period = "100" if name in LADDER and not is_two_scale(name) else "0"
     common = ["TEST.EVAL_PERIOD", period, "PROTOTYPES.GRADIENT_SHARE_PERIOD", "50"]
     common += ["VIS_PERIOD", "0", *args.set]
     file = CONFIGS / args.benchmark / f"{config}.yaml"
