@@ -43,7 +43,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "streets": Budget(4000, 300, 300, 200),
-    "camvid": Budget(4000, 300, 300, 150),
+    "camvid": Budget(4000, 300, 300, 100),
 }
 LADDER = (
     "source_only",
