@@ -43,11 +43,12 @@ def planned(benchmark: str) -> dict[str, tuple]:
 @pytest.mark.parametrize("benchmark", tool.BUDGETS)
 def test_every_run_has_a_valid_config_and_goes_on_from_the_start_of_its_resolution(benchmark):
     runs, budget = planned(benchmark), tool.BUDGETS[benchmark]
-    assert set(runs) == {*tool.STARTS, *tool.LADDER, *tool.ABLATIONS}
+    ladder = {*tool.LADDER, *tool.CEILING[benchmark]}
+    assert set(runs) == {*tool.STARTS, *ladder, *tool.ABLATIONS}
     assert runs["start"][0].MODEL.WEIGHTS == ""
     for name, (cfg, _) in runs.items():
         two_scales = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
-        adapts = name not in tool.STARTS and "source_only" not in name
+        adapts = name not in (*tool.STARTS, "oracle") and "source_only" not in name
         assert adapts == cfg.SELF_TRAINING.ENABLED
         if name not in tool.STARTS:
             start = runs["start_two_scales" if two_scales else "start"][1].output
