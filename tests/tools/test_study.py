@@ -17,8 +17,6 @@ seed, folder = (words[words.index(name) + 1] for name in ("--seeds", "--output")
 print("trained", pathlib.Path(folder).name)
 folder = pathlib.Path(folder) / f"seed_{seed}"
 folder.mkdir(parents=True, exist_ok=True)
-with (folder / "calls").open("a") as calls:
-    print("called", file=calls)
 if seed == "7":
     sys.exit(1)
 names = ["streets_target_sem_seg_val"]
@@ -40,22 +38,22 @@ def planned(benchmark: str) -> dict[str, tuple]:
     return found
 
 
-@pytest.mark.parametrize("benchmark", tool.BUDGETS)
+@pytest.mark.parametrize("benchmark", tool.BENCHMARKS)
 def test_every_run_has_a_valid_config_and_goes_on_from_the_start_of_its_resolution(benchmark):
-    runs, budget = planned(benchmark), tool.BUDGETS[benchmark]
-    ladder = {*tool.LADDER, *tool.CEILING[benchmark]}
-    assert set(runs) == {*tool.STARTS, *ladder, *tool.ABLATIONS}
+    runs, sizes = planned(benchmark), tool.BENCHMARKS[benchmark]
+    starts = {tool.START, tool.START_TWO_SCALES}
+    assert set(runs) == {*starts, *tool.experiments(benchmark)}
     assert runs["start"][0].MODEL.WEIGHTS == ""
     for name, (cfg, _) in runs.items():
         two_scales = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
-        adapts = name not in (*tool.STARTS, "oracle") and "source_only" not in name
+        assert two_scales == (name in (tool.START_TWO_SCALES, *tool.TWO_SCALES))
+        adapts = name not in (*starts, "oracle") and "source_only" not in name
         assert adapts == cfg.SELF_TRAINING.ENABLED
-        if name not in tool.STARTS:
+        if name not in starts:
             start = runs["start_two_scales" if two_scales else "start"][1].output
             assert Path(cfg.MODEL.WEIGHTS) == start / "seed_0" / "model_final.pth"
-            iterations = budget.two_scale_run if two_scales else budget.one_scale_run
+            iterations = sizes.two_scale_run if two_scales else sizes.one_scale_run
             assert iterations == cfg.SOLVER.MAX_ITER
-    assert runs["mic_gauss"][0].MODEL.META_ARCHITECTURE == "HRDASegmentor"
 
 
 def test_an_ablation_changes_its_own_keys_only():
@@ -67,6 +65,16 @@ def test_an_ablation_changes_its_own_keys_only():
         changed.merge_from_list(list(opts))
         assert runs[name][0].dump() == changed.dump() != full.dump()
     assert len(set(tool.ABLATIONS.values())) == len(tool.ABLATIONS)
+
+
+@pytest.mark.parametrize("method", ["daformer", "mic"])
+def test_a_control_differs_from_its_method_by_the_self_training(method):
+    runs = planned("camvid")
+    control = {"daformer": "source_only_balanced", "mic": "source_only_two_scales"}[method]
+    expected, cfg = runs[method][0], runs[control][0]
+    expected.merge_from_list(["SELF_TRAINING.ENABLED", False, "OUTPUT_DIR", cfg.OUTPUT_DIR])
+    expected.merge_from_list(["SELF_TRAINING.MASKED.WEIGHT", cfg.SELF_TRAINING.MASKED.WEIGHT])
+    assert cfg.dump() == expected.dump()
 
 
 @pytest.fixture
@@ -86,14 +94,48 @@ def test_runs_are_trained_after_their_start_and_end_in_a_table(study, tmp_path, 
     assert (out / "K1" / "seed_3.txt").read_text() == "trained K1\n"
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(study, tmp_path, capsys):
+def test_a_run_that_fails_is_named_and_the_others_go_on(study, capsys):
     assert study("--only", "daformer", "--seeds", "7", "1") == 1
     text = capsys.readouterr().out
     assert "daformer seed 7: FAILED, see" in text and "daformer seed 1: done" in text
 
 
+def test_without_its_start_nothing_is_trained(study, tmp_path, capsys):
+    (tmp_path / "run_seeds.py").write_text("raise SystemExit(3)")
+    assert study("--only", "daformer") == 1
+    assert "start seed 0: FAILED" in capsys.readouterr().out
+    assert not (tmp_path / "out/streets/daformer").exists()
+
+
+def test_settings_that_no_longer_match_are_shown(study, tmp_path, capsys):
+    with (tmp_path / "run_seeds.py").open("a") as stub:
+        stub.write('print("  BUT it was trained with SOLVER.BASE_LR 1")')
+    assert study("--only", "daformer", "--seeds", "1") == 0
+    assert capsys.readouterr().out.count("BUT it was trained with SOLVER.BASE_LR 1") == 2
+
+
 def test_listing_runs_nothing(study, tmp_path, capsys):
     assert study("--list", "--part", "ladder", "--set", "SOLVER.MAX_ITER", "5") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 3 * len(tool.LADDER) and not (tmp_path / "out").exists()
+    ladder = len(tool.ONE_SCALE) + len(tool.TWO_SCALES)
+    assert len(lines) == 2 + 3 * ladder and not (tmp_path / "out").exists()
     assert all(line.endswith("SOLVER.MAX_ITER 5") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "oracle"], "streets has no oracle; expected some of source_only, "),
+        (["--jobs", "0"], "--jobs is 0, expected at least 1"),
+        (["--set", "SEED"], "--set expects pairs of KEY and VALUE, got 1 words"),
+    ],
+)
+def test_words_that_cannot_be_right_are_refused_before_anything_runs(study, capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        study(*words)
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_named_twice_is_planned_once():
+    args = tool.parse_args(["streets", "--only", "K1", "K1", "--seeds", "1", "1"])
+    assert tool.plan(args) == ([("start", 0)], [("K1", 1)])
