@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     right = ", ".join(
         f"{100 * share:.1f} % ({role})" for role, share in inspection.accuracy.items()
     )
-    print(f"\nPixels whose nearest prototype is of their class: {right}.")
+    print(
+        f"\nPixels of started classes whose nearest prototype is of their class: {right or 'none'}."
+    )
     print(f"Dead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
     if inspection.waiting:
         print(f"Not started: {', '.join(inspection.waiting)}.")

@@ -71,8 +71,13 @@ def class_mix(args: argparse.Namespace) -> Image.Image:
 def pseudo_labels(args: argparse.Namespace) -> Image.Image:
     figure, quality = pseudo_label_figure(networks_of(args), number=args.images)
     if quality is not None:
-        confident, right, both = (f"{100 * share:.1f} %" for share in quality)
-        print(f"Right: {right} of all pseudo-labels, {both} of the {confident} above the threshold")
+        print(f"Right: {quality.right:.1%} of all pseudo-labels", end="")
+        if quality.confident_right is None:
+            print("; none is confident")
+        else:
+            print(
+                f", {quality.confident_right:.1%} of the {quality.confident:.1%} that are confident"
+            )
     return figure
 
 

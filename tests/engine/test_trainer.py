@@ -62,6 +62,7 @@ def test_prototypes_start_at_their_iteration_and_then_move(tiny_cfg):
         "prototypes/usage_entropy",
         "gradient_share/contrast",
         "gradient_share/consistency",
+        "gradient_cosine/contrast",
         "teacher/momentum",
     } <= logged
 

@@ -19,8 +19,8 @@ from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
-from mpcl.visualization.scenes import embed, evenly_spaced, labels_on_grid, load, load_scenes
-from mpcl.visualization.score_curves import score_curve
+from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+from mpcl.visualization.score_curves import score_curve, score_figure
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
 NO_TEST = ["DATASETS.TEST", "()"]
@@ -52,13 +52,13 @@ def test_each_figure_is_written(trained_runs, tmp_path, words, capsys):
     assert capsys.readouterr().out.strip() == str(file)
 
 
-def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(trained_runs, gauss):
+def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(gauss):
     cfg = gauss.cfg.clone()
     cfg.merge_from_list(["DATASETS.TRAIN_TARGET", ("tiny_val",)])
     truth, label, probability = [], [], []
     for scene in load_scenes(cfg, "tiny_val", 3):
         posterior = gauss.teacher.model([scene.record])[0]["sem_seg"].softmax(0)
-        truth.append(labels_on_grid(scene.truth, posterior.shape[1:], 4).flatten())
+        truth.append(torch.from_numpy(scene.truth).flatten())
         label.append(posterior.argmax(0).flatten())
         probability.append(posterior.amax(0).flatten())
     truth, label, probability = map(torch.cat, (truth, label, probability))
@@ -73,6 +73,20 @@ def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(trained_r
     assert pseudo_label_figure(gauss, number=1)[1] is None
 
 
+@pytest.mark.parametrize(
+    ("threshold", "text"), [("0.0", "% of all pseudo-labels, "), ("1.0", "; none is confident")]
+)
+def test_the_share_of_right_pseudo_labels_is_printed(
+    trained_runs, tmp_path, capsys, threshold, text
+):
+    words = ["--run", str(trained_runs["daformer_gauss"]), "--output", str(tmp_path / "x.png")]
+    labelled = ["DATASETS.TRAIN_TARGET", "('tiny_val',)"]
+    sure = ["SELF_TRAINING.CONFIDENCE_THRESHOLD", threshold]
+    visualize.main(["pseudo-labels", *words, "--images", "1", *labelled, *sure])
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("Right: ") and text in line
+
+
 def test_runs_are_compared_side_by_side(trained_runs, tmp_path):
     file = tmp_path / "comparison.png"
     runs = [str(folder) for folder in trained_runs.values()]
@@ -80,25 +94,51 @@ def test_runs_are_compared_side_by_side(trained_runs, tmp_path):
     assert Image.open(file).width == 4 * 96 + 3 * 4
 
 
+def seeds_with_scores(folder, by_seed, max_iter=20, tests=("tiny_val",)):
+    """Output folders as of a training with an evaluation each 10 iterations; by seed (row's
+    iteration, teacher's mIoU or None, student's)."""
+    for seed, evaluations in by_seed.items():
+        run = folder / f"seed_{seed}"
+        run.mkdir(parents=True)
+        config = {"SEED": seed, "SOLVER": {"MAX_ITER": max_iter}, "TEST": {"EVAL_PERIOD": 10}}
+        config |= {"DATASETS": {"TEST": list(tests)}, "SELF_TRAINING": {"ENABLED": True}}
+        (run / "config.yaml").write_text(json.dumps(config))
+        rows = [{"iteration": 11, "total_loss": 1.0}]
+        for iteration, teacher, student in evaluations:
+            both = {"sem_seg/mIoU": teacher, "sem_seg_student/mIoU": student}
+            scores = {"sem_seg/mIoU": student} if teacher is None else both
+            rows.append({"iteration": iteration, **scores})
+        (run / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    return read_experiments([folder])[0].runs
+
+
 def test_curves_are_the_mean_and_the_deviation_over_seeds_at_each_evaluation(tmp_path):
-    scores = {0: [30.0, 40.0], 1: [34.0, 46.0]}
-    for seed, (middle, end) in scores.items():
-        folder = tmp_path / "seeds" / f"seed_{seed}"
-        folder.mkdir(parents=True)
-        config = f"SEED: {seed}\nSOLVER: {{MAX_ITER: 20}}\nDATASETS: {{TEST: [tiny_val]}}\n"
-        (folder / "config.yaml").write_text(config)
-        rows = [
-            {"iteration": 9, "sem_seg/mIoU": middle, "sem_seg_student/mIoU": 1.0},
-            {"iteration": 11, "total_loss": 1.0},
-            {"iteration": 20, "sem_seg/mIoU": end, "sem_seg_student/mIoU": 2.0},
-        ]
-        (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
-    runs = read_experiments([tmp_path / "seeds"])[0].runs
+    scores = {0: [(9, 30.0, 1.0), (20, 40.0, 2.0)], 1: [(9, 34.0, 1.0), (20, 46.0, 2.0)]}
+    runs = seeds_with_scores(tmp_path / "seeds", scores)
     curve = score_curve(runs, "teacher", "mIoU")
-    assert curve.iterations == [10, 20] and curve.mean == [32.0, 43.0]
+    assert curve.iterations.tolist() == [10, 20] and curve.mean.tolist() == [32.0, 43.0]
     np.testing.assert_allclose(curve.sd, [8**0.5, 18**0.5])
-    assert score_curve(runs, "student", "mIoU").mean == [1.0, 2.0]
-    assert score_curve(runs, "student", "mIoU").sd == [0.0, 0.0]
+    assert score_curve(runs, "student", "mIoU").mean.tolist() == [1.0, 2.0]
+    assert score_curve(runs, "student", "mIoU").sd.tolist() == [0.0, 0.0]
+
+
+def test_curves_of_resumed_extended_and_unfinished_runs_and_of_runs_without_a_teacher(tmp_path):
+    # Seed 0 was trained to 20, then to 30, and evaluated twice at 10; seed 1 stopped after 20.
+    scores = {0: [(9, None, 5.0), (9, None, 6.0), (20, None, 7.0), (30, None, 8.0)]}
+    scores[1] = [(9, None, 4.0), (19, None, 9.0)]
+    runs = seeds_with_scores(tmp_path / "seeds", scores, max_iter=30)
+    curve = score_curve(runs, "teacher", "mIoU")
+    assert curve.iterations.tolist() == [10, 20] and curve.mean.tolist() == [5.0, 8.0]
+
+
+def test_curves_of_different_data_sets_or_of_none_are_refused(tmp_path):
+    for name, tests in (("a", ("tiny_val",)), ("b", ("other_val",)), ("c", ())):
+        scores = {0: [(20, 40.0, 2.0)] if tests else []}
+        seeds_with_scores(tmp_path / name, scores, tests=tests)
+    with pytest.raises(ValueError, match=r"different data sets.*other_val.*tiny_val"):
+        score_figure(read_experiments([tmp_path / "a", tmp_path / "b"]))
+    with pytest.raises(ValueError, match=r"seed_0/metrics\.json has no mIoU"):
+        score_figure(read_experiments([tmp_path / "c"]))
 
 
 def test_curves_of_runs_are_drawn_and_a_score_that_is_not_there_is_named(
@@ -107,6 +147,11 @@ def test_curves_of_runs_are_drawn_and_a_score_that_is_not_there_is_named(
     file, runs = tmp_path / "curves.png", [str(run) for run in trained_runs.values()]
     visualize.main(["curves", *runs, "--output", str(file)])
     assert Image.open(file).width > 600
+    figure = score_figure(read_experiments([*trained_runs.values()]))
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["source_only (1, student)", "daformer_gauss (1)"]
+    assert axes.lines[0].get_xdata().tolist() == [2, 4]
     with pytest.raises(SystemExit, match="2"):
         visualize.main(["curves", *runs, "--metric", "mIuO", "--output", str(file)])
     assert "has no mIuO" in capsys.readouterr().err

@@ -257,7 +257,7 @@ def _add_prototype_config(cfg: CN) -> None:
     p.DEAD_AFTER = 1000  # updates without a pixel after which a prototype counts as dead
     p.REVIVE = False  # re-start dead prototypes at the farthest banked embeddings of their class
     p.GRADIENT_SHARE_PERIOD = (
-        500  # iterations between two measurements of the losses' gradient norms; 0 = never
+        500  # iterations between two measurements of the losses' gradients; 0 = never
     )
 
 

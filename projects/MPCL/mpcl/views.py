@@ -117,13 +117,12 @@ class ViewOutputs:
     detail: DetailOutputs | None = None
 
 
-def to_grid(pixel_map: Tensor, size: Sequence[int]) -> Tensor:
-    """The pixel in the middle of each cell of a grid ``size`` (h, w), of a (B, H, W) map of any
-    type.
+def at_cell_centres(pixel_map: Tensor, size: Sequence[int]) -> Tensor:
+    """Of each cell of a grid ``size`` (h, w), the pixel next to its centre in a (B, H, W) map.
 
-    In the middle, because that is where the classifier's scores of a cell belong (they are enlarged
-    without aligned corners). ``mode="nearest"`` takes the cell's first pixel: at stride 4 every
-    label would lie 1.5 pixels off, which thin objects do not bear.
+    There, because that is where the classifier's scores of a cell belong (they are enlarged without
+    aligned corners). ``mode="nearest"`` takes the cell's first pixel: at stride 4 every label would
+    lie 1.5 pixels off instead of half a pixel. docs/RESULTS.md has what that costs.
     """
     # float32 holds labels exactly.
     small = F.interpolate(pixel_map[:, None].float(), size=tuple(size), mode="nearest-exact")

@@ -12,7 +12,7 @@ from .step import AdaptationStep
 class GradientShare:
     """Logs, every ``period`` iterations, each prototype loss's gradient norm over that of the
     segmentation losses, and the cosine of the angle between the two gradients: 1 = the prototypes
-    ask for what the classifier asks for, 0 = for something else.
+    ask for what the classifier asks for, 0 = for something else or nothing, -1 = the opposite.
 
     Health check of the similarity's scale: with the paper's weights both together are 0.1 to 0.5 in
     the runs of docs/RESULTS.md; values above 1 mean that they drown the classifier. Costs a few
@@ -36,17 +36,18 @@ class GradientShare:
         classifier = _gradients(reference, features)
         norm = _dot(classifier, classifier).sqrt().clamp_min(1e-12)
         for name in self.WATCHED:
-            prototype, own = _gradients(losses[name], features), name.removeprefix("loss_")
+            prototype, label = _gradients(losses[name], features), name.removeprefix("loss_")
             length = _dot(prototype, prototype).sqrt()
             cosine = _dot(classifier, prototype) / (norm * length.clamp_min(1e-12))
-            metrics.add({f"gradient_share/{own}": length / norm, f"gradient_cosine/{own}": cosine})
+            metrics.add(
+                {f"gradient_share/{label}": length / norm, f"gradient_cosine/{label}": cosine}
+            )
 
 
-def _gradients(loss: Tensor, features: list[Tensor]) -> list[Tensor | None]:
-    """Of each of the features; None where the loss does not depend on it."""
-    return list(torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True))
+def _gradients(loss: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of each of the features; zero where the loss does not depend on it."""
+    return torch.autograd.grad(loss, features, retain_graph=True, materialize_grads=True)
 
 
-def _dot(one: list[Tensor | None], other: list[Tensor | None]) -> Tensor:
-    pairs = [(a, b) for a, b in zip(one, other) if a is not None and b is not None]
-    return torch.stack([(a.float() * b.float()).sum() for a, b in pairs]).sum()
+def _dot(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([(a.float() * b.float()).sum() for a, b in zip(one, other)]).sum()

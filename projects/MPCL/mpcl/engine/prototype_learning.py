@@ -16,7 +16,7 @@ from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.clustering import Assignment, cluster_pixels
 from ..prototypes.kmeans import kmeans, random_prototypes
 from ..utils.seeding import fold_seed
-from ..views import CONTEXT, View, to_grid
+from ..views import CONTEXT, View, at_cell_centres
 from .step import AdaptationStep, PixelTargets, ScaleView
 
 logger = logging.getLogger(__name__)
@@ -186,14 +186,14 @@ class _Grid:
     """One view's labels, weights and masks on the embedding grid of ``size`` (h, w)."""
 
     def __init__(self, view: View, size: torch.Size, num_classes: int, ignore_value: int) -> None:
-        label = to_grid(view.label, size)
+        label = at_cell_centres(view.label, size)
         everywhere = torch.ones_like(label, dtype=torch.bool)
         weight, from_source = view.weight, view.from_source
         self.num_classes = num_classes
         self.label = torch.where(label == ignore_value, num_classes, label)
-        self.trusted = to_grid(view.trusted, size) & (self.label < num_classes)
-        self.weight = everywhere.float() if weight is None else to_grid(weight, size)
-        self.from_source = everywhere if from_source is None else to_grid(from_source, size)
+        self.trusted = at_cell_centres(view.trusted, size) & (self.label < num_classes)
+        self.weight = everywhere.float() if weight is None else at_cell_centres(weight, size)
+        self.from_source = everywhere if from_source is None else at_cell_centres(from_source, size)
 
     @property
     def trusted_label(self) -> Tensor:

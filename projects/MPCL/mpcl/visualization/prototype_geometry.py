@@ -75,8 +75,7 @@ def assign_to_own_class(similarity: Tensor, label: Tensor, started: Tensor) -> A
         label: (N,) int64 in [0, C]; C = ignored.
         started: (C,) bool.
     """
-    known = torch.cat([started, torch.zeros(1, dtype=torch.bool)])[label]
-    pixel = known.nonzero().flatten()
+    pixel = _of_started(label, started).nonzero().flatten()
     best, k = similarity[pixel, label[pixel]].max(1)
     return Assigned(pixel, label[pixel] * similarity.shape[2] + k, best)
 
@@ -91,6 +90,11 @@ def nearest_of_all(similarity: Tensor, label: Tensor, started: Tensor) -> tuple[
     Returns:
         (M,) int64 cluster in [0, C*K) and (M,) int64 label, of the pixels whose class has started.
     """
-    known = torch.cat([started, torch.zeros(1, dtype=torch.bool)])[label]
-    reachable = similarity.masked_fill(~started.view(1, -1, 1), -torch.inf)
-    return reachable[known].flatten(1).argmax(1), label[known]
+    known = _of_started(label, started)
+    reachable = similarity[known].masked_fill(~started.view(1, -1, 1), -torch.inf)
+    return reachable.flatten(1).argmax(1), label[known]
+
+
+def _of_started(label: Tensor, started: Tensor) -> Tensor:
+    """(N,) bool: pixels with a label, of a class that has started."""
+    return torch.cat([started, torch.zeros(1, dtype=torch.bool)])[label]

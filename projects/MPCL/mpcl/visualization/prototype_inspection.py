@@ -79,7 +79,8 @@ class Inspection:
     waiting: list[str]  # classes without prototypes
     distances: list[list[float]]
     domains: dict[str, str]  # role -> data set
-    accuracy: dict[str, float]  # by role, of the nearest prototype's class (10)
+    # By role, of (10) on pixels of started classes; absent where there are none.
+    accuracy: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         content = asdict(self)
@@ -134,12 +135,17 @@ def inspect(
     prototypes, kept = _describe(networks, names, seen, moved, patches)
     distance = pairwise_distance(head.prototypes.mean.cpu())[kept][:, kept]
     waiting = [name for name, on in zip(names, head.prototypes.started.tolist()) if not on]
-    accuracy = {role: float(each.right.sum() / each.won.sum()) for role, each in seen.items()}
+    accuracy = {
+        role: float(each.right.sum() / each.won.sum())
+        for role, each in seen.items()
+        if each.won.any()
+    }
     return Inspection(prototypes, waiting, distance.tolist(), sets, accuracy)
 
 
 def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
     prototypes = networks.student.prototype_head.prototypes
+    started = prototypes.started.cpu()
     num_classes, num_prototypes = prototypes.idle.shape
     found = _Pixels(num_classes * num_prototypes)
     for scene in scenes:
@@ -152,11 +158,11 @@ def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
         pixels = embeddings.flatten(1).t()
         label = labels_on_grid(scene.truth, (height, width), num_classes).flatten()
         similarity = prototypes.similarity(pixels).cpu()
-        own = assign_to_own_class(similarity, label, prototypes.started.cpu())
+        own = assign_to_own_class(similarity, label, started)
         centre = prototypes.mean.flatten(0, 1).cpu()[own.cluster]
         square = (pixels.cpu()[own.pixel] - centre).square().mean(1).double()
         found.count += torch.bincount(own.cluster, minlength=len(found.count))
-        winner, truth = nearest_of_all(similarity, label, prototypes.started.cpu())
+        winner, truth = nearest_of_all(similarity, label, started)
         right = winner[winner // num_prototypes == truth]
         found.won += torch.bincount(winner, minlength=len(found.won))
         found.right += torch.bincount(right, minlength=len(found.right))

@@ -18,7 +18,7 @@ from ..data.labels import read_label
 from ..data.mapper import TestMapper
 from ..engine.evaluate import load_networks, load_run
 from ..self_training.teacher import EMATeacher
-from ..views import to_grid
+from ..views import at_cell_centres
 
 
 class Networks(NamedTuple):
@@ -174,5 +174,5 @@ def embed(student: nn.Module, record: dict[str, Any]) -> Tensor:
 
 def labels_on_grid(label: np.ndarray, size: Sequence[int], num_classes: int) -> Tensor:
     """(H, W) class ids -> (h, w) int64, as training takes them; ignored: ``num_classes``."""
-    small = to_grid(torch.from_numpy(label)[None], size)[0].long()
+    small = at_cell_centres(torch.from_numpy(label)[None], size)[0].long()
     return torch.where(small < num_classes, small, num_classes)

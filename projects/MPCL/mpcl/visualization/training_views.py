@@ -6,19 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_paired_loader
 from ..engine.build import build_adaptation_hook
 from ..engine.hooks import AdaptationHook
 from ..pictures import IGNORED_COLOR, colorize, denormalize
-from ..self_training.pseudo_label import pseudo_label
+from ..self_training.pseudo_label import PseudoLabel, pseudo_label
+from ..self_training.teacher import EMATeacher
 from ..utils.seeding import fold_seed
 from ..views import View
 from .canvas import Picture, fit, grid, heat, with_legend
-from .scenes import Networks, check_number, labels_on_grid, load_scenes
+from .scenes import Networks, Scene, check_number, load_scenes, refuse_other_classes
 
 
 def _teacher_of(networks: Networks):
@@ -83,11 +86,12 @@ def _valid(records: list[dict[str, Any]], device: torch.device) -> Tensor | None
 
 
 class PseudoLabelQuality(NamedTuple):
-    """Shares of the labelled pixels: confident ones, right ones, right ones of the confident."""
+    """Shares of the labelled pixels: confident ones (threshold reached, outside the margins), right
+    ones, and right ones of the confident (None: no pixel is)."""
 
     confident: float
     right: float
-    confident_right: float
+    confident_right: float | None
 
 
 @torch.no_grad()
@@ -95,45 +99,56 @@ def pseudo_label_figure(
     networks: Networks, *, number: int = 4, width: int = 512
 ) -> tuple[Image.Image, PseudoLabelQuality | None]:
     """Whole target images, what the teacher calls them, how sure it is (0 dark to 1 yellow), and
-    what of that reaches the threshold.
+    what of that is confident.
 
     Returns:
         The figure; and if the first of DATASETS.TRAIN_TARGET has labels, which training never reads
         there, how many pseudo-labels of all ``number`` images are right. The figure then shows the
         ground truth as well.
 
-    Raises: ValueError: the checkpoint holds no teacher.
+    Raises: ValueError: the checkpoint holds no teacher, or the set has other classes.
     """
     teacher, cfg = _teacher_of(networks), networks.cfg
-    colors, st = networks.metadata.stuff_colors, cfg.SELF_TRAINING
+    colors, threshold = networks.metadata.stuff_colors, cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD
     rows: list[list[Picture]] = []
-    counts = np.zeros(4, np.int64)  # labelled, confident, right, confident and right
+    counts = np.zeros(4, np.int64)
     for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
-        logits = teacher.model([scene.record])[0]["sem_seg"]
-        pseudo = pseudo_label(
-            logits[None],
-            logits.shape[-2:],
-            threshold=st.CONFIDENCE_THRESHOLD,
-            ignore_top=st.IGNORE_TOP,
-            ignore_bottom=st.IGNORE_BOTTOM,
-        )
+        pseudo = _label(scene, teacher, cfg)
         label = colorize(pseudo.label[0], colors)
         confident = pseudo.confident[0].cpu().numpy()
         sure = np.where(confident[..., None], label, IGNORED_COLOR).astype(np.uint8)
         shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy()), sure]
         if scene.truth is not None:
+            refuse_other_classes(cfg, cfg.DATASETS.TRAIN_TARGET[0])
             shown.append(colorize(scene.truth, colors))
-            truth = labels_on_grid(scene.truth, logits.shape[-2:], len(logits)).numpy()
-            right, known = pseudo.label[0].cpu().numpy() == truth, truth < len(logits)
-            masks = (known, known & confident, right, right & confident)
-            counts += [mask.sum() for mask in masks]
+            counts += _count(pseudo.label[0].cpu().numpy(), confident, scene.truth)
         rows.append([fit(picture, width, nearest=True) for picture in shown])
-    captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {st.CONFIDENCE_THRESHOLD:g}"]
+    captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
-    figure = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
-    labelled, confident, right, both = counts.tolist()
-    if not labelled:
-        return figure, None
-    return figure, PseudoLabelQuality(
-        confident / labelled, right / labelled, both / max(confident, 1)
+    picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
+    return picture, _quality(*counts.tolist())
+
+
+def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> PseudoLabel:
+    """Of the image at its own size."""
+    logits = teacher.model([scene.record])[0]["sem_seg"]
+    return pseudo_label(
+        logits[None],
+        logits.shape[-2:],
+        threshold=cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD,
+        ignore_top=cfg.SELF_TRAINING.IGNORE_TOP,
+        ignore_bottom=cfg.SELF_TRAINING.IGNORE_BOTTOM,
     )
+
+
+def _count(label: np.ndarray, confident: np.ndarray, truth: np.ndarray) -> list[int]:
+    """Pixels that are labelled; of these confident ones, right ones, and both."""
+    known, right = truth != IGNORE_LABEL, label == truth
+    return [int(mask.sum()) for mask in (known, known & confident, right, right & confident)]
+
+
+def _quality(labelled: int, confident: int, right: int, both: int) -> PseudoLabelQuality | None:
+    if not labelled:
+        return None
+    of_confident = both / confident if confident else None
+    return PseudoLabelQuality(confident / labelled, right / labelled, of_confident)
