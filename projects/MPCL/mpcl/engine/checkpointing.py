@@ -187,5 +187,6 @@ def _is_whole(path: Path, size: int, changed: int) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
+    # NotImplementedError is zipfile's for a damaged header that names an unknown compression.
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
         return False
