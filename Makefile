@@ -19,10 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 # What promises to be pure (no detectron2) also promises its types.
 PACKAGE := projects/MPCL/mpcl
-PURE := $(addprefix $(PACKAGE)/, utils self_training prototypes losses.py views.py \
-	$(addprefix engine/, step.py criterion.py metrics.py gradient_share.py prototype_learning.py) \
-	data/rare_class.py data/sampler.py $(addprefix visualization/, canvas.py prototype_geometry.py) \
-	modeling/inference.py modeling/scale_fusion.py)
+PURE := $(addprefix $(PACKAGE)/, utils structures self_training prototypes losses)
 
 ifeq ($(strip $(VENV)),)
   # An environment of the user's own is looked at anew each time: others may change it too.

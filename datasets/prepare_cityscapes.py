@@ -4,15 +4,15 @@
 import argparse
 import sys
 
-from mpcl.data.datasets import datasets_root
-from mpcl.data.driving_classes import CITYSCAPES_IDS
-from mpcl.data.preparation import (
+from mpcl.data.sets.driving_classes import CITYSCAPES_IDS
+from mpcl.data.sets.preparation import (
     Conversion,
     argument_parser,
     convert_labels,
     count_classes,
     run_script,
 )
+from mpcl.data.sets.registration import datasets_root
 
 EPILOG = """
 expects   <root>/cityscapes/leftImg8bit/{train,val}/<city>/*_leftImg8bit.png

@@ -4,9 +4,8 @@
 import argparse
 import sys
 
-from mpcl.data.datasets import datasets_root
-from mpcl.data.driving_classes import CITYSCAPES_IDS
-from mpcl.data.preparation import (
+from mpcl.data.sets.driving_classes import CITYSCAPES_IDS
+from mpcl.data.sets.preparation import (
     RESIZE_BOX,
     Conversion,
     argument_parser,
@@ -15,6 +14,7 @@ from mpcl.data.preparation import (
     resize_set,
     run_script,
 )
+from mpcl.data.sets.registration import datasets_root
 
 TRAIN_SUFFIX = "_labelTrainIds.png"
 EPILOG = """

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from streets_scene import render
+from streets_drawing.scene import render
 from tqdm import tqdm
 
 logger = logging.getLogger("streets")
@@ -71,7 +71,7 @@ class Parameters:
 
     def manifest(self) -> dict[str, object]:
         """The parameters and a fingerprint of the code that draws."""
-        modules = sorted(Path(__file__).parent.glob("streets_*.py"))
+        modules = sorted(Path(__file__).parent.glob("streets_drawing/*.py"))
         code = b"".join(module.read_bytes() for module in modules)
         return {"name": NAME, **asdict(self), "generator": hashlib.sha256(code).hexdigest()[:16]}
 

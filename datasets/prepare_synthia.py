@@ -4,9 +4,8 @@
 import argparse
 import sys
 
-from mpcl.data.datasets import datasets_root
-from mpcl.data.driving_classes import SYNTHIA_IDS
-from mpcl.data.preparation import (
+from mpcl.data.sets.driving_classes import SYNTHIA_IDS
+from mpcl.data.sets.preparation import (
     Conversion,
     argument_parser,
     convert_labels,
@@ -14,6 +13,7 @@ from mpcl.data.preparation import (
     read_synthia_label,
     run_script,
 )
+from mpcl.data.sets.registration import datasets_root
 
 EPILOG = """
 expects   <root>/synthia/RGB/0000000.png ...           the frames

@@ -84,10 +84,10 @@ def config(name: str, root: Path, data: list):
 
     opts = [*data, *TINY, "OUTPUT_DIR", str(root / name), "SEED", 3]
     opts += ["MODEL.WEIGHTS", str(root / "mit_b0.pth")]
-    opts += ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", (1, 3)]
+    opts += ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", (0, 2)]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.MIN_RATIO", 0.3]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.0 if name == "source_only" else 0.005]
-    opts += ["PROTOTYPES.INIT.MIN_SAMPLES", 4]
+    opts += ["PROTOTYPES.INIT.MIN_SAMPLES", 4, "SELF_TRAINING.CONFIDENCE_THRESHOLD", 0.26]
     cfg = get_cfg_from(str(ROOT / "projects/MPCL/configs" / f"{name}.yaml"), opts)
     cfg.freeze()
     return cfg

@@ -166,7 +166,7 @@ def trained_runs(tiny_world, tmp_path_factory) -> dict[str, Path]:
     """Output folders of two short finished runs, by method: ``source_only`` and
     ``daformer_gauss``, the latter with prototypes; two evaluations and two checkpoints each."""
     from mpcl.engine import AdaptationTrainer
-    from mpcl.engine.run_record import record_session
+    from mpcl.evaluation.run_record import record_session
 
     root = tmp_path_factory.mktemp("trained_runs")
     data = ["DATASETS.TRAIN", (tiny_world["source"],), "DATASETS.TEST", (tiny_world["val"],)]

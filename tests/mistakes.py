@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mpcl.config import get_cfg_from
-from mpcl.data import custom
+from mpcl.data.sets import custom
 
 CLASSES = ["ground", "hedge", "sky", "box"]
 

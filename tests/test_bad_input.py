@@ -26,7 +26,7 @@ from mistakes import CLASSES, World, cut, refuse
 from PIL import Image
 
 from mpcl.config import get_cfg_from
-from mpcl.preflight import preflight
+from mpcl.config.preflight import preflight
 from mpcl.utils import cli
 
 ROOT = Path(__file__).parents[1]
@@ -459,7 +459,7 @@ def test_skipped_files_are_reported_when_training_ends(world, caplog):
 
 
 def test_every_shipped_config_can_be_checked_without_memory(world):
-    from mpcl.preflight import _check_weights
+    from mpcl.config.preflight import _check_weights
 
     for name in ("mic_gauss", "hrda_centroid", "daformer_gauss", "mic_gauss_dinov2"):
         cfg = get_cfg_from(str(CONFIGS / f"{name}.yaml"), TINY)

@@ -6,7 +6,7 @@ from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from mpcl.evaluation import SegmentationEvaluator, check_class_subsets, mean_metrics
+from mpcl.evaluation.evaluator import SegmentationEvaluator, check_class_subsets, mean_metrics
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def independent_iou(labels, predictions):
 
 def test_synthia_means_are_of_16_and_13_classes_of_the_19_way_prediction(random_world, caplog):
     name, labels, predictions = random_world
-    with caplog.at_level("INFO", "mpcl.evaluation"):
+    with caplog.at_level("INFO", "mpcl.evaluation.evaluator"):
         scores = run_all(SegmentationEvaluator(name, class_subsets=SYNTHIA), predictions)["sem_seg"]
     iou = independent_iou(labels, predictions)
     sixteen = np.delete(iou, [9, 14, 16])

@@ -8,10 +8,11 @@ from packaging.version import Version
 from run_fixtures import save_run
 
 import mpcl
-from mpcl.engine.evaluate import evaluate_checkpoint, load_run
-from mpcl.export import FORMATS, export_network, save_slim
+from mpcl.engine.evaluate import evaluate_checkpoint
 from mpcl.modeling import mit
-from mpcl.predictor import load_network
+from mpcl.predict.export import FORMATS, export_network, save_slim
+from mpcl.predict.loading import load_run
+from mpcl.predict.predictor import load_network
 
 SIZE = (64, 96)
 TINY = ("MODEL.MIT.VARIANT", "tiny")

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mpcl import losses
-from mpcl.losses import feature_distance, pixel_cross_entropy
+from mpcl.losses import segmentation as losses
+from mpcl.losses.segmentation import feature_distance, pixel_cross_entropy
 
 THINGS = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from mpcl.pictures import colorize
+from mpcl.utils.colors import colorize
 
 
 def test_colorize_gives_each_class_its_colour_and_ignored_pixels_black():

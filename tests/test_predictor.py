@@ -11,9 +11,9 @@ from run_fixtures import save_run
 
 import mpcl
 from mpcl.data.mapper import TestMapper
-from mpcl.engine.evaluate import load_run
-from mpcl.export import save_slim
-from mpcl.predictor import load_network
+from mpcl.predict.export import save_slim
+from mpcl.predict.loading import load_run
+from mpcl.predict.predictor import load_network
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from conftest import CONFIGS, SMALLEST, TINY
 from mistakes import World, refuse
 from PIL import Image
 
+from mpcl.checkpoint.weight_files import read, refuse_code_in_pickle
 from mpcl.config import get_cfg_from
-from mpcl.data.custom import register_from_yaml
+from mpcl.data.sets.custom import register_from_yaml
 from mpcl.data.statistics import class_statistics
-from mpcl.modeling.weight_files import read, refuse_code_in_pickle
-from mpcl.submission import check_submission, write_submission
+from mpcl.predict.submission import check_submission, write_submission
 
 pytest_plugins = ["mistakes"]
 
@@ -281,7 +281,7 @@ def listed(world: World, line: str, **keys) -> Path:
 
 
 def records(world: World) -> list[dict]:
-    from mpcl.data.datasets import load_records
+    from mpcl.data.sets.registration import load_records
 
     return load_records([f"{world.name}_images_target"])
 

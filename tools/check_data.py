@@ -16,9 +16,9 @@ import sys
 
 from detectron2.data import DatasetCatalog
 
-from mpcl.data.checking import check_dataset, summary
-from mpcl.data.custom import register_from_yaml
-from mpcl.data.datasets import registered_names
+from mpcl.data.sets.checking import check_dataset, summary
+from mpcl.data.sets.custom import register_from_yaml
+from mpcl.data.sets.registration import registered_names
 from mpcl.utils.cli import add_debug_option, command_line
 
 

@@ -14,8 +14,8 @@ share a column. What keeps runs from being comparable is said below the tables.
 import argparse
 from pathlib import Path
 
-from mpcl.reporting import NETWORKS, compare, report, write_csv
-from mpcl.runs import read_experiments
+from mpcl.evaluation.runs import read_experiments
+from mpcl.evaluation.tables import NETWORKS, compare, report, write_csv
 from mpcl.utils.cli import add_debug_option, command_line
 
 

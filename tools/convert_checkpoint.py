@@ -20,8 +20,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.modeling.foreign_checkpoints import Foreign, convert_checkpoint
-from mpcl.modeling.weight_files import some
+from mpcl.checkpoint.foreign import Foreign, convert_checkpoint
+from mpcl.checkpoint.weight_files import some
 from mpcl.utils.cli import add_debug_option, command_line
 
 

@@ -63,7 +63,7 @@ def train(name: str, folder: Path, opts: list[str]):
 
     from mpcl.config import get_cfg_from
     from mpcl.engine import AdaptationTrainer
-    from mpcl.engine.run_record import record_session
+    from mpcl.evaluation.run_record import record_session
 
     config_file = str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
     cfg = get_cfg_from(config_file, [*opts, "OUTPUT_DIR", str(folder)])
@@ -81,8 +81,8 @@ def scores(trainer) -> dict[str, float | None]:
     """mIoU in percent of both networks; without self-training there is no teacher."""
     from detectron2.evaluation.testing import flatten_results_dict
 
-    from mpcl.evaluation import mean_metrics
-    from mpcl.runs import scores_by_dataset
+    from mpcl.evaluation.evaluator import mean_metrics
+    from mpcl.evaluation.runs import scores_by_dataset
 
     test, headline = trainer.cfg.DATASETS.TEST, mean_metrics(trainer.cfg.TEST.CLASS_SUBSETS)[0]
     scores = scores_by_dataset(flatten_results_dict(trainer._last_eval_results), test)[test[0]]

@@ -202,7 +202,7 @@ def known_datasets() -> list[str]:
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    importlib.import_module("mpcl.data.datasets")
+    importlib.import_module("mpcl.data.sets.registration")
     return [
         name for name in DatasetCatalog.list() if hasattr(MetadataCatalog.get(name), "label_map")
     ]
@@ -221,7 +221,7 @@ def check_dataset(name: str) -> Finding:
 
 def check_config(cfg: Any) -> Iterator[Finding]:
     """What tools/train_net.py would say before it starts, and what of it is there."""
-    from mpcl.preflight import find_faults
+    from mpcl.config.preflight import find_faults
 
     faults, notes = find_faults(cfg)
     weights = cfg.MODEL.WEIGHTS

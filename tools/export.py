@@ -20,10 +20,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.export import FORMATS, export_network, save_slim
 from mpcl.modeling.hrda import HRDASegmentor
-from mpcl.network_arguments import add_network_arguments, network_arguments
-from mpcl.predictor import Loaded, load_network
+from mpcl.predict.arguments import add_network_arguments, network_arguments
+from mpcl.predict.export import FORMATS, export_network, save_slim
+from mpcl.predict.predictor import Loaded, load_network
 from mpcl.utils.cli import add_debug_option, command_line
 
 EXAMPLE = (256, 512)  # of networks of any size

@@ -28,8 +28,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mpcl.data.decoding import BadFile, read_image
-from mpcl.network_arguments import add_network_arguments, network_arguments
-from mpcl.prediction_files import (
+from mpcl.predict.arguments import add_network_arguments, network_arguments
+from mpcl.predict.prediction_files import (
     KINDS,
     ImageFile,
     OverlayVideo,
@@ -40,7 +40,7 @@ from mpcl.prediction_files import (
     is_stream,
     stream_name,
 )
-from mpcl.predictor import Predictor
+from mpcl.predict.predictor import Predictor
 from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.utils.host_memory import keep_freed_memory
 

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.runs import find_runs
+from mpcl.evaluation.runs import find_runs
 from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.visualization.report.page import write_report
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 
 from mpcl.config import get_cfg_from
-from mpcl.reporting import compare, report
-from mpcl.runs import differences, read_experiments, read_run
+from mpcl.evaluation.runs import differences, read_experiments, read_run
+from mpcl.evaluation.tables import compare, report
 from mpcl.utils.cli import add_debug_option, command_line
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"

@@ -28,8 +28,8 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from mpcl.config import get_cfg_from
-from mpcl.engine.evaluate import load_networks, load_run
-from mpcl.submission import NAMES, check_submission, folders_of, frames_of, write_submission
+from mpcl.predict.loading import load_networks, load_run
+from mpcl.predict.submission import NAMES, check_submission, folders_of, frames_of, write_submission
 from mpcl.utils.cli import add_debug_option, command_line
 
 

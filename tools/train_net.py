@@ -19,16 +19,17 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.config import get_cfg_from
+from mpcl.config.preflight import preflight
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.build import precision_in_words
-from mpcl.engine.checkpointing import TrainingCheckpointer
-from mpcl.engine.evaluate import evaluate_models, load_networks
+from mpcl.engine.evaluate import evaluate_models
 from mpcl.engine.guards import EXIT_DIVERGED, Diverged
 from mpcl.engine.launch import is_restart, launch_job
 from mpcl.engine.run_identity import check_checkpoint
-from mpcl.engine.run_record import record_session
-from mpcl.preflight import preflight
+from mpcl.evaluation.run_record import record_session
+from mpcl.predict.loading import load_networks
 from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors, without_traceback
 from mpcl.utils.host_memory import keep_freed_memory
 

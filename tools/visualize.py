@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mpcl.config import get_cfg_from
-from mpcl.predictor import load_network
-from mpcl.runs import read_experiments, shortest_names
+from mpcl.evaluation.runs import read_experiments, shortest_names
+from mpcl.predict.predictor import load_network
 from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison

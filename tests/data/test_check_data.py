@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tiny_files import write_image, write_label
 
-from mpcl.data import custom
+from mpcl.data.sets import custom
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_files import write_image, write_label
 
-from mpcl.data import custom
-from mpcl.data.custom import distinct_colors, register_from_yaml
 from mpcl.data.labels import read_label
+from mpcl.data.sets import custom
+from mpcl.data.sets.custom import distinct_colors, register_from_yaml
 from mpcl.data.statistics import class_statistics
 
 EXAMPLE = Path(__file__).parents[2] / "datasets" / "examples" / "leaves.yaml"

@@ -5,9 +5,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_files import write_image, write_label
 
-from mpcl.data.datasets import load_records, register_camvid, registered_names
-from mpcl.data.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.labels import read_label
+from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
+from mpcl.data.sets.registration import load_records, register_camvid, registered_names
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -12,11 +12,11 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from PIL import Image
 from tiny_files import write_image, write_label, write_palette_label, write_synthia_label
 
-from mpcl.data.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.labels import read_label
 from mpcl.data.mapper import keep_aspect_size
 from mpcl.data.parallel import map_in_threads
-from mpcl.data.preparation import (
+from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
+from mpcl.data.sets.preparation import (
     Conversion,
     convert_labels,
     read_synthia_label,

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
 
 import prepare_streets
 from prepare_streets import Parameters, prepare
-from streets_scene import FEATURES, render
+from streets_drawing.scene import FEATURES, render
 
 SMALL = Parameters(seed=3, height=64, width=128, source=5, target=2, val=2)
 

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tiny_files import write_label
 
 from mpcl.data import statistics
-from mpcl.data.datasets import load_records, set_metadata
+from mpcl.data.sets.registration import load_records, set_metadata
 from mpcl.data.statistics import class_statistics, class_table
 
 NAME = "test_statistics_sem_seg_train"

@@ -15,7 +15,7 @@ from pages import ROOT
 from torch.distributed.run import get_args_parser
 
 from mpcl.config import get_cfg_from
-from mpcl.predictor import Predictor  # noqa: F401  (what the tools share is imported once)
+from mpcl.predict.predictor import Predictor  # noqa: F401  (what the tools share is imported once)
 
 
 class Parsed(Exception):

@@ -19,7 +19,7 @@ SHRUNK = ("tools/train_net.py", "tools/predict.py")
 
 def enter(folder: Path, monkeypatch) -> None:
     """Works in a folder that looks like the root of a checkout."""
-    for name in ("projects", "tools", "datasets"):
+    for name in ("projects", "tools", "dev", "datasets"):
         (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from mpcl.config import add_mpcl_config
-from mpcl.config_validation import expectations
+from mpcl.config.validation import expectations
 
 ROW = re.compile(r"^\| `(?P<key>[A-Z0-9_.]+)` \| `(?P<default>.*?)` \| (?P<rest>.*) \|$", re.M)
 
@@ -27,7 +27,7 @@ def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
 
 
 def test_the_page_is_what_the_code_says_now():
-    assert tool.main(["--check"]) == 0, "run python tools/config_reference.py"
+    assert tool.main(["--check"]) == 0, "run python dev/config_reference.py"
 
 
 def test_a_page_that_is_out_of_date_is_told_from_one_that_is_not(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from pages import ROOT, blocks
 from PIL import Image
 from sandbox import enter, run, runnable, save_scenes, write_files
 
-from mpcl.data import custom
+from mpcl.data.sets import custom
 
 PAGE = ROOT / "docs" / "GETTING_STARTED.md"
 SHORT = [*TINY, "SOLVER.MAX_ITER", "2", "PROTOTYPES.INIT.ITER", "1", "VIS_PERIOD", "0"]

@@ -53,7 +53,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_config_keys_that_are_named_exist(page):
     from mpcl.config import get_cfg_from
-    from mpcl.config_reading import get
+    from mpcl.config.reading import get
 
     cfg = get_cfg_from()
     groups = "|".join(key for key, value in cfg.items() if hasattr(value, "keys"))

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 import mpcl.prototypes.bank
-from mpcl.engine import hooks
+from mpcl.engine import adaptation as hooks
 from mpcl.modeling import hrda
 from mpcl.prototypes.sampling import sample_per_group
-from mpcl.views import Box
+from mpcl.structures.view import Box
 
 CLASSES = 4
 ABSENT = 2  # the class of ``uneven``

@@ -9,7 +9,7 @@ import torch
 from processes import FORKS, statuses
 from torch import nn
 
-from mpcl.engine.checkpointing import TrainingCheckpointer
+from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.utils import atomic_write
 
 

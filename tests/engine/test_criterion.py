@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mpcl.engine.criterion import Criterion, PrototypeCriterion
-from mpcl.engine.step import AdaptationStep, PixelTargets
+from mpcl.losses.criterion import Criterion, PrototypeCriterion
 from mpcl.prototypes.centroid import CentroidPrototypes
-from mpcl.views import Box, DetailOutputs, View, ViewOutputs
+from mpcl.structures.step import AdaptationStep, PixelTargets
+from mpcl.structures.view import Box, DetailOutputs, View, ViewOutputs
 
 C, K, D = 3, 2, 4
 

@@ -9,8 +9,9 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.evaluate import evaluate_checkpoint, load_run
-from mpcl.runs import differences, read_run
+from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.evaluation.runs import differences, read_run
+from mpcl.predict.loading import load_run
 
 SUBSETS = [["3", ["ground", "hedge", "sky"]], ["1", ["box"]]]
 

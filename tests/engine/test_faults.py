@@ -21,7 +21,7 @@ from processes import (
     statuses,
 )
 
-from mpcl.engine.checkpointing import TrainingCheckpointer
+from mpcl.checkpoint.training import TrainingCheckpointer
 
 EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "VIS_PERIOD", 0)
 ROOT = Path(__file__).parents[2]

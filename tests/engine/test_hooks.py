@@ -5,11 +5,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from mpcl.engine.build import build_adaptation_hook, build_teacher
-from mpcl.engine.hooks import Masking
+from mpcl.engine.adaptation import Masking
+from mpcl.engine.build import build_adaptation_hook
 from mpcl.engine.metrics import DeviceMetrics
-from mpcl.engine.step import AdaptationStep
-from mpcl.views import View
+from mpcl.self_training.teacher import EMATeacher
+from mpcl.structures.step import AdaptationStep
+from mpcl.structures.view import View
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def hook(tiny_cfg):
     cfg = tiny_cfg("daformer")
     torch.manual_seed(0)
     student = build_model(cfg)
-    hook = build_adaptation_hook(cfg, student, build_teacher(cfg, student))
+    hook = build_adaptation_hook(cfg, student, EMATeacher.from_config(cfg, student))
     hook.trainer = SimpleNamespace(
         iter=0,
         storage=EventStorage(0),
@@ -119,6 +120,6 @@ def test_masked_pair_is_the_first_image_of_each_domain(hook):
 def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
     cfg = tiny_cfg("hrda")
     student = build_model(cfg)
-    hook = build_adaptation_hook(cfg, student, build_teacher(cfg, student))
+    hook = build_adaptation_hook(cfg, student, EMATeacher.from_config(cfg, student))
     hook.reference_encoder = lambda images: {student.deepest_feature: images}
     assert hook._reference_features(torch.randn(2, 3, 64, 64)).shape == (2, 3, 32, 32)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mpcl.engine.prototype_learning import PrototypeLearner
-from mpcl.engine.step import AdaptationStep
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
 from mpcl.prototypes.gaussian import GaussianPrototypes
-from mpcl.views import View, ViewOutputs
+from mpcl.prototypes.learner import PrototypeLearner
+from mpcl.structures.step import AdaptationStep
+from mpcl.structures.view import View, ViewOutputs
 
 C, K, D = 3, 2, 4
 CENTERS = torch.tensor(

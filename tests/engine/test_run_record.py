@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix
 from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.run_record import git_state, read_sessions, record_session
-from mpcl.pictures import predict
+from mpcl.evaluation.run_record import git_state, read_sessions, record_session
+from mpcl.utils.colors import predict
 
 CONFIG = str(CONFIGS / "streets" / "daformer.yaml")
 

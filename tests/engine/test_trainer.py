@@ -218,7 +218,7 @@ def test_context_alone_is_an_option(tiny_cfg):
 def test_masked_views_own_backward_adds_up_to_the_joint_gradient(tiny_cfg, method, monkeypatch):
     # Nothing random in the student; one box for all views. Batch norm uses batch statistics.
     from mpcl.modeling import hrda
-    from mpcl.views import Box
+    from mpcl.structures.view import Box
 
     monkeypatch.setattr(hrda, "sample_detail_box", lambda *_: Box(16, 8, 48, 40))
     quiet = ("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.MIT.DROP_PATH", 0.0, "SOLVER.MAX_ITER", 1)

@@ -5,8 +5,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from mpcl.config.preflight import preflight
 from mpcl.engine import AdaptationTrainer
-from mpcl.preflight import preflight
 
 
 @pytest.fixture

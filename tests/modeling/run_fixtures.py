@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from detectron2.modeling import build_model
 
-from mpcl.engine.build import build_teacher
+from mpcl.self_training.teacher import EMATeacher
 
 
 def save_run(cfg) -> Path:
@@ -20,7 +20,7 @@ def save_run(cfg) -> Path:
         shape = prototypes.mean.shape
         all_classes = torch.ones(shape[0], dtype=torch.bool)
         prototypes.start_(all_classes, torch.randn(shape), torch.ones(shape))
-    teacher = build_teacher(cfg, student).model
+    teacher = EMATeacher.from_config(cfg, student).model
     for network in (student, teacher):
         torch.nn.init.normal_(network.sem_seg_head.classifier.weight)
     content = {"model": student.state_dict(), "teacher": teacher.state_dict(), "iteration": 5}

@@ -13,10 +13,11 @@ from detectron2.modeling import build_model
 from packaging.version import Version
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from mpcl.checkpoint.foreign import convert_checkpoint, read_foreign
+from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.config import get_cfg_from
-from mpcl.engine.evaluate import evaluate_checkpoint, load_networks
-from mpcl.modeling.foreign_checkpoints import convert_checkpoint, read_foreign
-from mpcl.modeling.weights import WeightsCheckpointer
+from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.predict.loading import load_networks
 
 BN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 MODELS = {"daformer": "DAFormer", "hrda": "HRDA", "mic": "HRDA"}

@@ -11,11 +11,11 @@ from checkpoint_fixtures import (
 )
 from detectron2.modeling import build_model
 
-from mpcl.losses import pixel_cross_entropy, segmentation_loss
+from mpcl.losses.segmentation import pixel_cross_entropy, segmentation_loss
 from mpcl.modeling import hrda
 from mpcl.modeling.daformer_head import DAFormerHead
 from mpcl.modeling.mit import MixTransformer
-from mpcl.views import Box
+from mpcl.structures.view import Box
 
 METHODS = ["hrda", "hrda_gauss", "mic_centroid"]
 

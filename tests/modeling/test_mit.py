@@ -5,7 +5,7 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
-from mpcl.modeling.encoder_names import to_backbone_state
+from mpcl.checkpoint.encoder_names import to_backbone_state
 from mpcl.modeling.mit import VARIANTS, MixTransformer
 
 PARAMETERS = {

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mpcl.modeling.scale_fusion import context_image, fuse_scales, sample_detail_box
-from mpcl.views import Box, View
+from mpcl.structures.view import Box, View
 
 
 def test_context_is_the_mean_of_2x2_pixels():

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 
+from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.config import get_cfg_from
 from mpcl.engine.build import build_reference_encoder
 from mpcl.engine.trainer import AdaptationTrainer
 from mpcl.modeling.timm_backbone import TimmBackbone, pixel_statistics
-from mpcl.modeling.weights import WeightsCheckpointer
 
 HIERARCHICAL = ["convnext_atto", "pvt_v2_b0", "swin_tiny_patch4_window7_224", "test_resnet"]
 PLAIN = ["test_vit", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"]

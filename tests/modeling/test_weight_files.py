@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpcl.modeling.weight_files import faults, refuse_code_in_pickle
+from mpcl.checkpoint.weight_files import refuse_code_in_pickle
+from mpcl.utils.state_dict import faults
 
 
 def dump(content, path: Path, protocol: int = pickle.DEFAULT_PROTOCOL) -> str:

@@ -15,11 +15,11 @@ from transformers import (
     SegformerModel,
 )
 
-from mpcl.modeling.encoder_names import infer_variant, to_backbone_state
-from mpcl.modeling.foreign_checkpoints import convert_checkpoint
+from mpcl.checkpoint.encoder_names import infer_variant, to_backbone_state
+from mpcl.checkpoint.foreign import convert_checkpoint
+from mpcl.checkpoint.weight_files import load_checkpoint_file
+from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.modeling.mit import VARIANTS, MixTransformer
-from mpcl.modeling.weight_files import load_checkpoint_file
-from mpcl.modeling.weights import WeightsCheckpointer
 
 
 class Segmentor(nn.Module):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mpcl.prototypes.contrastive import pixel_prototype_contrast, prototype_consistency
+from mpcl.losses.prototype import pixel_prototype_contrast, prototype_consistency
 
 N, C, K = 12, 4, 3
 NONE = C * K

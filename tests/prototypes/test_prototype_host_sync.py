@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpcl.losses.prototype import pixel_prototype_contrast, prototype_consistency
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
 from mpcl.prototypes.clustering import cluster_pixels
-from mpcl.prototypes.contrastive import pixel_prototype_contrast, prototype_consistency
 from mpcl.prototypes.embedding import normalize_embeddings
 from mpcl.prototypes.gaussian import GaussianPrototypes
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpcl.losses import feature_distance, pixel_cross_entropy
+from mpcl.losses.segmentation import feature_distance, pixel_cross_entropy
 from mpcl.self_training.class_mix import class_mix, sample_class_mask
 from mpcl.self_training.pseudo_label import pseudo_label
 from mpcl.self_training.strong_augmentation import StrongAugmentation

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from mpcl.reporting import compare, mean_and_sd, summary
-from mpcl.runs import read_experiment, read_experiments, read_run, scores_by_dataset
+from mpcl.evaluation.runs import read_experiment, read_experiments, read_run, scores_by_dataset
+from mpcl.evaluation.tables import compare, mean_and_sd, summary
 
 SUBSETS = [["16", ["road", "wall"]], ["13", ["road"]]]
 

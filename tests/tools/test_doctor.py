@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpcl.config import get_cfg_from
-from mpcl.preflight import preflight
+from mpcl.config.preflight import preflight
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "tools" / "doctor.py"

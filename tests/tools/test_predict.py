@@ -12,8 +12,8 @@ from PIL import Image
 from run_fixtures import save_run
 
 import mpcl
-from mpcl.data.driving_classes import CITYSCAPES_IDS
-from mpcl.prediction_files import OverlayVideo, PredictionWriter, find_images, is_camera
+from mpcl.data.sets.driving_classes import CITYSCAPES_IDS
+from mpcl.predict.prediction_files import OverlayVideo, PredictionWriter, find_images, is_camera
 
 
 @pytest.fixture

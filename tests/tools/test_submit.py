@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.evaluate import load_run
-from mpcl.pictures import predict
-from mpcl.submission import check_submission, folders_of, frames_of, write_submission
+from mpcl.predict.loading import load_run
+from mpcl.predict.submission import check_submission, folders_of, frames_of, write_submission
+from mpcl.utils.colors import predict
 
 SIZES = {"fog": (80, 48), "night": (80, 48), "rain": (64, 48), "snow": (80, 64)}  # width, height
 

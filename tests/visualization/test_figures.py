@@ -12,8 +12,8 @@ from PIL import Image
 
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
-from mpcl.engine.hooks import AdaptationHook
-from mpcl.runs import read_experiments
+from mpcl.engine.adaptation import AdaptationHook
+from mpcl.evaluation.runs import read_experiments
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels

@@ -13,8 +13,8 @@ import report as tool
 import yaml
 from detectron2.data import MetadataCatalog
 
-from mpcl.pictures import predict
-from mpcl.runs import find_runs
+from mpcl.evaluation.runs import find_runs
+from mpcl.utils.colors import predict
 from mpcl.visualization.report import page as page_module
 from mpcl.visualization.report.contents import read_contents, settings_that_differ
 from mpcl.visualization.report.curves import MOST_POINTS, quality_charts, thin_out, training_charts

@@ -6,6 +6,6 @@ Importing the package registers its data sets, backbone, heads and meta-architec
 
 from . import data, modeling
 from .config import add_mpcl_config, get_cfg_from
-from .predictor import Predictor
+from .predict.predictor import Predictor
 
 __all__ = ["Predictor", "add_mpcl_config", "data", "get_cfg_from", "modeling"]

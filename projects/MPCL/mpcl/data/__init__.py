@@ -3,6 +3,6 @@
 Importing it registers the data sets.
 """
 
-from . import datasets
+from .sets import registration as datasets
 
 __all__ = ["datasets"]

@@ -32,7 +32,7 @@ def identity_except(*ignored: int) -> dict[int, int]:
     """Label map of files that hold class indices already, but write "ignore" as other ids than 255.
 
     It names all 256 ids: an id that is neither a class nor ignored stays itself, hence is found as
-    a fault by :mod:`mpcl.data.checking` and refused by :mod:`mpcl.data.statistics`.
+    a fault by :mod:`mpcl.data.sets.checking` and refused by :mod:`mpcl.data.statistics`.
     """
     return {raw: IGNORE_LABEL if raw in ignored else raw for raw in range(256)}
 

@@ -15,11 +15,11 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .bad_files import BadFiles
-from .datasets import load_records
 from .decoding import BadFile
 from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
 from .rare_class import RareClassSampler
 from .sampler import Draw, Draws, RareClassDraws, UniformDraws, rank_positions
+from .sets.registration import load_records
 from .statistics import ClassStatistics, class_statistics
 from .worker_death import explain_death
 

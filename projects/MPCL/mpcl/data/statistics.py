@@ -21,10 +21,10 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 
-from .datasets import load_records
 from .decoding import BadFile
 from .labels import LabelMap, check_ids, lookup_table, read_label_histogram
 from .parallel import map_in_threads
+from .sets.registration import load_records
 
 logger = logging.getLogger(__name__)
 

@@ -8,25 +8,16 @@ import torch
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from ..modeling.weights import load_encoder_
+from ..checkpoint.weights import load_encoder_
+from ..losses.criterion import Criterion, PrototypeCriterion
+from ..prototypes.learner import PrototypeLearner
 from ..self_training.strong_augmentation import StrongAugmentation
 from ..self_training.teacher import EMATeacher
+from .adaptation import AdaptationHook, Masking
 from .alarms import CollapseAlarm
-from .criterion import Criterion, PrototypeCriterion
 from .guards import StepGuard
-from .hooks import AdaptationHook, Masking
-from .prototype_learning import PrototypeLearner
 
 logger = logging.getLogger(__name__)
-
-
-def build_teacher(cfg, student: nn.Module) -> EMATeacher:
-    """A copy of the student without its prototype head, on the same device."""
-    without = [] if student.prototype_head is None else [student.prototype_head]
-    st = cfg.SELF_TRAINING
-    return EMATeacher(
-        student, momentum=st.TEACHER_MOMENTUM, statistics=st.TEACHER_STATISTICS, without=without
-    )
 
 
 def compile_encoders(*networks: nn.Module) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..structures.step import AdaptationStep
 from .metrics import DeviceMetrics
-from .step import AdaptationStep
 
 
 class GradientShare:

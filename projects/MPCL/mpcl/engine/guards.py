@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..prototypes.bank import FeatureBank
+from ..structures.step import AdaptationStep
 from ..utils.distributed import sum_over_ranks
-from .step import AdaptationStep
 
 logger = logging.getLogger(__name__)
 

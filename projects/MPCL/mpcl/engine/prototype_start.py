@@ -7,7 +7,7 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 
-from ..modeling.weight_files import read
+from ..checkpoint.weight_files import read
 from ..prototypes.centroid import CentroidPrototypes
 from ..utils.atomic_write import write_atomically
 

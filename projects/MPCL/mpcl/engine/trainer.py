@@ -15,25 +15,27 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor, nn
 
+from ..checkpoint.training import TrainingCheckpointer
 from ..data.paired_loader import build_paired_loader, build_test_loader
-from ..evaluation import build_evaluator
+from ..evaluation.evaluator import build_evaluator
 from ..modeling.sync_norm import synchronise_batch_norm
+from ..self_training.teacher import EMATeacher
+from ..structures.step import AdaptationStep
+from ..structures.view import View
 from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
-from ..views import View
+from .adaptation import AdaptationHookBase
 from .bad_file_report import BadFileReport
 from .build import (
     build_adaptation_hook,
     build_collapse_alarm,
     build_criterion,
     build_step_guard,
-    build_teacher,
     compile_encoders,
 )
-from .checkpointing import CheckpointHook, TrainingCheckpointer
+from .checkpointing import CheckpointHook
 from .evaluate import evaluate_models
 from .gradient_share import GradientShare
-from .hooks import AdaptationHookBase
 from .metrics import DeviceMetrics
 from .metrics_file import (
     Evaluation,
@@ -46,8 +48,7 @@ from .metrics_file import (
 from .prototype_start import build_prototype_start
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
-from .step import AdaptationStep
-from .visualization import TrainingPictures
+from .training_pictures import TrainingPictures
 from .wandb_writer import build_wandb_writers
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ class AdaptationTrainer(DefaultTrainer):
             create_ddp_model(self.student, **ddp_options(cfg)), loader, optimizer
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.teacher = build_teacher(cfg, self.student) if cfg.SELF_TRAINING.ENABLED else None
+        self.teacher = (
+            EMATeacher.from_config(cfg, self.student) if cfg.SELF_TRAINING.ENABLED else None
+        )
         if cfg.MODEL.COMPILE:
             compile_encoders(self.student, *([self.teacher.model] if self.teacher else []))
         self.criterion = build_criterion(cfg, self.student)

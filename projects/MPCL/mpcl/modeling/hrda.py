@@ -13,7 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..views import DetailOutputs, ViewOutputs
+from ..structures.view import DetailOutputs, ViewOutputs
 from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
 from .inference import sliding_window
 from .scale_fusion import (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..views import Box
+from ..structures.view import Box
 
 CONTEXT_CELL = 8  # pixels
 DETAIL_CELL = 4

@@ -10,8 +10,8 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from ..losses import segmentation_loss
-from ..views import ViewOutputs
+from ..losses.segmentation import segmentation_loss
+from ..structures.view import ViewOutputs
 from .daformer_head import DAFormerHead
 from .inference import sliding_window, whole_image
 from .prototype_head import PrototypeHead

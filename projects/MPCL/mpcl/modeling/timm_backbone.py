@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 
-from .weight_files import faults
+from ..utils.state_dict import faults
 
 STRIDES = {"stage1": 4, "stage2": 8, "stage3": 16, "stage4": 32}
 PATCH = 16  # pixels a side of the patches of every plain vision transformer

@@ -82,6 +82,17 @@ class EMATeacher(nn.Module):
         self._paired: tuple[nn.Module, list[tuple[nn.Module, nn.Module, str]]] | None = None
         self.train()
 
+    @classmethod
+    def from_config(cls, cfg: Any, student: nn.Module) -> "EMATeacher":
+        """A copy of the student without its prototype head, on the same device."""
+        head = student.prototype_head
+        return cls(
+            student,
+            momentum=cfg.SELF_TRAINING.TEACHER_MOMENTUM,
+            statistics=cfg.SELF_TRAINING.TEACHER_STATISTICS,
+            without=[] if head is None else [head],
+        )
+
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the averaged model with the same arguments. No gradients."""

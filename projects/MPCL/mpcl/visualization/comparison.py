@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from ..pictures import colorize, predict
+from ..utils.colors import colorize, predict
 from .canvas import Picture, error_map, fit, grid, with_legend
 from .scenes import first_test_set, load_scenes, record_for, refuse_other_classes
 

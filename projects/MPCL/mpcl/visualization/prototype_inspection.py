@@ -12,8 +12,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from ..checkpoint.weight_files import read
 from ..engine.prototype_start import START, read_start
-from ..modeling.weight_files import read
 from .prototype_geometry import (
     assign_to_own_class,
     drift,

@@ -12,13 +12,13 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from torch import Tensor, nn
 
 from ..config import get_cfg_from
-from ..data.datasets import load_records
 from ..data.decoding import read_image
 from ..data.labels import read_label
 from ..data.mapper import TestMapper
-from ..engine.evaluate import load_networks, load_run
+from ..data.sets.registration import load_records
+from ..predict.loading import load_networks, load_run
 from ..self_training.teacher import EMATeacher
-from ..views import at_cell_centres
+from ..structures.view import at_cell_centres
 
 
 class Networks(NamedTuple):
@@ -51,7 +51,7 @@ def load(
             there is one, wherever the run was trained.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`mpcl.engine.evaluate.load_run`.
+        FileNotFoundError, ValueError: see :func:`mpcl.predict.loading.load_run`.
     """
     path = Path(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"

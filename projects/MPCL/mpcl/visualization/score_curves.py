@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..runs import Experiment, Run, metrics_rows, scores_by_dataset
+from ..evaluation.runs import Experiment, Run, metrics_rows, scores_by_dataset
 
 # Okabe's and Ito's, told apart by the colour-blind, too; from the ninth run on, with dashes.
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999")

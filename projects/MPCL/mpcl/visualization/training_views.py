@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_paired_loader
+from ..engine.adaptation import AdaptationHook
 from ..engine.build import build_adaptation_hook
-from ..engine.hooks import AdaptationHook
-from ..pictures import IGNORED_COLOR, colorize, denormalize
 from ..self_training.pseudo_label import PseudoLabel, pseudo_label
 from ..self_training.teacher import EMATeacher
+from ..structures.view import View
+from ..utils.colors import IGNORED_COLOR, colorize, denormalize
 from ..utils.seeding import fold_seed
-from ..views import View
 from .canvas import Picture, fit, grid, heat, with_legend
 from .scenes import Networks, Scene, check_number, load_scenes, refuse_other_classes
 

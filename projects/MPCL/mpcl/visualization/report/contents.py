@@ -11,9 +11,16 @@ import yaml
 from detectron2.config import get_cfg
 
 from ...config import add_mpcl_config
-from ...engine.run_record import read_sessions
-from ...evaluation import mean_metrics
-from ...runs import Scores, differences, metrics_rows, read_run, scores_by_dataset, shortest_names
+from ...evaluation.evaluator import mean_metrics
+from ...evaluation.run_record import read_sessions
+from ...evaluation.runs import (
+    Scores,
+    differences,
+    metrics_rows,
+    read_run,
+    scores_by_dataset,
+    shortest_names,
+)
 
 NETWORKS = ("teacher", "student")
 
@@ -36,7 +43,7 @@ class RunContents:
     Attributes:
         name: tells it apart from the others of the report.
         rows: lines of metrics.json, by iteration.
-        sessions: processes that trained it, see :mod:`mpcl.engine.run_record`.
+        sessions: processes that trained it, see :mod:`mpcl.evaluation.run_record`.
         confusions: the last evaluations.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ...pictures import predict
+from ...utils.colors import predict
 from ..canvas import Picture, fit
 from ..scenes import Networks, first_test_set, load_scenes, record_for
 

@@ -1,0 +1,1 @@
+"""What dev/benchmark.py measures; one module a sub-command."""

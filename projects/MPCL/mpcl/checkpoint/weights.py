@@ -1,0 +1,190 @@
+"""Loads ``MODEL.WEIGHTS``: our own checkpoints, and the files of others.
+
+Files of others are told apart and renamed by :mod:`~mpcl.checkpoint.encoder_names` and
+:mod:`~mpcl.checkpoint.foreign`. Encoders of timm translate their files themselves;
+detectron2 does it for its ResNets. Opening a file never runs code from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from ..modeling.mit import MixTransformer
+from ..modeling.timm_backbone import TimmBackbone
+from ..utils.state_dict import some
+from .encoder_names import BACKBONE, check_backbone_state
+from .foreign import STUDENT, read_foreign, read_timm
+from .weight_files import State, find_weight_file, read, refuse_code_in_pickle, unwrap
+
+_TIMM = "timm."
+_TO_ALLOW = (
+    "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train what "
+    "does not match from its initial values"
+)
+
+
+class WeightsCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer that also reads the files of others.
+
+    Checkpoints of our own load as they are, training state included. A released DAFormer, HRDA or
+    MIC checkpoint gives its student, decode head included. Other files, or folders of Hugging Face,
+    give an encoder and nothing else: SegFormer's for the Mix Transformer, timm's for its encoders,
+    and detectron2's .pkl files for its ResNets. What matched, what is missing and what was left
+    over is logged.
+
+    Args:
+        allow_unmatched: tensors of another shape than the model's, and a backbone that is missing
+            or another one, keep their initial values instead of being refused.
+
+    Attributes:
+        initial: names of the model's tensors that the last load left as they were.
+
+    Raises (on load):
+        ValueError: the file holds nothing that this model knows, not a complete encoder, another
+            one, or tensors of other shapes; the message begins with the file's name.
+    """
+
+    initial: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, allow_unmatched: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(model, save_dir, **kwargs)
+        self.allow_unmatched = allow_unmatched
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().load(find_weight_file(path) if path else path, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        finally:
+            # detectron2 leaves this set when a load fails, and then refuses every later load.
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            refuse_code_in_pickle(filename)
+        elif filename.endswith(".pyth"):  # detectron2 opens it without weights_only
+            raise ValueError("files of pycls are not read; save the file's model_state as .pth")
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        content = read(f)
+        return content if "model" in content else {"model": unwrap(content)}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get(
+            "matching_heuristics", False
+        ):  # detectron2's model zoo, which it matches itself
+            return self._load_zoo(checkpoint)
+        model = self.model.state_dict()
+        state = {
+            name.removeprefix("module."): tensor for name, tensor in checkpoint["model"].items()
+        }
+        if not model.keys() & state.keys():
+            return self._load_foreign(checkpoint, model)
+        if backbone := _backbone(state):
+            expected = _backbone(model)
+            if all(name.startswith(_TIMM) for name in backbone):  # without the levels' own layers
+                expected = {name: t for name, t in expected.items() if name.startswith(_TIMM)}
+            self._check_backbone(backbone, expected)
+        elif _backbone(model) and not self.allow_unmatched:
+            raise ValueError(f"it holds no backbone, but {some(state)}. {_TO_ALLOW}")
+        return self._load_some(checkpoint)
+
+    def _check_backbone(self, backbone: State, expected: State) -> None:
+        try:
+            check_backbone_state(backbone, expected)
+        except ValueError as error:
+            if not self.allow_unmatched:
+                raise ValueError(f"{error}. {_TO_ALLOW}") from error
+            self.logger.warning("%s", error)
+
+    def _load_zoo(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("__author__") == "Caffe2":
+            self.logger.warning(
+                "These weights are for BGR images whose standard deviation is 1; images are RGB "
+                "here. Prefer a ResNet that torchvision or timm trained (docs/BACKBONES.md)."
+            )
+        return self._load_some(checkpoint)
+
+    def _load_foreign(self, checkpoint: dict[str, Any], model: State) -> Any:
+        state, kind, left_out = self._translate(unwrap(checkpoint["model"]), model)
+        checkpoint["model"] = state
+        incompatible = self._load_some(checkpoint)
+        self.logger.info(
+            "%s: %d tensors matched; %d tensors of the model keep their initial values; "
+            "%d tensors of the file are left out%s",
+            kind,
+            len(state) - len(incompatible.incorrect_shapes),
+            len(self.initial),
+            len(left_out),
+            f" ({some(left_out)})" if left_out else "",
+        )
+        incompatible.missing_keys.clear()  # said above; a list of them would read as a fault
+        return incompatible
+
+    def _translate(self, file: State, model: State) -> tuple[State, str, Sequence[str]]:
+        """What a foreign file holds for this model, in words what it is, and the file's rest."""
+        backbone = self.model.backbone
+        if isinstance(backbone, TimmBackbone):
+            foreign = read_timm(file, backbone.name)
+        elif isinstance(backbone, MixTransformer):
+            foreign = read_foreign(file)
+        else:
+            raise ValueError(
+                f"{type(backbone).__name__} starts from detectron2's .pkl files and from "
+                f"checkpoints of this project; the file holds {some(file)}"
+            )
+        state = foreign.networks.get(STUDENT) or next(iter(foreign.networks.values()))
+        if isinstance(backbone, MixTransformer):
+            self._check_backbone(_backbone(state), _backbone(model))
+        elsewhere = [name for name in state if name not in model]
+        state = {name: tensor for name, tensor in state.items() if name in model}
+        return state, foreign.kind, [*foreign.left_out, *elsewhere]
+
+    def _load_some(self, checkpoint: dict[str, Any]) -> Any:
+        """Loads as detectron2 does, but refuses to load nothing, and other shapes."""
+        incompatible = super()._load_model(checkpoint)
+        if incompatible.incorrect_shapes and not self.allow_unmatched:
+            raise ValueError(_misshapen(incompatible.incorrect_shapes))
+        misshapen = [name for name, *_ in incompatible.incorrect_shapes]
+        self.initial = tuple(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
+        if len(self.initial) >= len(self.model.state_dict()):
+            raise ValueError("no tensor of the weights fits the model")
+        self.logger.info(
+            "%d of the model's %d tensors matched, %d were missing; %d of the file were unexpected",
+            len(self.model.state_dict()) - len(self.initial),
+            len(self.model.state_dict()),
+            len(self.initial),
+            len(incompatible.unexpected_keys),
+        )
+        return incompatible
+
+
+def load_encoder_(encoder: nn.Module, path: str) -> None:
+    """Gives an encoder alone the weights that a model with this backbone would start from.
+
+    Raises:
+        ValueError: see :class:`WeightsCheckpointer`.
+    """
+    holder = nn.Module()
+    holder.backbone = encoder
+    WeightsCheckpointer(holder).load(path)
+
+
+def _misshapen(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
+    listed = [f"{name} has {tuple(file)}, expected {tuple(model)}" for name, file, model in shapes]
+    classes = any("classifier" in name for name, *_ in shapes)
+    hint = " Does MODEL.SEM_SEG_HEAD.NUM_CLASSES differ from the checkpoint's?" if classes else ""
+    return f"{len(listed)} tensors have another shape: {some(listed)}.{hint} {_TO_ALLOW}"
+
+
+def _backbone(state: Mapping[str, Tensor]) -> State:
+    return {
+        name.removeprefix(BACKBONE): tensor
+        for name, tensor in state.items()
+        if name.startswith(BACKBONE)
+    }

@@ -1,0 +1,5 @@
+"""Config: its keys, reading, checks, and what can be known before a training starts."""
+
+from .keys import add_mpcl_config, get_cfg_from
+
+__all__ = ["add_mpcl_config", "get_cfg_from"]

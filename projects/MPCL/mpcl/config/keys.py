@@ -1,0 +1,334 @@
+"""Every configuration key that the project adds to detectron2's, with its meaning, unit and source.
+
+Numbers in brackets are the paper's equations. ``dev/config_reference.py`` makes docs/CONFIG.md of
+the comments: one above a key, or behind it, is the key's; one above a group is the group's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+
+from .reading import merge_file, merge_options
+from .validation import check_class_subsets, validate
+
+__all__ = ["add_mpcl_config", "get_cfg_from"]
+
+
+def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
+    """The project's defaults, then a YAML file, then ``KEY VALUE`` pairs. Not frozen.
+
+    Also registers the data sets that ``DATASETS.FILES`` describes, so that the names in the config
+    can be looked up.
+
+    Raises:
+        FileNotFoundError: the file, or one of its ``_BASE_``, does not exist.
+        UnknownKey: a KeyError and ValueError; names similar keys.
+        ValueError: a value of the wrong type or range, or a combination that cannot be trained;
+            the message names the keys.
+    """
+    cfg = get_cfg()
+    add_mpcl_config(cfg)
+    default = {key: cfg.MODEL[key] for key in ("PIXEL_MEAN", "PIXEL_STD")}
+    cfg.MODEL.update({key: [] for key in default})  # filled in below, unless someone sets them
+    if config_file:
+        merge_file(cfg, config_file)
+    merge_options(cfg, opts)
+    validate(cfg)
+    for key, value in (default | _pixel_statistics(cfg)).items():
+        cfg.MODEL[key] = list(cfg.MODEL[key] or value)
+    if cfg.DATASETS.FILES:
+        from ..data.sets.custom import register_from_yaml
+
+        for path in cfg.DATASETS.FILES:
+            register_from_yaml(path)
+    for name in cfg.DATASETS.TEST:
+        if name in MetadataCatalog and hasattr(MetadataCatalog.get(name), "stuff_classes"):
+            check_class_subsets(cfg.TEST.CLASS_SUBSETS, MetadataCatalog.get(name).stuff_classes)
+    return cfg
+
+
+def add_mpcl_config(cfg: CN) -> None:
+    """Adds the project's keys to detectron2's default config and sets the defaults of the method's
+    paper."""
+    _add_data_config(cfg)
+    _add_model_config(cfg)
+    _add_timm_config(cfg)
+    _add_self_training_config(cfg)
+    _add_prototype_config(cfg)
+    _add_solver_config(cfg)
+    _add_reliability_config(cfg)
+    _add_test_config(cfg)
+    _add_tracking_config(cfg)
+
+
+def _add_data_config(cfg: CN) -> None:
+    cfg.DATASETS.TRAIN_TARGET = ()  # names of the image-only target sets
+    # YAML descriptions of a user's own data sets (datasets/README.md), registered before the names
+    # are looked up.
+    cfg.DATASETS.FILES = ()
+    cfg.INPUT.FORMAT = "RGB"  # channel order of the images that the model sees
+    # (width, height) of a bounding box: source images are resized, aspect ratio kept, to fit in it
+    # (0, 0 = native size). GTA5 at 1280x720 therefore becomes 1280x704.
+    cfg.INPUT.SOURCE_SIZE = (1280, 720)
+    # The same of target images, in training and at test time.
+    cfg.INPUT.TARGET_SIZE = (1280, 640)
+    cfg.INPUT.CROP.ENABLED = True  # train on random crops
+    cfg.INPUT.CROP.TYPE = "absolute"  # SIZE is in pixels
+    cfg.INPUT.CROP.SIZE = (640, 640)  # (height, width), pixels, of the crops of both domains
+    # Source crops in which one class fills this share of the labelled pixels are drawn again (1.0 =
+    # never).
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    # Photometric distortion in the loader: for source-only baselines; self-training augments the
+    # mixed image instead.
+    cfg.INPUT.COLOR_AUG_SSD = False
+
+    # A file of the training data that cannot be used (corrupt, truncated, of a wrong mode): error
+    # stops and names it; skip draws another image in its place, and reports at the end.
+    cfg.DATALOADER.ON_BAD_FILE = "error"
+    cfg.DATALOADER.MAX_BAD_FILES = 10  # different files skipped before the run stops all the same
+
+    # Rare-class sampling (DAFormer, arXiv:2111.14887, Sec. 3.3).
+    cfg.DATALOADER.RARE_CLASS = CN()
+    cfg.DATALOADER.RARE_CLASS.ENABLED = True  # False draws source images evenly
+    cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 0.01  # the lower, the more often rare classes are drawn
+    # An image is a candidate for a class that covers more than this share of it (DAFormer: 3000
+    # pixels).
+    cfg.DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION = 0.0015
+    # A crop is drawn again, up to ten times, until the class covers more than this share (DAFormer:
+    # 1500 of 512x512).
+    cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION = 0.00572
+
+
+def _add_model_config(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "MPCLSegmentor"  # or HRDASegmentor, for two resolutions
+    # Start from MODEL.WEIGHTS although its backbone, or the shape of a tensor, is not the model's.
+    cfg.MODEL.ALLOW_UNMATCHED = False
+    # torch.compile for the encoders in training: faster steps after a first one that takes minutes;
+    # needs a C++ compiler.
+    cfg.MODEL.COMPILE = False
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the model runs
+    # Mean of the pixels, RGB, 0-255, that the encoder was trained with: ImageNet's. With timm, its
+    # own, unless set.
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]  # their standard deviation, likewise
+    # The encoder: MixTransformer, build_timm_backbone or build_resnet_backbone (docs/BACKBONES.md).
+    cfg.MODEL.BACKBONE.NAME = "MixTransformer"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2's ResNets: stages that are not trained
+    # SegFormer's encoder (arXiv:2105.15203).
+    cfg.MODEL.MIT = CN()
+    cfg.MODEL.MIT.VARIANT = "b5"  # b0 ... b5
+    # Keep only what goes into each block for the backward, and compute the block again there: less
+    # memory, a quarter more time.
+    cfg.MODEL.MIT.CHECKPOINT = False
+    cfg.MODEL.MIT.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+
+    # HRDA (arXiv:2204.13132), with MODEL.META_ARCHITECTURE HRDASegmentor: the crop at half size is
+    # the context; a random detail crop of it is seen at full size.
+    cfg.MODEL.HRDA = CN()
+    cfg.MODEL.HRDA.DETAIL_SIZE = (512, 512)  # (height, width), pixels
+    cfg.MODEL.HRDA.DETAIL_WEIGHT = 0.1  # lambda_d of the detail's losses; the others get the rest
+
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NAME = "DAFormerHead"  # the decode head (DAFormer, arXiv:2111.14887)
+    # Levels of the encoder that the head reads, strides 4 to 32; res2 ... res5 of ResNets.
+    head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
+    head.NUM_CLASSES = 19  # C; must be that of the data sets
+    head.IGNORE_VALUE = 255  # label of pixels that take no part
+    head.CONVS_DIM = 256  # channels of the level embeddings and of the fused features
+    # "BN" becomes SyncBN on several GPUs, so that all ranks keep equal statistics and the
+    # checkpoint holds them.
+    head.NORM = "BN"
+    head.DROPOUT = 0.1  # channel dropout before the classifier
+    head.DILATIONS = (1, 6, 12, 18)  # of the context-aware fusion
+
+
+def _add_timm_config(cfg: CN) -> None:
+    # Any encoder of timm, with MODEL.BACKBONE.NAME build_timm_backbone (docs/BACKBONES.md).
+    # get_cfg_from takes PIXEL_MEAN and PIXEL_STD from timm, unless they are set.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""  # timm's name of the encoder; its tag decides the normalisation
+    cfg.MODEL.TIMM.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False  # less memory, about a third more time
+    # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of
+    # n, from 0, gets decay^(n - i), the patch embedding decay^(n + 1). 1 = off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+
+
+def _add_self_training_config(cfg: CN) -> None:
+    # Self-training of DAFormer.
+    cfg.SELF_TRAINING = CN()
+    st = cfg.SELF_TRAINING
+    st.ENABLED = True  # False trains on the source alone
+    # Weight kept of the teacher per iteration (2), after a warm-up 1 - 1/(t + 2).
+    st.TEACHER_MOMENTUM = 0.999
+    # Batch norm of the teacher in evaluation. student: the student's running statistics, averaged;
+    # target: those of the target images that the teacher has labelled.
+    st.TEACHER_STATISTICS = "student"
+    st.CONFIDENCE_THRESHOLD = 0.968  # theta in (16)
+    # Confidence weight (16): one scalar for the whole batch (DAFormer) or one per image.
+    st.CONFIDENCE = "batch"
+    # Share of the crop's rows at the top whose pseudo-labels get weight 0 (rectification artefacts
+    # of Cityscapes; DAFormer: 15 of 512 rows).
+    st.IGNORE_TOP = 0.0
+    st.IGNORE_BOTTOM = 0.0  # the same at the bottom (the ego vehicle; DAFormer: 120 of 512 rows)
+    # The same, anchored at the image instead of the crop: top, bottom, left and right shares of the
+    # target *image* (HRDA on Cityscapes: 30, 240, 30 and 30 pixels of 1024x2048).
+    st.IGNORE_MARGINS = (0.0, 0.0, 0.0, 0.0)
+    st.JITTER_PROBABILITY = 0.8  # of colour jitter on the mixed images (DACS)
+    st.JITTER_STRENGTH = 0.2  # its range of brightness, contrast, saturation and hue
+    st.BLUR_PROBABILITY = 0.5  # of Gaussian blur on the mixed images (DACS)
+    # Masked image consistency (MIC, arXiv:2212.01322).
+    st.MASKED = CN()
+    st.MASKED.WEIGHT = 0.0  # of its loss; 0 switches it off
+    st.MASKED.BLOCK_SIZE = 64  # pixels of the crop
+    st.MASKED.RATIO = 0.7  # share of hidden blocks
+    # target: all target images of the batch; pair: the first source and the first target image.
+    st.MASKED.IMAGES = "target"
+    st.MASKED.AUGMENT = True  # strong augmentation before masking
+    # Feature distance to the frozen ImageNet encoder (DAFormer, arXiv:2111.14887, Sec. 3.3).
+    st.FEATURE_DISTANCE = CN()
+    st.FEATURE_DISTANCE.WEIGHT = 0.0  # of its loss; needs MODEL.WEIGHTS; 0 switches it off
+    st.FEATURE_DISTANCE.CLASSES = (
+        6,
+        7,
+        11,
+        12,
+        13,
+        14,
+        15,
+        16,
+        17,
+        18,
+    )  # whose features are compared: the "things" of Cityscapes
+    st.FEATURE_DISTANCE.MIN_RATIO = 0.75  # share of a feature cell that one such class must fill
+
+
+def _add_prototype_config(cfg: CN) -> None:
+    # Several prototypes a class, and the losses of pixels with them.
+    cfg.PROTOTYPES = CN()
+    p = cfg.PROTOTYPES
+    p.TYPE = "none"  # none | centroid (5) | gauss (7)
+    p.NUM_PER_CLASS = 5  # K, prototypes a class (Table IX)
+    p.DIM = 256  # D, channels of the embedding
+    # shared: 1x1 convolution on the decode head's fused features; separate: a context-aware fusion
+    # of its own.
+    p.HEAD = "shared"
+    p.NORMALIZE = (
+        "layer"  # layer | l2 | none: of the embedding over its channels, without affine parameters
+    )
+    p.DISTANCE = "squared"  # squared | euclidean: reading of (8), for centroids
+    p.SIMILARITY_SCALE = (
+        "mean"  # mean | sum over the channels (8), (9); "sum" saturates at this temperature
+    )
+    p.MIN_VARIANCE = 0.05  # floor of the Gaussians' variances inside the similarity (9)
+    p.MOMENTUM = 0.999  # alpha in (20), (21); 0.99 when features move quickly (short schedules)
+    p.TEMPERATURE = 0.1  # tau in (11), (15), (17)
+    # Embeddings that are clustered: context, or context and detail of HRDASegmentor (Table VIII).
+    # A model of one resolution has the context only.
+    p.SCALES = ("context",)
+    p.CONTRAST_WEIGHT = 0.1  # lambda_1 of (18) (Table X)
+    p.CONSISTENCY_WEIGHT = 0.1  # lambda_2 of (18) (Table X)
+    # Views that enter the contrast (15), (17): source | mixed | target (the mixed view without its
+    # source pixels).
+    p.CONTRAST_VIEWS = ("source", "mixed")
+    p.IN_CLASS_NEGATIVES = True  # siblings of the same class are negatives, too (False: Table VI)
+    p.CONSISTENCY_WEIGHTED = True  # (12) weighted by w^M; False = as printed
+    # What is clustered: bank = batch and feature bank together; batch = the literal (13).
+    p.CLUSTER_POOL = "bank"
+    p.POOL_SIZE = 20000  # pixels of the pool, half from the bank, balanced over the classes
+    # Balanced clustering (13), (14).
+    p.SINKHORN = CN()
+    p.SINKHORN.EPSILON = 0.05  # entropic weight on the mean-scaled similarity; 0.1 for Gaussians
+    p.SINKHORN.SWEEPS = 10  # of Sinkhorn's iteration
+    # The feature bank: embeddings of earlier batches.
+    p.BANK = CN()
+    # Embeddings a class (Table XI), kept in half precision: C * SIZE * D * 2 bytes.
+    p.BANK.SIZE = 20000
+    p.BANK.SAMPLES_PER_IMAGE = 64  # at most, of each class
+    # The start of the prototypes.
+    p.INIT = CN()
+    p.INIT.ITER = 1500  # iteration at which they start; before it the prototype losses are zero
+    p.INIT.METHOD = "kmeans"  # kmeans on the bank | random (Algorithm 1, line 2)
+    p.INIT.MIN_SAMPLES = 10  # banked embeddings a prototype that a class needs to start
+    p.DEAD_AFTER = 1000  # updates without a pixel after which a prototype counts as dead
+    p.REVIVE = False  # re-start dead prototypes at the farthest banked embeddings of their class
+    p.GRADIENT_SHARE_PERIOD = (
+        500  # iterations between two measurements of the losses' gradients; 0 = never
+    )
+
+
+def _add_solver_config(cfg: CN) -> None:
+    cfg.SEED = 0  # of all random numbers
+    cfg.VIS_PERIOD = 500  # iterations between two sets of pictures in TensorBoard; 0 = never
+    cfg.LOG_PERIOD = (
+        20  # iterations between two lines of the log: the only time the device is read from
+    )
+    cfg.SOLVER.IMS_PER_BATCH = 2  # images of *each* domain, over all ranks
+    # Parts of a rank's images that the student sees one after the other, for small GPUs; gradients
+    # add up to one optimiser step.
+    cfg.SOLVER.ACCUMULATE = 1
+    cfg.SOLVER.BASE_LR = 6e-5  # AdamW's, of the encoder, at its highest
+    cfg.SOLVER.HEAD_LR_FACTOR = 10.0  # times BASE_LR for everything outside the encoder
+    cfg.SOLVER.WEIGHT_DECAY = 0.01  # AdamW's
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0  # of the encoder's LayerNorms
+    cfg.SOLVER.MAX_ITER = 60000  # iterations of the run; the baselines publish 40,000
+    cfg.SOLVER.WARMUP_ITERS = 1500  # iterations over which the learning rate rises linearly
+    cfg.SOLVER.WARMUP_FACTOR = 1e-6  # share of the learning rate at its start
+    cfg.SOLVER.POLY_POWER = 1.0  # the rate falls as (1 - t / MAX_ITER) to this power; 1 = linearly
+    cfg.SOLVER.CHECKPOINT_PERIOD = 4000  # iterations between two checkpoints
+    cfg.SOLVER.AMP.PRECISION = (
+        "bfloat16"  # bfloat16 | float16 of the forward passes when AMP is enabled
+    )
+
+
+def _add_reliability_config(cfg: CN) -> None:
+    """See docs/RELIABILITY.md."""
+    cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
+    # Steps in a row that are skipped, because a loss or gradient is infinite or NaN, before the run
+    # stops.
+    cfg.SOLVER.MAX_SKIPPED = 20
+    # --resume also where SEED, the number of processes or IMS_PER_BATCH is no longer that of the
+    # checkpoint: the run draws other images from there on.
+    cfg.SOLVER.RESUME_CHANGED = False
+    # Warn when pseudo-labels fall below these floors between two log lines; 0 = never.
+    cfg.SELF_TRAINING.COLLAPSE = CN()
+    # Entropy of the classes in a batch over ln(number of classes); 0 = all pixels of one class.
+    cfg.SELF_TRAINING.COLLAPSE.MIN_ENTROPY = 0.1
+    cfg.SELF_TRAINING.COLLAPSE.MIN_CONFIDENT = 0.01  # fraction of pixels above the threshold
+    cfg.SELF_TRAINING.COLLAPSE.AFTER = 2000  # iterations that are not judged: the teacher learns
+
+
+def _add_test_config(cfg: CN) -> None:
+    cfg.TEST.EVAL_PERIOD = 4000  # iterations between two evaluations; 0 = at the end only
+    cfg.TEST.INFERENCE = "whole"  # whole image | slide: windows, whose logits are averaged
+    # The windows of TEST.INFERENCE slide.
+    cfg.TEST.SLIDE = CN()
+    cfg.TEST.SLIDE.CROP = (1024, 1024)  # (height, width) of a window, pixels
+    cfg.TEST.SLIDE.STRIDE = (512, 512)  # (vertical, horizontal) between windows, pixels
+    cfg.TEST.SLIDE.BATCH = 4  # windows a forward pass
+    # classifier | prototypes: prediction by (10). Prototypes belong to the student; the teacher has
+    # none.
+    cfg.TEST.OUTPUT = "classifier"
+    # Means over some of the classes: each [name, [class, ...]] is reported as mIoU-<name> beside
+    # the mIoU over all; the first is the headline. For sources that lack classes of the target.
+    cfg.TEST.CLASS_SUBSETS = ()
+
+
+def _add_tracking_config(cfg: CN) -> None:
+    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's
+    # own: WANDB_MODE=offline, WANDB_ENTITY, ...
+    cfg.WANDB = CN()
+    cfg.WANDB.PROJECT = ""  # name of the project that runs are sent to; "" = off
+
+
+def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
+    """What an encoder of timm was trained with; nothing for the others."""
+    if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
+        return {}
+    from ..modeling.timm_backbone import pixel_statistics
+
+    mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
+    return {"PIXEL_MEAN": mean, "PIXEL_STD": std}

@@ -1,0 +1,299 @@
+"""What can be known before training starts: every fault at once, in seconds, nothing written."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
+from ..checkpoint.weights import WeightsCheckpointer
+from ..data.files import Record
+from ..data.mapper import keep_aspect_size
+from ..data.sampler import rank_positions
+from ..data.sets.checking import FileReport, check_record
+from ..data.sets.registration import load_records, registered_names
+from .reading import get
+
+_SETS = "See datasets/README.md; tools/check_data.py --list shows the names"
+
+
+class _Role(NamedTuple):
+    """What a config wants of the sets under one of its keys."""
+
+    key: str
+    labelled: bool
+    size_key: str = ""  # of the box that training images are fitted into; "" = not trained on
+
+
+_SOURCE = _Role("DATASETS.TRAIN", True, "SOURCE_SIZE")
+_TARGET = _Role("DATASETS.TRAIN_TARGET", False, "TARGET_SIZE")
+_TEST = _Role("DATASETS.TEST", True)
+
+
+def preflight(
+    cfg: CfgNode,
+    *,
+    world_size: int = 1,
+    local_processes: int = 1,
+    eval_only: bool = False,
+    resumed: str | None = None,
+) -> list[str]:
+    """Looks at all that a run needs: device, output folder, batch, weights, data sets.
+
+    Of every data set the files are listed and one image, with its label, is decoded
+    (``tools/check_data.py`` looks at all of them). Weights are compared with the model, name by
+    name.
+
+    Args:
+        cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
+        world_size: processes of the job.
+        local_processes: of these on this machine; each takes a GPU if there is any.
+        eval_only: no training, hence no training data; but weights, and whole ones.
+        resumed: the checkpoint that takes the place of MODEL.WEIGHTS; "" = one was looked for in
+            OUTPUT_DIR, and there is none; None = it was not.
+
+    Returns: what is legitimate but seldom meant, in sentences.
+
+    Raises:
+        ValueError: everything that stops the run, see :func:`find_faults`.
+    """
+    faults, notes = find_faults(
+        cfg,
+        world_size=world_size,
+        local_processes=local_processes,
+        eval_only=eval_only,
+        resumed=resumed,
+    )
+    if faults:
+        listing = "\n".join(f"  - {fault}" for fault in faults)
+        several = f"{len(faults)} faults keep this run from starting:\n{listing}"
+        raise ValueError(faults[0] if len(faults) == 1 else several)
+    return notes
+
+
+def find_faults(
+    cfg: CfgNode,
+    *,
+    world_size: int = 1,
+    local_processes: int = 1,
+    eval_only: bool = False,
+    resumed: str | None = None,
+) -> tuple[list[str], list[str]]:
+    """:func:`preflight`, which raises nothing.
+
+    Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
+        and what is legitimate but seldom meant.
+    """
+    notes: list[str] = []
+    checks: list[Callable[[], object]] = [
+        partial(_check_device, cfg, local_processes),
+        partial(_check_output, cfg.OUTPUT_DIR),
+        partial(_check_weights, cfg, resumed, eval_only),
+    ]
+    if not eval_only:
+        checks.append(partial(_check_batch, cfg, world_size))
+        checks.append(partial(_check_tracking, cfg))
+        checks += _set_checks(cfg, _SOURCE, notes)
+        checks += _set_checks(cfg, _TARGET, notes) if cfg.SELF_TRAINING.ENABLED else []
+    checks += _set_checks(cfg, _TEST, notes)
+    return [fault for check in checks if (fault := _fault(check))], notes
+
+
+def _fault(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except (ValueError, OSError, AssertionError) as error:  # detectron2's own sets assert
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _check_device(cfg: CfgNode, local_processes: int) -> None:
+    name, gpus = cfg.MODEL.DEVICE, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(name)
+        if device.type != "cuda":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"MODEL.DEVICE is {name!r}; expected cpu or cuda ({reason})") from None
+    if device.type == "cuda" and not gpus:
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but PyTorch can use no GPU here; set MODEL.DEVICE cpu, or "
+            "ask tools/doctor.py what is missing"
+        )
+    if gpus and max(local_processes, (device.index or 0) + 1) > gpus:
+        raise ValueError(
+            f"MODEL.DEVICE {name!r} and --num-gpus {local_processes} ask for more GPUs than this "
+            f"machine has: {gpus}"
+        )
+
+
+def _check_output(folder: str) -> None:
+    if not folder:
+        raise ValueError("OUTPUT_DIR is empty; expected a folder for checkpoints and logs")
+    parent = next(
+        path for path in [Path(folder), *Path(folder).absolute().parents] if path.exists()
+    )
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"OUTPUT_DIR is {folder!r}, but {parent} cannot be written ({error.strerror}); make it "
+            "writable, or choose another: OUTPUT_DIR path/to/folder"
+        ) from error
+
+
+def _check_batch(cfg: CfgNode, world_size: int) -> None:
+    try:
+        rank_positions(0, cfg.SOLVER.IMS_PER_BATCH, 0, world_size)
+    except ValueError:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, images of each domain over all "
+            f"ranks; expected a multiple of the {world_size} processes"
+        ) from None
+    parts, masked = cfg.SOLVER.ACCUMULATE, cfg.SELF_TRAINING.MASKED
+    sizes = [cfg.SOLVER.IMS_PER_BATCH // world_size]
+    if masked.WEIGHT > 0 and masked.IMAGES == "pair":
+        sizes.append(2)
+    if uneven := [size for size in sizes if size % parts]:
+        raise ValueError(
+            f"SOLVER.ACCUMULATE is {parts}, but a process has {uneven[0]} images of a kind "
+            "(SOLVER.IMS_PER_BATCH over the processes; two with SELF_TRAINING.MASKED.IMAGES pair); "
+            "expected a divisor"
+        )
+
+
+def _check_tracking(cfg: CfgNode) -> None:
+    if cfg.WANDB.PROJECT and find_spec("wandb") is None:
+        raise ValueError(
+            f"WANDB.PROJECT is {cfg.WANDB.PROJECT!r}, but the package wandb is not installed: pip "
+            "install wandb, or leave the key empty (TensorBoard is always written)"
+        )
+
+
+def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
+    path, resume = cfg.MODEL.WEIGHTS, resumed is not None
+    if eval_only:
+        path = resumed if resume else path
+        refuse_nothing(path, resume, cfg.OUTPUT_DIR)
+    starts = {resumed or path}
+    if not eval_only and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0:
+        starts.add(path)  # of the encoder to compare with, also of a resumed run
+    for start in sorted(starts - {""}):
+        if "://" not in start:  # what is fetched is checked when it is there
+            _compare_weights(cfg, start, eval_only)
+
+
+def _compare_weights(cfg: CfgNode, path: str, eval_only: bool) -> None:
+    meta = cfg.clone()
+    meta.defrost()
+    meta.MODEL.DEVICE = "meta"
+    with _silence(), torch.device("meta"):
+        model = build_model(meta)  # names and shapes, no memory
+    with _silence():
+        checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
+        checkpointer.load(path, checkpointables=[])
+    if eval_only:
+        refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The run will say it all again when it loads for good."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _set_checks(cfg: CfgNode, role: _Role, notes: list[str]) -> list[Callable[[], object]]:
+    names = get(cfg, role.key)
+    if not names and role.size_key:
+        return [partial(_refuse_no_set, role)]
+    return [partial(_check_set, cfg, role, name, notes) for name in names]
+
+
+def _refuse_no_set(role: _Role) -> None:
+    kind = "labelled" if role.labelled else "image-only"
+    raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
+
+
+def _check_set(cfg: CfgNode, role: _Role, name: str, notes: list[str]) -> None:
+    if name not in DatasetCatalog:
+        known = registered_names()
+        similar = ", ".join(get_close_matches(name, known, n=3) or known)
+        raise ValueError(f"{role.key} names {name!r}, which is unknown; known: {similar}. {_SETS}")
+    try:
+        records = load_records([name])
+    except FileNotFoundError as error:
+        # Our own sets say all; those of detectron2 leave it at the operating system's words.
+        own = error.strerror is None
+        missing = f"{error.filename} does not exist. See datasets/README.md"
+        text = str(error) if own else f"data set {name!r}: {missing}"
+        raise ValueError(f"{role.key}: {text}") from error
+    except AssertionError as error:
+        raise ValueError(f"{role.key}: {error or name}") from error
+    _check_kind(role, name, records)
+    metadata = MetadataCatalog.get(name)
+    classes, num_classes = metadata.get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if role.labelled and classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f"{role.key}: {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{num_classes}; expected the same number: set it to {len(classes)}, or name other sets"
+        )
+    report = check_record(records[0], metadata.get("label_map"), num_classes)
+    if report.faults:
+        skipped = role.size_key and cfg.DATALOADER.ON_BAD_FILE == "skip"
+        for fault in report.faults:
+            if not skipped:
+                raise ValueError(f"{role.key}: {name}: {fault}")
+            notes.append(f"{name}: {fault} (it will be skipped)")
+    elif role.size_key:
+        notes += _padding(cfg, role, name, report)
+
+
+def _check_kind(role: _Role, name: str, records: list[Record]) -> None:
+    if not records:
+        raise ValueError(f"{role.key}: {name} holds no image; expected at least one. {_SETS}")
+    labelled = "sem_seg_file_name" in records[0]
+    if role.labelled and not labelled:
+        raise ValueError(
+            f"{role.key} expects labelled sets, but {name} is image-only; name a set "
+            "<name>_sem_seg_<split>, or give its labels"
+        )
+    if labelled and not role.labelled:
+        raise ValueError(
+            f"{role.key} expects image-only sets, but {name} has labels, which adaptation must not "
+            "see; name a set <name>_images_<split>"
+        )
+
+
+def _padding(cfg: CfgNode, role: _Role, name: str, report: FileReport) -> list[str]:
+    """A sentence where the crop is larger than the resized images."""
+    assert report.size is not None
+    box, crop = tuple(cfg.INPUT[role.size_key]), tuple(cfg.INPUT.CROP.SIZE)
+    size = keep_aspect_size(report.size, box)
+    shown = min(size[0], crop[0]) * min(size[1], crop[1]) / (crop[0] * crop[1])
+    if shown == 1:
+        return []
+    return [
+        f"INPUT.CROP.SIZE {crop} is larger than an image of {name}, height x width {size} at "
+        f"INPUT.{role.size_key} {box}: {1 - shown:.0%} of its crops is padding, which is never "
+        "learned from. A smaller crop, or a larger size, would waste less"
+    ]

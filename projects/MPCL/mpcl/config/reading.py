@@ -1,0 +1,155 @@
+"""Merges files and ``KEY VALUE`` pairs into a config: runs no code, and names every mistake."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+
+from ..utils.short import short
+
+
+class UnknownKey(KeyError, ValueError):
+    """A key that no config has; its message is a sentence, unlike KeyError's."""
+
+    __str__ = ValueError.__str__
+
+
+def merge_file(cfg: CN, path: str) -> None:
+    """Merges a YAML file and the files of its ``_BASE_``; tags that would run Python are refused.
+
+    Raises:
+        FileNotFoundError: the file, or one of its bases, does not exist.
+        ValueError: it is no valid config; the message names the file and the key.
+    """
+    content = _load(path)
+    _check(cfg, content, f"{path}: ")
+    cfg.merge_from_other_cfg(CN(content))
+
+
+def merge_options(cfg: CN, options: Sequence[Any]) -> None:
+    """Merges ``[KEY, VALUE, ...]``; values may be strings, as a command line has them.
+
+    Raises:
+        ValueError: a word without a partner, an unknown key, or a value of the wrong type.
+    """
+    words = list(options)
+    if len(words) % 2:
+        raise ValueError(
+            f"expected KEY VALUE pairs, got an odd number of words: {' '.join(map(str, words))} "
+            "(quote values that hold spaces)"
+        )
+    unknown = [key for key in words[::2] if not _exists(cfg, str(key))]
+    if unknown:
+        raise UnknownKey("; ".join(_advice(cfg, str(key)) for key in unknown))
+    pairs = [(key, _typed(key, get(cfg, key), value, "")) for key, value in zip(*[iter(words)] * 2)]
+    cfg.merge_from_list([word for pair in pairs for word in pair])
+
+
+def get(cfg: CN, dotted: str) -> Any:
+    """The value, or group, of a dotted key; KeyError or TypeError where there is none."""
+    node: Any = cfg
+    for part in dotted.split("."):
+        node = node[part]
+    return node
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        content = CN.load_yaml_with_base(path, allow_unsafe=False)
+    except FileNotFoundError as error:
+        missing = error.filename or path
+        of = "" if missing == path else f", which is a _BASE_ of {path} or of one of its bases"
+        raise FileNotFoundError(f"config file {missing} does not exist{of}") from None
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{path}, or one of its _BASE_, is refused: {_first_line(error.problem)} "
+            f"{error.problem_mark}. Tags such as !!python would run code; write plain values"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}, or one of its _BASE_, is no valid YAML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: its _BASE_ files name each other in a circle") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}, or one of its _BASE_, is no text file") from None
+    except AssertionError as error:  # a group in one file, a value in the other
+        raise ValueError(f"{path}: {error}") from None
+    except (AttributeError, TypeError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}, or one of its _BASE_, is empty or no mapping of keys")
+    return content
+
+
+def _first_line(text: object) -> str:
+    return str(text).strip().partition("\n")[0]
+
+
+def _check(cfg: CN, content: dict[str, Any], place: str, prefix: str = "") -> None:
+    """Compares keys and types with the defaults, and makes floats of whole numbers in place."""
+    for key, value in content.items():
+        dotted = f"{prefix}{key}"
+        if not isinstance(key, str) or key not in cfg:
+            raise UnknownKey(place + _advice(cfg, dotted, prefix))
+        if isinstance(cfg[key], CN):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{place}{dotted} is {short(value)}; expected a group of keys")
+            _check(cfg[key], content[key], place, f"{dotted}.")
+        else:
+            content[key] = _typed(dotted, cfg[key], value, place)
+
+
+def _typed(key: str, default: Any, value: Any, place: str) -> Any:
+    """The value, made a float where the default is one; ValueError where its type is another."""
+    decoded = CN._decode_cfg_value(value)
+    if isinstance(default, CN):
+        raise ValueError(f"{place}{key} is a group; expected one of its keys, {', '.join(default)}")
+    if isinstance(default, float) and type(decoded) is int:
+        return float(decoded)
+    sequences = isinstance(default, (list, tuple)) and isinstance(decoded, (list, tuple))
+    free = default is None or decoded is None
+    if type(decoded) is not type(default) and not sequences and not free:
+        raise ValueError(
+            f"{place}{key} is {short(decoded)}, {_kind(decoded)}; expected {_kind(default)}, such "
+            f"as {_example(default, decoded)}"
+        )
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    names |= {dict: "a group of keys", list: "a list", tuple: "a list"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _example(default: Any, value: Any) -> str:
+    if isinstance(default, (list, tuple)) and isinstance(value, str):
+        return f"\"('{value}',)\""
+    return repr(default)
+
+
+def _exists(cfg: CN, dotted: str) -> bool:
+    try:
+        get(cfg, dotted)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def _advice(cfg: CN, dotted: str, prefix: str = "") -> str:
+    known = [prefix + leaf for leaf in _leaves(cfg)]
+    similar = get_close_matches(dotted, known, n=3)
+    name = dotted.rpartition(".")[2]
+    similar += [leaf for leaf in known if leaf.rpartition(".")[2] == name and leaf not in similar]
+    similar = similar[:3] or get_close_matches(dotted, [prefix + key for key in cfg], n=1)
+    hint = f"did you mean {', '.join(similar)}?" if similar else f"known are {', '.join(cfg)}"
+    return f"Unknown config key {dotted}; {hint}"
+
+
+def _leaves(node: CN, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

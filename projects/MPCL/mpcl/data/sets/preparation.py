@@ -1,0 +1,219 @@
+"""Turns data sets as their authors publish them into what training reads: 8-bit train-id labels,
+class statistics.
+
+The scripts ``datasets/prepare_<name>.py`` are the front ends. Every file is written under a
+temporary name and then renamed, so an interrupted run leaves no half-written file, and the next run
+does only what is missing.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import MetadataCatalog
+from numpy.typing import NDArray
+
+from ...utils.cli import add_debug_option, user_errors
+from ..decoding import read_image
+from ..files import list_files
+from ..labels import LabelMap, lookup_table, read_label
+from ..mapper import keep_aspect_size
+from ..parallel import map_in_threads
+from ..statistics import class_statistics, class_table
+from .registration import root_in_words
+
+logger = logging.getLogger(__name__)
+
+RESIZE_BOX = (1280, 720)
+"""(width, height) of the box that GTA5 frames are fitted into before a 512 or 640 crop is cut
+(DAFormer)."""
+
+
+def write_png(path: Path, array: NDArray[Any]) -> None:
+    """Writes a PNG (grey, or BGR as OpenCV has it), so that the file is whole or not there at
+    all."""
+    done, buffer = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise ValueError(f"{path}: an array of shape {array.shape}, {array.dtype} is no PNG image")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(buffer.tobytes())
+    os.replace(temporary, path)
+
+
+def read_synthia_ids(path: str | os.PathLike[str]) -> NDArray[np.uint16]:
+    """Class ids of a SYNTHIA label: 16 bits, several channels, the ids in the last one as OpenCV
+    orders them.
+
+    Raises:
+        ValueError: the file is no such image.
+    """
+    raw = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.dtype != np.uint16 or raw.ndim != 3:
+        found = "no readable image" if raw is None else f"shape {raw.shape}, {raw.dtype}"
+        raise ValueError(
+            f"label {os.fspath(path)}: found {found}, expected a 16-bit PNG with several channels"
+        )
+    return np.asarray(raw[:, :, -1], dtype=np.uint16)
+
+
+def read_synthia_label(path: str, label_map: LabelMap) -> NDArray[np.uint8]:
+    """(H, W) train ids of a SYNTHIA label; ids that the map does not name, also those above 255,
+    are 255."""
+    ids = np.minimum(read_synthia_ids(path), 255).astype(np.uint8)
+    return lookup_table({**label_map, 255: 255})[ids]
+
+
+Reader = Callable[[str, LabelMap], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One folder of published labels.
+
+    Attributes:
+        folder: where they lie; train-id files are written beside them.
+        raw_suffix: end of the published names (``_labelIds.png``).
+        train_suffix: what takes its place (``_labelTrainIds.png``).
+        label_map: published id -> train id.
+        read: (path, label_map) -> (H, W) uint8 train ids.
+    """
+
+    folder: Path
+    raw_suffix: str
+    train_suffix: str
+    label_map: Mapping[int, int]
+    read: Reader = read_label
+
+    def target(self, raw: str) -> Path:
+        return Path(raw[: -len(self.raw_suffix)] + self.train_suffix)
+
+
+def convert_labels(conversion: Conversion, num_workers: int) -> int:
+    """Writes the train-id files that are missing.
+
+    Returns:
+        how many were written.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or holds no published label.
+        ValueError: a label is not in the published format; names the file.
+    """
+    found = list_files(conversion.folder, (conversion.raw_suffix,))
+    raw = [file for file in found.values() if not file.endswith(conversion.train_suffix)]
+    if not raw:
+        raise FileNotFoundError(
+            f"folder {conversion.folder} holds no published label *{conversion.raw_suffix}"
+        )
+    missing = [file for file in raw if not conversion.target(file).exists()]
+    logger.info("%s: %d labels, %d to convert", conversion.folder, len(raw), len(missing))
+    map_in_threads(partial(_convert, conversion), missing, num_workers, "train ids")
+    return len(missing)
+
+
+def _convert(conversion: Conversion, file: str) -> None:
+    write_png(conversion.target(file), conversion.read(file, conversion.label_map))
+
+
+def resize_set(
+    source: Path, destination: Path, label_suffix: str, box: tuple[int, int], num_workers: int
+) -> int:
+    """Copies ``images/`` and the train ids in ``labels/`` at the size that training would give
+    them.
+
+    Images: OpenCV bilinear; labels: OpenCV nearest; both as the training loader does, whose own
+    resizing then finds nothing left to do. Training sees the same pixels and decodes less than half
+    of the data.
+
+    Args:
+        source: folder with ``images/`` and ``labels/``.
+        destination: folder to write; remembers ``box``.
+        label_suffix: end of the names of train-id labels.
+        box: (width, height) as in :func:`mpcl.data.mapper.keep_aspect_size`.
+        num_workers: threads; 0 works in this one.
+
+    Returns:
+        how many files were written.
+
+    Raises:
+        FileNotFoundError: images or labels are missing.
+        ValueError: the destination was made with another box.
+    """
+    _remember_box(destination, box)
+    jobs = []
+    for part, suffix in (("images", ".png"), ("labels", label_suffix)):
+        for key, file in list_files(source / part, (suffix,)).items():
+            target = destination / part / f"{key}{suffix}"
+            if not target.exists():
+                jobs.append((file, target, part == "labels"))
+    map_in_threads(partial(_resize, box), jobs, num_workers, f"resizing to {destination.name}")
+    return len(jobs)
+
+
+def _remember_box(destination: Path, box: tuple[int, int]) -> None:
+    note = destination / "resized_to.json"
+    if note.exists():
+        earlier = tuple(json.loads(note.read_text(encoding="utf-8"))["box"])
+        if earlier != box:
+            raise ValueError(
+                f"box expects {earlier}, with which {destination} was made, got {box}; "
+                "remove that folder to change the size"
+            )
+        return
+    destination.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"box": box}), encoding="utf-8")
+
+
+def _resize(box: tuple[int, int], job: tuple[str, Path, bool]) -> None:
+    file, target, is_label = job
+    image = read_label(file) if is_label else read_image(file)
+    height, width = keep_aspect_size(image.shape[:2], box)
+    interpolation = cv2.INTER_NEAREST if is_label else cv2.INTER_LINEAR
+    write_png(target, cv2.resize(image, (width, height), interpolation=interpolation))
+
+
+def argument_parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """Parser that all preparation scripts share: ``--help`` shows their text as it is written, and
+    ``--workers``."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(16, os.cpu_count() or 1),
+        help="files to work on side by side (default: %(default)s)",
+    )
+    add_debug_option(parser)
+    return parser
+
+
+def run_script(prepare: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Runs a preparation; a fault of the data becomes a message and exit status 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with user_errors(Path(sys.argv[0]).name, arguments.debug):
+        try:
+            prepare(arguments)
+        except FileNotFoundError as error:
+            where = f"Data sets lie below {root_in_words()}. --help shows the expected files."
+            raise FileNotFoundError(f"{error}\n{where}") from error
+    return 0
+
+
+def count_classes(dataset_name: str, num_workers: int) -> None:
+    """Computes (and keeps) the class statistics of a registered set, and logs a table of them."""
+    statistics = class_statistics(dataset_name, num_workers)
+    names = MetadataCatalog.get(dataset_name).stuff_classes
+    logger.info("%s: %d labels", dataset_name, len(statistics.files))
+    logger.info("%s", class_table(names, statistics.counts))

@@ -1,0 +1,1 @@
+"""Scores: the evaluator, records of runs, tables that compare them."""

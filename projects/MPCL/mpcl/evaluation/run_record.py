@@ -1,0 +1,146 @@
+"""What was run, kept beside the results: ``run.json``, and a confusion matrix of each evaluation.
+
+``tools/report.py`` reads them. Everything in them is about the past: a config file or a commit that
+changes later changes nothing here.
+"""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import numpy as np
+import torch
+import yaml
+
+from ..config import get_cfg_from
+from ..utils.atomic_write import write_atomically
+from ..utils.distributed import world_size
+from .runs import differences
+
+logger = logging.getLogger(__name__)
+
+RECORD = "run.json"
+_PACKAGES = (
+    "mpcl",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+)
+_SOURCE = Path(__file__).resolve()
+
+
+def record_session(
+    cfg, config_file: str, *, resume: bool = False, command: Sequence[str] | None = None
+) -> None:
+    """Adds this process to ``run.json`` in OUTPUT_DIR; without ``resume`` the file starts anew.
+
+    Args:
+        config_file: the run's base; the keys in which ``cfg`` differs from it are kept with both
+            values (none of them where the base is incomplete without them).
+        command: default: this process's own.
+    """
+    file = Path(cfg.OUTPUT_DIR) / RECORD
+    sessions = read_sessions(file.parent) if resume else []
+    session = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": list(sys.argv if command is None else command),
+        "config_file": config_file,
+        "changed": _changes(cfg, config_file),
+        "git": git_state(_SOURCE),
+        "versions": versions(),
+        "device": _device(cfg.MODEL.DEVICE),
+        "processes": world_size(),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps({"sessions": [*sessions, session]}, indent=2).encode())
+
+
+def _changes(cfg, config_file: str) -> dict[str, tuple[Any, Any]] | None:
+    try:
+        base = get_cfg_from(config_file)
+    except ValueError:
+        return None
+    return differences(yaml.safe_load(base.dump()), yaml.safe_load(cfg.dump()))
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The sessions of a run, the first one first; none for runs of earlier versions.
+
+    Raises: ValueError: the file is damaged.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return []
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))["sessions"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no record of a run: {error}") from None
+
+
+def git_state(source: Path) -> dict[str, Any] | None:
+    """Commit, branch and number of changed files of the working tree that a file of the code is in.
+
+    None where there is no git, or where the tree around the file does not track it: of a package
+    installed inside another project's tree that project's commit says nothing.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(source.parent), *words]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return run.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", source.name)
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "changed_files": len(git("status", "--porcelain").splitlines()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide on numbers."""
+    # Detectron2's packages go by several names.
+    found = {"python": platform.python_version(), "detectron2": detectron2.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _device(name: str) -> str:
+    if torch.device(name).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def write_confusion(
+    folder: Path, network: str, classes: Sequence[str], matrix: np.ndarray, seconds: float
+) -> None:
+    """Keeps the newest evaluation of a network on a set.
+
+    Args:
+        folder: ``<OUTPUT_DIR>/inference/<set>``.
+        network: ``teacher`` or ``student``.
+        matrix: (C, C) pixels; rows are the ground truth, columns the prediction.
+        seconds: that the evaluation took.
+    """
+    content = {"classes": list(classes), "matrix": matrix.tolist(), "seconds": round(seconds, 3)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"confusion_{network}.json", json.dumps(content).encode())

@@ -1,0 +1,279 @@
+"""Tables of scores: one evaluation at a glance, and experiments over seeds beside each other.
+
+Scores of different splits (validation, test) never share a column: a table holds one split.
+"""
+
+import csv
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tabulate import tabulate
+
+from .evaluator import mean_metrics
+from .runs import Experiment, Scores, differences
+
+T = TypeVar("T", bound=Hashable)
+
+NETWORKS = ("teacher", "student")
+# Settings that must agree for scores to be comparable; others are what is compared.
+_SHARED = ("DATASETS.TEST", "TEST.CLASS_SUBSETS", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")
+
+
+def summary(scores: Scores, metrics: Sequence[str]) -> str:
+    """Data sets and networks in rows, metrics in columns; one table for each split."""
+    splits: dict[str, list[list]] = {}
+    for dataset, networks in scores.items():
+        rows = splits.setdefault(dataset.rsplit("_", 1)[-1], [])
+        for network in NETWORKS:
+            if network in networks:
+                rows.append([dataset, network, *(networks[network].get(m) for m in metrics)])
+    return "\n\n".join(
+        tabulate(
+            rows,
+            headers=[f"set ({split})", "network", *metrics],
+            floatfmt=".2f",
+            missingval="absent",
+        )
+        for split, rows in splits.items()
+    )
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (n - 1); None where n is too small for it."""
+    mean = float(np.mean(values)) if len(values) else None
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one network of one experiment, over its finished seeds.
+
+    ``difference`` and its standard deviation are over ``pairs``, the seeds that the reference, the
+    first experiment, has as well; None for the reference itself.
+    """
+
+    run: str
+    dataset: str
+    network: str
+    metric: str
+    n: int
+    mean: float | None
+    sd: float | None
+    reference: str | None
+    pairs: int | None
+    difference: float | None
+    difference_sd: float | None
+
+
+def scores_over_seeds(
+    experiment: Experiment, dataset: str, network: str, metric: str
+) -> dict[int, float]:
+    """Seed -> percent, of the finished runs that have such a score.
+
+    With TEST.CLASS_SUBSETS, a class that is in none of them is absent from the benchmark.
+    """
+    found = {}
+    for run in experiment.finished:
+        subsets = run.config["TEST"].get("CLASS_SUBSETS") or ()
+        benchmark = {f"IoU-{c}" for _, classes in subsets for c in classes}
+        absent = benchmark and metric.startswith("IoU-") and metric not in benchmark
+        value = run.scores.get(dataset, {}).get(network, {}).get(metric)
+        if value is not None and not absent:
+            found[run.seed] = value
+    return found
+
+
+def compare(
+    experiments: Sequence[Experiment],
+    metrics: Sequence[str] = (),
+    networks: Sequence[str] = NETWORKS,
+    per_class: bool = False,
+) -> list[Row]:
+    """Statistics of each experiment, and paired differences to the first.
+
+    Args:
+        metrics: default: the means that the runs report, headline first.
+        per_class: the IoU of each class as well.
+    """
+    rows = []
+    for dataset in _datasets(experiments):
+        chosen = list(metrics) or _unique(
+            metric
+            for experiment in experiments
+            for run in experiment.finished
+            for metric in mean_metrics(run.config["TEST"].get("CLASS_SUBSETS") or ())
+        )
+        chosen += _classes(experiments, dataset) if per_class else []
+        for experiment in experiments:
+            for network in networks:
+                for metric in chosen:
+                    rows.append(_row(experiment, experiments[0], dataset, network, metric))
+    return rows
+
+
+def _row(
+    experiment: Experiment, reference: Experiment, dataset: str, network: str, metric: str
+) -> Row:
+    own = scores_over_seeds(experiment, dataset, network, metric)
+    key = (experiment.name, dataset, network, metric)
+    statistics = (len(own), *mean_and_sd(list(own.values())))
+    if experiment is reference:
+        return Row(*key, *statistics, None, None, None, None)
+    others = scores_over_seeds(reference, dataset, network, metric)
+    paired = [own[seed] - others[seed] for seed in own if seed in others]
+    return Row(*key, *statistics, reference.name, len(paired), *mean_and_sd(paired))
+
+
+def _datasets(experiments: Sequence[Experiment]) -> list[str]:
+    return _unique(name for e in experiments for run in e.finished for name in run.scores)
+
+
+def _classes(experiments: Sequence[Experiment], dataset: str) -> list[str]:
+    """``IoU-<class>`` in the order of the classes, where the set is registered."""
+    known = []
+    if dataset in MetadataCatalog:
+        known = [f"IoU-{name}" for name in MetadataCatalog.get(dataset).get("stuff_classes", [])]
+    seen = {
+        metric
+        for experiment in experiments
+        for run in experiment.finished
+        for scores in run.scores.get(dataset, {}).values()
+        for metric in scores
+        if metric.startswith("IoU-")
+    }
+    return [*known, *sorted(seen - set(known))]
+
+
+def _unique(names: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(names))
+
+
+def notes(experiments: Sequence[Experiment]) -> list[str]:
+    """Sentences on what is left out, and on what does not stand for the same thing."""
+    found = []
+    for experiment in experiments:
+        for run in experiment.runs:
+            if run.scores is None:
+                total = run.config["SOLVER"]["MAX_ITER"]
+                found.append(
+                    f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
+                    f"{run.iteration} of {total}, and left out."
+                )
+        for run in experiment.finished[1:]:
+            first = experiment.finished[0]
+            for key, (one, other) in differences(first.config, run.config).items():
+                found.append(
+                    f"{experiment.name}: seeds {first.seed} and {run.seed} differ in {key}, "
+                    f"{one} and {other}; their mean mixes both."
+                )
+    finished = [experiment for experiment in experiments if experiment.finished]
+    for experiment in finished[1:]:
+        first = finished[0]
+        changed = differences(first.finished[0].config, experiment.finished[0].config)
+        for key in _SHARED:
+            if key in changed:
+                one, other = changed[key]
+                found.append(
+                    f"NOT COMPARABLE as it stands: {first.name} and {experiment.name} differ in "
+                    f"{key}, {one} and {other}."
+                )
+        found += _class_notes(first, experiment)
+    return _unique(found)
+
+
+def _class_notes(first: Experiment, other: Experiment) -> list[str]:
+    return [
+        f"NOT COMPARABLE as it stands: {first.name} and {other.name} were scored on other classes "
+        f"of {dataset}."
+        for dataset in _datasets([first])
+        if dataset in _datasets([other])
+        and _classes_of(first, dataset) != _classes_of(other, dataset)
+    ]
+
+
+def _classes_of(experiment: Experiment, dataset: str) -> set[str]:
+    networks = experiment.finished[0].scores.get(dataset, {}).values()
+    return {metric for scores in networks for metric in scores if metric.startswith("IoU-")}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """For each data set: the means, the paired differences, and the classes if there are any."""
+    sections = []
+    for dataset in _unique(row.dataset for row in rows):
+        of_set = [row for row in rows if row.dataset == dataset]
+        means = [row for row in of_set if not row.metric.startswith("IoU-")]
+        parts = [f"## {dataset}, percent"]
+        if means:
+            parts.append(_by_run(means, "n", lambda row: (row.n, _cell(row.mean, row.sd))))
+        paired = [row for row in means if row.reference is not None]
+        if any(row.pairs for row in paired):
+            parts.append(f"Minus {paired[0].reference}, seed by seed:")
+            parts.append(
+                _by_run(
+                    paired,
+                    "pairs",
+                    lambda row: (row.pairs, _cell(row.difference, row.difference_sd, "+")),
+                )
+            )
+        classes = [row for row in of_set if row.metric.startswith("IoU-")]
+        if classes:
+            parts.append(_by_class(classes))
+        sections.append("\n\n".join(parts))
+    return "\n\n".join(sections)
+
+
+def _by_run(rows: Sequence[Row], count: str, read: Callable[[Row], tuple[int | None, str]]) -> str:
+    """Runs in rows; network and metric in columns. ``read(row)`` gives the count and the cell."""
+    filled = _unique((row.network, row.metric) for row in rows if read(row)[0])
+    columns = sorted(filled, key=lambda column: NETWORKS.index(column[0]))
+    table = []
+    for name in _unique(row.run for row in rows):
+        own = {(row.network, row.metric): read(row) for row in rows if row.run == name}
+        cells = [own[column][1] for column in columns]
+        table.append([name, max((number for number, _ in own.values()), default=0), *cells])
+    return _pipe(table, ["run", count, *(" ".join(column) for column in columns)])
+
+
+def _by_class(rows: Sequence[Row]) -> str:
+    """Classes in rows; run and network in columns."""
+    columns = _unique((row.run, row.network) for row in rows if row.n)
+    cells = {(row.metric, row.run, row.network): row for row in rows}
+    table = []
+    for metric in _unique(row.metric for row in rows):
+        line = [cells[(metric, *column)] for column in columns]
+        table.append(
+            [
+                metric.removeprefix("IoU-"),
+                *(_cell(row.mean, row.sd) if row.n else "absent" for row in line),
+            ]
+        )
+    return _pipe(table, ["class IoU", *(", ".join(column) for column in columns)])
+
+
+def _pipe(table: list[list], headers: list[str]) -> str:
+    return tabulate(table, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
+def _cell(mean: float | None, sd: float | None, sign: str = "") -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:{sign}.2f} ± {'-' if sd is None else f'{sd:.2f}'}"
+
+
+def write_csv(rows: Sequence[Row], file: Path) -> None:
+    """One line a row, all digits; empty where there is no value."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def report(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
+    """The tables, with everything that has to be said about them below."""
+    remarks = "\n".join(f"- {note}" for note in notes(experiments))
+    legend = "Mean ± sample standard deviation over seeds; n finished seeds."
+    return "\n\n".join(part for part in (markdown(rows), legend if rows else "", remarks) if part)

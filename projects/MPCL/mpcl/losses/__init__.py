@@ -1,0 +1,1 @@
+"""Every loss of the training step, and their sum (pure tensor maths, no detectron2)."""

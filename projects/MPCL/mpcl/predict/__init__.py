@@ -1,0 +1,1 @@
+"""A trained network in use: loading it, prediction of files, export, submissions."""

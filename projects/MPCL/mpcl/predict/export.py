@@ -1,0 +1,210 @@
+"""Networks for use elsewhere: slim weights, TorchScript, torch.export and ONNX.
+
+Legend: B images, C classes, (H, W) pixels.
+
+The exported networks map float32 RGB images (B, 3, H, W) in [0, 255] to logits (B, C, H, W);
+normalisation is inside. Resizing an image to INPUT.TARGET_SIZE before, and sliding windows around
+it, remain the caller's.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint.foreign import write_checkpoint
+from ..modeling.hrda import HRDASegmentor
+from ..modeling.segmentor import MPCLSegmentor
+from .predictor import SLIM_CLASSES, SLIM_CONFIG, SLIM_ROLE, Loaded
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {"slim": ".pth", "torchscript": ".pt", "export": ".pt2", "onnx": ".onnx"}
+"""Formats, and the suffixes of their files."""
+
+MIN_SIDE = 64  # pixels; below it a level of the encoder has a single row, which is a special case
+_OPSET = 18
+_PROTOTYPES = "prototype_head."
+
+# What the config of a slim file must not depend on: data, other files, and training.
+_PREDICTION_ONLY = {
+    "DATASETS.FILES": (),
+    "DATASETS.TRAIN": (),
+    "DATASETS.TRAIN_TARGET": (),
+    "DATASETS.TEST": (),
+    "MODEL.WEIGHTS": "",
+    "OUTPUT_DIR": "output",
+    "PROTOTYPES.TYPE": "none",
+    "SELF_TRAINING.ENABLED": False,
+    "TEST.CLASS_SUBSETS": (),
+}
+
+
+class Exported(NamedTuple):
+    """A written network, compared with the eager one."""
+
+    path: Path
+    dynamic: bool  # takes images of any size from MIN_SIDE on, and any number of them
+    differences: dict[tuple[int, ...], float]  # input shape -> max |logits - eager logits|
+
+
+class ImageNetwork(nn.Module):
+    """float32 RGB images (B, 3, H, W) in [0, 255] -> logits (B, C, H, W)."""
+
+    def __init__(self, network: MPCLSegmentor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalized = (images - self.network.pixel_mean) / self.network.pixel_std
+        scores = self.network.score(normalized)
+        return F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def save_slim(loaded: Loaded, path: str | Path) -> int:
+    """Writes one network without prototypes, optimizer and the other network.
+
+    The file is a checkpoint like any other (MODEL.WEIGHTS), and holds the config and the classes,
+    so that ``mpcl.Predictor(path)`` needs nothing else.
+
+    Returns: the number of tensors.
+    Raises: ValueError: the config predicts by prototypes, which would not be in the file.
+    """
+    _refuse_prototypes(loaded)
+    cfg = loaded.cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([word for pair in _PREDICTION_ONLY.items() for word in pair])
+    state = {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in loaded.network.state_dict().items()
+        if not name.startswith(_PROTOTYPES)
+    }
+    classes = {
+        "names": list(loaded.metadata.stuff_classes),
+        "colors": [list(map(int, color)) for color in loaded.metadata.stuff_colors],
+    }
+    config = {SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, SLIM_ROLE: loaded.role}
+    write_checkpoint({"model": state, **config}, path)
+    return len(state)
+
+
+def export_network(
+    loaded: Loaded, path: str | Path, export_format: str, size: tuple[int, int]
+) -> Exported:
+    """Writes the network in another format, reads it back, and compares it with the eager one.
+
+    Images may have any size and number. Exceptions, which are fixed to one image of ``size``:
+    HRDA, whose detail windows are a loop of Python, and encoders whose graph depends on the size.
+
+    Args:
+        export_format: ``torchscript``, ``export`` or ``onnx``.
+        size: (H, W) of the example, at least 64 a side; of HRDA multiples of 8.
+
+    Raises:
+        ImportError: ONNX without the packages of the extra ``export``.
+        ValueError: another format or size, or prediction by prototypes.
+    """
+    writers = {"torchscript": _torchscript, "export": _export, "onnx": _onnx}
+    if export_format not in writers:
+        raise ValueError(f"format is {export_format!r}; expected one of {', '.join(writers)}")
+    _refuse_prototypes(loaded)
+    divisor = loaded.network.size_divisor
+    if min(size) < MIN_SIDE or any(side % divisor for side in size):
+        raise ValueError(
+            f"size is {size}; expected at least {MIN_SIDE} a side, in multiples of {divisor}"
+        )
+    network = ImageNetwork(loaded.network.cpu()).eval()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = writers[export_format]
+    if not isinstance(loaded.network, HRDASegmentor):
+        shapes = [(2, 3, *size), (1, 3, size[0] + 24, size[1] + 41)]  # the second divides by no 2
+        try:
+            run = write(network, _example(shapes[0]), path, True)
+            return Exported(path, True, _differences(network, run, shapes))
+        except ImportError:
+            raise
+        except Exception as error:  # exporters raise nearly every kind
+            logger.warning(f"Fixed to one image of {size}: {_first_line(error)}")
+    shape = (1, 3, *size)
+    run = write(network, _example(shape), path, False)
+    return Exported(path, False, _differences(network, run, [shape]))
+
+
+def _torchscript(
+    network: nn.Module, images: Tensor, path: Path, dynamic: bool
+) -> Callable[[Tensor], Tensor]:
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of what might not hold at other sizes: the comparison finds out.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.jit.trace(network, images, check_trace=False).save(str(path))
+    return torch.jit.load(str(path))
+
+
+def _export(
+    network: nn.Module, images: Tensor, path: Path, dynamic: bool
+) -> Callable[[Tensor], Tensor]:
+    torch.export.save(_program(network, images, dynamic), path)
+    return torch.export.load(path).module()
+
+
+def _onnx(
+    network: nn.Module, images: Tensor, path: Path, dynamic: bool
+) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (what torch's exporter needs)
+    except ImportError as error:
+        raise ImportError(f"ONNX needs `pip install -e '.[export]'` ({error})") from error
+    torch.onnx.export(
+        _program(network, images, dynamic),
+        (),
+        str(path),
+        dynamo=True,
+        opset_version=_OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    # AUTO finds the range itself: a named size would have to prove that no two levels are of equal
+    # size, at any.
+    size = torch.export.Dim.AUTO if dynamic else None
+    dims = {0: size, 2: size, 3: size}
+    with torch.no_grad():
+        return torch.export.export(network, (images,), dynamic_shapes={"images": dims})
+
+
+def _example(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=generator).float()
+
+
+@torch.no_grad()
+def _differences(
+    network: nn.Module, run: Callable[[Tensor], Tensor], shapes: list[tuple[int, ...]]
+) -> dict[tuple[int, ...], float]:
+    differences = {}
+    for shape in shapes:
+        images = _example(shape)
+        differences[shape] = (run(images) - network(images)).abs().max().item()
+    return differences
+
+
+def _refuse_prototypes(loaded: Loaded) -> None:
+    if loaded.cfg.TEST.OUTPUT == "prototypes":
+        raise ValueError("TEST.OUTPUT is prototypes; exported is the classifier: leave it out")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

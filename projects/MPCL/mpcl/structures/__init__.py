@@ -1,0 +1,1 @@
+"""What travels between the rooms in a training step (pure, no detectron2)."""
