@@ -178,7 +178,11 @@ def test_evaluating_again_after_reset_counts_nothing_twice(random_world):
 
 def test_a_part_of_ignored_pixels_alone_is_absent_everywhere(dataset, tmp_path):
     Image.fromarray(np.full((2, 3), 99, np.uint8)).save(tmp_path / "0_label.png")
-    DatasetCatalog.register("ignored_part", lambda: [{"file_name": "0.png"}])
+    record = DatasetCatalog.get(dataset)[0]
+    DatasetCatalog.register("ignored_part", lambda: [record])
+    MetadataCatalog.get("ignored_part").set(
+        stuff_classes=["a", "b", "c"], ignore_label=255, label_map={10: 0, 20: 1, 30: 2}
+    )
     try:
         MetadataCatalog.get(dataset).set(parts=("ignored_part",))
         evaluator = SegmentationEvaluator(dataset, class_subsets=[("ab", ["a", "b"])])
@@ -190,6 +194,7 @@ def test_a_part_of_ignored_pixels_alone_is_absent_everywhere(dataset, tmp_path):
         assert "mIoU-ab" in results["sem_seg"]
     finally:
         DatasetCatalog.remove("ignored_part")
+        MetadataCatalog.remove("ignored_part")
 
 
 @pytest.mark.parametrize(

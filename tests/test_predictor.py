@@ -28,7 +28,7 @@ def scene(seed: int = 0, size=(64, 96)) -> np.ndarray:
 def evaluated(network, cfg, path) -> torch.Tensor:
     """What the evaluation sees of an image file."""
     with torch.no_grad():
-        return network([TestMapper(cfg)({"file_name": str(path)})])[0]["sem_seg"]
+        return network([TestMapper.from_config(cfg)({"file_name": str(path)})])[0]["sem_seg"]
 
 
 def test_logits_are_those_of_the_evaluation(run, tmp_path):

@@ -38,7 +38,7 @@ def run(args) -> list[Row]:
 
         ours = f"evaluation of {args.images} predictions of 1024x2048"
         calls = {
-            ours: lambda: evaluate(ours, lambda: SegmentationEvaluator(NAME, folder)),
+            ours: lambda: evaluate(ours, lambda: SegmentationEvaluator(NAME)),
             "detectron2's": lambda: evaluate("detectron2's", lambda: _stock(folder)),
         }
         try:

@@ -384,7 +384,7 @@ def test_configuration_reaches_the_mappers(tmp_path):
     cfg.INPUT.SOURCE_SIZE, cfg.INPUT.TARGET_SIZE = (64, 48), (32, 24)
     cfg.INPUT.CROP.SIZE = (24, 32)
     cfg.DATASETS.TRAIN = ()
-    source, target, test = SourceMapper(cfg), TargetMapper(cfg), TestMapper(cfg)
+    source, target, test = (m.from_config(cfg) for m in (SourceMapper, TargetMapper, TestMapper))
     assert source.size == (64, 48) and target.size == test.size == (32, 24)
     assert source.crop_size == target.crop_size == (24, 32)
     assert source.pad_colour == target.pad_colour == MEAN
@@ -397,7 +397,7 @@ def test_unknown_settings_are_refused(key, value):
     cfg = get_cfg_from()
     cfg.INPUT[key] = value
     with pytest.raises(ValueError, match=key):
-        TargetMapper(cfg)
+        TargetMapper.from_config(cfg)
 
 
 def test_threads_of_opencv_do_not_change_an_image(tmp_path):

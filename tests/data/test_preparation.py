@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,6 @@ from tiny_files import write_image, write_label, write_palette_label, write_synt
 
 from mpcl.data.labels import read_label
 from mpcl.data.mapper import keep_aspect_size
-from mpcl.data.parallel import map_in_threads
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.sets.preparation import (
     Conversion,
@@ -201,32 +199,3 @@ def test_help_shows_the_expected_files_and_where_to_get_them(monkeypatch, capsys
     shown = capsys.readouterr().out
     for words in ("gta5/labels/00001.png", "download.visinf.tu-darmstadt.de", "--resize"):
         assert words in shown
-
-
-def test_the_first_fault_ends_the_work_and_is_raised():
-    begun = []
-
-    def work(item: int) -> None:
-        begun.append(item)
-        if item == 0:
-            raise ValueError("file 0")
-        time.sleep(0.002)
-
-    with pytest.raises(ValueError, match="file 0"):
-        map_in_threads(work, range(1000), 2, "test")
-    assert len(begun) < 1000
-
-
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_results_come_in_the_order_of_the_items(num_workers):
-    def work(item: int) -> int:
-        time.sleep(0.001 * (item % 3))
-        return item * item
-
-    assert map_in_threads(work, range(20), num_workers, "test") == [i * i for i in range(20)]
-    assert map_in_threads(work, [], num_workers, "test") == []
-
-
-def test_a_negative_number_of_workers_is_refused():
-    with pytest.raises(ValueError, match="num_workers expects 0 or more threads, got -1"):
-        map_in_threads(str, [1], -1, "test")

@@ -11,12 +11,13 @@ only the accepted one is cut from the image.
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .decoding import check_pair, read_image
@@ -118,7 +119,25 @@ def _label_maps(names: Iterable[str]) -> dict[str, LabelMap]:
     return {name: label_map for name, label_map in maps.items() if label_map is not None}
 
 
-class SourceMapper:
+@dataclass(frozen=True, kw_only=True)
+class _CropMapper:
+    """What source and target mapper share.
+
+    Attributes:
+        size: bounding box of the resized image, see :func:`keep_aspect_size`.
+        crop_size: (h, w) of the result. Smaller images are padded below and to the right.
+        flip: whether half of the images are mirrored.
+        pad_colour: RGB of the padding: the mean colour, about 0 once normalised.
+    """
+
+    size: Size | None
+    crop_size: Size
+    flip: bool
+    pad_colour: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceMapper(_CropMapper):
     """Labelled record and draw -> random crop of image and label.
 
     A crop is redrawn, up to 10 times and then taken untested, until it shows more than one class
@@ -129,53 +148,33 @@ class SourceMapper:
     Source: DAFormer (arXiv:2111.14887), Sec. 3.3, and its code. Differs from it in that threshold,
     here a fraction of the crop, so that it fits every size.
 
-    Args:
-        size: bounding box of the resized image, see :func:`keep_aspect_size`.
-        crop_size: (h, w) of the result. Smaller images are padded below and to the right.
-        flip: mirror half of the images.
+    Attributes:
         single_category_max_area: in (0, 1]; 1 accepts every crop.
         min_crop_fraction: in [0, 1).
         distort_colours: random brightness, contrast, saturation and hue. For training without
             adaptation; self-training distorts the mixed images later.
-        pad_colour: RGB of the padding: the mean colour, about 0 once normalised. Labels get 255.
         label_maps: raw id -> class index, by the name of the data set. Label files of other sets
             hold class indices.
         num_classes: a label with other indices than [0, num_classes) and 255 is refused.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        size: Size | None,
-        crop_size: Size,
-        flip: bool,
-        single_category_max_area: float,
-        min_crop_fraction: float,
-        distort_colours: bool,
-        pad_colour: tuple[int, int, int],
-        label_maps: Mapping[str, LabelMap],
-        num_classes: int = IGNORE_LABEL,
-    ) -> None:
-        self.size, self.crop_size, self.flip = size, crop_size, flip
-        self.single_category_max_area = single_category_max_area
-        self.min_crop_fraction = min_crop_fraction
-        self.distort_colours = distort_colours
-        self.pad_colour = pad_colour
-        self.label_maps = label_maps
-        self.num_classes = num_classes
+    single_category_max_area: float
+    min_crop_fraction: float
+    distort_colours: bool
+    label_maps: Mapping[str, LabelMap]
+    num_classes: int = IGNORE_LABEL
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {
-            "size": tuple(cfg.INPUT.SOURCE_SIZE),
-            "label_maps": _label_maps(cfg.DATASETS.TRAIN),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "single_category_max_area": cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
-            "min_crop_fraction": cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
-            "distort_colours": cfg.INPUT.COLOR_AUG_SSD,
+    def from_config(cls, cfg: CfgNode) -> "SourceMapper":
+        return cls(
+            size=tuple(cfg.INPUT.SOURCE_SIZE),
+            label_maps=_label_maps(cfg.DATASETS.TRAIN),
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            min_crop_fraction=cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
+            distort_colours=cfg.INPUT.COLOR_AUG_SSD,
             **_crop_settings(cfg),
-        }
+        )
 
     def __call__(self, record: Record, draw: Draw) -> Record:
         """Reads, crops and augments one image.
@@ -247,36 +246,21 @@ def without_label(record: Record) -> Record:
     return record
 
 
-class TargetMapper:
+@dataclass(frozen=True, kw_only=True)
+class TargetMapper(_CropMapper):
     """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
 
-    Arguments as for :class:`SourceMapper`, and:
-
-    Args:
+    Attributes:
         margins: top, bottom, left and right shares of the image that pseudo-labels are not to be
             trusted in; see ``valid`` of the result. All 0: the result has none.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        size: Size | None,
-        crop_size: Size,
-        flip: bool,
-        pad_colour: tuple[int, int, int],
-        margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
-    ) -> None:
-        self.size, self.crop_size, self.flip, self.pad_colour = size, crop_size, flip, pad_colour
-        self.margins = margins
+    margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {
-            "size": tuple(cfg.INPUT.TARGET_SIZE),
-            "margins": tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
-            **_crop_settings(cfg),
-        }
+    def from_config(cls, cfg: CfgNode) -> "TargetMapper":
+        margins = tuple(cfg.SELF_TRAINING.IGNORE_MARGINS)
+        return cls(size=tuple(cfg.INPUT.TARGET_SIZE), margins=margins, **_crop_settings(cfg))
 
     def __call__(self, record: Record, draw: Draw) -> Record:
         """As :meth:`SourceMapper.__call__`, without ``sem_seg``; with margins, ``valid`` (h, w)
@@ -311,25 +295,24 @@ def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> n
     return inside
 
 
+@dataclass(frozen=True, kw_only=True)
 class TestMapper:
     """Record -> the whole image at the size that the target is trained at.
 
     The prediction is evaluated at the ``height`` and ``width`` of the file; the evaluator reads the
     label itself.
 
-    Args:
+    Attributes:
         size: bounding box of the resized image, see :func:`keep_aspect_size`.
     """
 
     __test__ = False  # the name starts with Test, but it is none
 
-    @configurable
-    def __init__(self, *, size: Size | None) -> None:
-        self.size = size
+    size: Size | None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {"size": tuple(cfg.INPUT.TARGET_SIZE)}
+    def from_config(cls, cfg: CfgNode) -> "TestMapper":
+        return cls(size=tuple(cfg.INPUT.TARGET_SIZE))
 
     def __call__(self, record: Record) -> Record:
         """Reads and resizes one image.

@@ -211,12 +211,8 @@ def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistic
 
 def _rare_class_sampler(cfg: CfgNode, statistics: Sequence[ClassStatistics]) -> RareClassSampler:
     rare_class = cfg.DATALOADER.RARE_CLASS
-    return RareClassSampler(
-        np.concatenate([s.counts for s in statistics]),
-        np.concatenate([s.sizes for s in statistics]),
-        rare_class.TEMPERATURE,
-        rare_class.MIN_IMAGE_FRACTION,
-    )
+    counts, sizes = (np.concatenate(c) for c in zip(*((s.counts, s.sizes) for s in statistics)))
+    return RareClassSampler(counts, sizes, rare_class.TEMPERATURE, rare_class.MIN_IMAGE_FRACTION)
 
 
 def build_paired_loader(cfg: CfgNode) -> PairedLoader:
@@ -244,11 +240,11 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
         if statistics
         else UniformDraws(len(records), seed=cfg.SEED, stream=_SOURCE_STREAM)
     )
-    streams = {"source": DomainStream(records, draws, SourceMapper(cfg), skip)}
+    streams = {"source": DomainStream(records, draws, SourceMapper.from_config(cfg), skip)}
     if cfg.SELF_TRAINING.ENABLED:
         targets = [without_label(r) for r in load_records(cfg.DATASETS.TRAIN_TARGET)]
         uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
-        streams["target"] = DomainStream(targets, uniform, TargetMapper(cfg), skip)
+        streams["target"] = DomainStream(targets, uniform, TargetMapper.from_config(cfg), skip)
     loader = PairedLoader(
         streams,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -264,4 +260,4 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     """Detectron2's test loader, with images of the size that the target is trained at."""
-    return build_detection_test_loader(cfg, dataset_name, mapper=TestMapper(cfg))
+    return build_detection_test_loader(cfg, dataset_name, mapper=TestMapper.from_config(cfg))

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
+from tqdm.contrib.concurrent import thread_map
 
 from .decoding import BadFile
 from .labels import LabelMap, check_ids, lookup_table, read_label_histogram
-from .parallel import map_in_threads
 from .sets.registration import load_records
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def class_statistics(
 
     Args:
         dataset_name: a labelled set (``<name>_sem_seg_<split>``).
-        num_workers: threads that read labels; 0 reads in this one.
+        num_workers: threads that read labels, at least one.
         skip_bad: a label that cannot be used counts as one without a class, and is named in the
             result, which is then not cached: a repaired file must not be forgotten.
 
@@ -90,7 +90,9 @@ def class_statistics(
         num_classes=num_classes,
         bad=bad if skip_bad else None,
     )
-    rows = map_in_threads(count, files, num_workers, f"counting classes of {dataset_name}")
+    rows = thread_map(
+        count, files, max_workers=num_workers or 1, desc=f"counting classes of {dataset_name}"
+    )
     counts, sizes = (np.array(column, np.int64) for column in zip(*rows))
     statistics = ClassStatistics(files, counts, sizes, dict(sorted(bad.items())))
     if not bad:

@@ -2,14 +2,12 @@
 every part of a set."""
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from numpy.typing import NDArray
 from tabulate import tabulate
@@ -22,11 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluator(cfg, dataset_name: str) -> "SegmentationEvaluator":
-    return SegmentationEvaluator(
-        dataset_name,
-        os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
-        cfg.TEST.CLASS_SUBSETS,
-    )
+    return SegmentationEvaluator(dataset_name, cfg.TEST.CLASS_SUBSETS)
 
 
 def mean_metrics(class_subsets: ClassSubsets) -> list[str]:
@@ -51,7 +45,6 @@ class SegmentationEvaluator(SemSegEvaluator):
 
     Args:
         dataset_name: a labelled set.
-        output_dir: for detectron2's files of the whole set.
         class_subsets: the first is the headline of the log.
 
     Attributes:
@@ -62,37 +55,29 @@ class SegmentationEvaluator(SemSegEvaluator):
         ValueError: a subset names a class that the set does not know.
     """
 
-    def __init__(
-        self,
-        dataset_name: str,
-        output_dir: str | None = None,
-        class_subsets: ClassSubsets = (),
-    ) -> None:
+    def __init__(self, dataset_name: str, class_subsets: ClassSubsets = ()) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         super().__init__(
-            dataset_name,
-            output_dir=output_dir,
-            sem_seg_loading_fn=label_loader(metadata.get("label_map", None)),
+            dataset_name, sem_seg_loading_fn=label_loader(metadata.get("label_map", None))
         )
         check_class_subsets(class_subsets, self._class_names)
         self._compute_boundary_iou = False
         self._class_subsets = class_subsets
-        self._parts: Sequence[str] = metadata.get("parts", ())
-        self._part_of = {
-            record["file_name"]: part for part in self._parts for record in DatasetCatalog.get(part)
-        }
+        names = metadata.get("parts", ())
+        self._parts = {name: SegmentationEvaluator(name, class_subsets) for name in names}
 
     def reset(self) -> None:
         super().reset()
-        self._part_matrices = {part: np.zeros_like(self._conf_matrix) for part in self._parts}
+        for part in self._parts.values():
+            part.reset()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
-            matrix = self._count(output["sem_seg"], self.input_file_to_gt_file[record["file_name"]])
-            self._conf_matrix += matrix
-            part = self._part_of.get(record["file_name"])
-            if part is not None:
-                self._part_matrices[part] += matrix
+            file = record["file_name"]
+            matrix = self._count(output["sem_seg"], self.input_file_to_gt_file[file])
+            for evaluator in (self, *self._parts.values()):
+                if file in evaluator.input_file_to_gt_file:
+                    evaluator._conf_matrix += matrix
 
     def _count(self, scores: Tensor, label_file: str) -> NDArray[np.int64]:
         """The image's confusion matrix, counted where its scores (C, H, W) are: rows are
@@ -110,13 +95,8 @@ class SegmentationEvaluator(SemSegEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """``{"sem_seg": scores, <part>: scores, ...}`` in percent; None on other processes."""
-        whole, output_dir = self._conf_matrix, self._output_dir
-        self._output_dir = None  # detectron2's files are of the whole set
-        parts = {part: self._score(matrix) for part, matrix in self._part_matrices.items()}
-        self._output_dir = output_dir
-        scores = self._score(whole)
-        if output_dir is not None:  # nothing was encoded: it would read as "nothing predicted"
-            Path(output_dir, "sem_seg_predictions.json").unlink(missing_ok=True)
+        parts = {name: part._scores() for name, part in self._parts.items()}
+        scores = self._scores()
         if scores is None:
             return None
         self.confusion = self._conf_matrix[:-1, :-1].T  # the last row and column: ignored pixels
@@ -125,8 +105,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         logger.info(f"{self._dataset_name}: {headline} {value}\n{self._table(scores)}")
         return OrderedDict(sem_seg=scores, **parts)
 
-    def _score(self, matrix: np.ndarray) -> dict[str, float] | None:
-        self._conf_matrix = matrix
+    def _scores(self) -> dict[str, float] | None:
         with np.errstate(invalid="ignore", divide="ignore"):  # nothing but ignored pixels
             results = super().evaluate()
         if results is None:

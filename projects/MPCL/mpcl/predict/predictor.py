@@ -96,7 +96,7 @@ class Predictor:
             source, weights, opts=opts, student=student
         )
         self.channel_order, self.batch_size = channel_order, batch_size
-        self._mapper = TestMapper(self.cfg)
+        self._mapper = TestMapper.from_config(self.cfg)
         # What turns scores into probabilities: (10) compares similarities at this temperature.
         by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
         self._temperature = self.cfg.PROTOTYPES.TEMPERATURE if by_prototypes else 1.0

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
+from tqdm.contrib.concurrent import thread_map
 
 from ..decoding import BadFile, Size, check_pair, inspect_image
 from ..files import MissingLabels, Record
 from ..labels import IGNORE_LABEL, LabelMap, check_ids, read_label_histogram
-from ..parallel import map_in_threads
 from ..statistics import class_table, fold_histogram
 from .registration import load_records
 
@@ -100,7 +100,8 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
         missing = tuple(f"image {file} has no label" for file in error.images)
         return DatasetReport(dataset_name, classes, True, (), (*missing, str(error)))
     check = partial(check_record, label_map=metadata.get("label_map"), num_classes=len(classes))
-    files = tuple(map_in_threads(check, records, num_workers, f"checking {dataset_name}"))
+    desc = f"checking {dataset_name}"
+    files = tuple(thread_map(check, records, max_workers=num_workers or 1, desc=desc))
     faults = tuple(fault for file in files for fault in file.faults)
     return DatasetReport(dataset_name, classes, "sem_seg_file_name" in records[0], files, faults)
 

@@ -21,13 +21,13 @@ import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
+from tqdm.contrib.concurrent import thread_map
 
 from ...utils.cli import add_debug_option, user_errors
 from ..decoding import read_image
 from ..files import list_files
 from ..labels import LabelMap, lookup_table, read_label
 from ..mapper import keep_aspect_size
-from ..parallel import map_in_threads
 from ..statistics import class_statistics, class_table
 from .registration import root_in_words
 
@@ -116,7 +116,8 @@ def convert_labels(conversion: Conversion, num_workers: int) -> int:
         )
     missing = [file for file in raw if not conversion.target(file).exists()]
     logger.info("%s: %d labels, %d to convert", conversion.folder, len(raw), len(missing))
-    map_in_threads(partial(_convert, conversion), missing, num_workers, "train ids")
+    convert = partial(_convert, conversion)
+    thread_map(convert, missing, max_workers=num_workers or 1, desc="train ids")
     return len(missing)
 
 
@@ -139,7 +140,7 @@ def resize_set(
         destination: folder to write; remembers ``box``.
         label_suffix: end of the names of train-id labels.
         box: (width, height) as in :func:`mpcl.data.mapper.keep_aspect_size`.
-        num_workers: threads; 0 works in this one.
+        num_workers: threads, at least one.
 
     Returns:
         how many files were written.
@@ -155,7 +156,8 @@ def resize_set(
             target = destination / part / f"{key}{suffix}"
             if not target.exists():
                 jobs.append((file, target, part == "labels"))
-    map_in_threads(partial(_resize, box), jobs, num_workers, f"resizing to {destination.name}")
+    desc = f"resizing to {destination.name}"
+    thread_map(partial(_resize, box), jobs, max_workers=num_workers or 1, desc=desc)
     return len(jobs)
 
 
