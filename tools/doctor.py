@@ -21,6 +21,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,16 +222,19 @@ def check_dataset(name: str) -> Finding:
 
 def check_config(cfg: Any) -> Iterator[Finding]:
     """What tools/train_net.py would say before it starts, and what of it is there."""
+    from mpcl.checkpoint.weight_files import find_weight_file, is_remote
     from mpcl.config.preflight import find_faults
 
     faults, notes = find_faults(cfg)
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         yield Finding(NOTE, "weights", "MODEL.WEIGHTS is empty: a random start")
-    elif "://" in weights:
+    elif is_remote(weights):
         yield Finding(NOTE, "weights", f"{weights} will be fetched when training starts")
-    elif Path(weights).is_file():
-        yield Finding(OK, "weights", f"{weights}, {Path(weights).stat().st_size / 1e6:.0f} MB")
+    else:
+        with suppress(ValueError, OSError):  # which are among the faults below
+            size = Path(find_weight_file(weights)).stat().st_size
+            yield Finding(OK, "weights", f"{weights}, {size / 1e6:.0f} MB")
     yield from check_space(Path(cfg.OUTPUT_DIR))
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TRAIN_TARGET, *cfg.DATASETS.TEST]
     listed = [check_dataset(name) for name in dict.fromkeys(names)]

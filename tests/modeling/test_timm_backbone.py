@@ -286,6 +286,61 @@ def test_the_file_of_dinov3s_authors_gives_timms_tokens(tmp_path):
     torch.testing.assert_close(found, layer_norm(tokens), rtol=1e-4, atol=1e-4)
 
 
+def as_efficientnet_pytorch(model: nn.Module) -> dict:
+    """The state of a timm model under efficientnet_pytorch's names, which follow from the order in
+    which its layers are called: each network part counts its norms, blocks count through."""
+    layers = {"conv_stem": "_conv_stem", "conv_head": "_conv_head", "classifier": "_fc"}
+    layers |= {"conv_reduce": "_se_reduce", "conv_expand": "_se_expand"}
+    state = {}
+
+    def rename(part: nn.Module, prefix: str, first_norm: int = 0) -> None:
+        norms = first_norm
+        for key, layer in part.named_modules():
+            tensors = dict(layer.named_parameters(recurse=False))
+            tensors |= dict(layer.named_buffers(recurse=False))
+            if not tensors:
+                continue
+            key = key.split(".")[-1]
+            if isinstance(layer, nn.BatchNorm2d):
+                name, norms = f"_bn{norms}", norms + 1
+            elif key in layers:
+                name = layers[key]
+            elif layer.groups > 1:
+                name = "_depthwise_conv"
+            else:  # widens before the depthwise convolution, projects behind it
+                behind = f"{prefix}_depthwise_conv.weight" in state
+                name = "_project_conv" if behind else "_expand_conv"
+            state.update({f"{prefix}{name}.{kind}": t for kind, t in tensors.items()})
+
+    outside = nn.Module()
+    for key, child in model.named_children():
+        if key != "blocks":
+            outside.add_module(key, child)
+    rename(outside, "")
+    for index, block in enumerate(block for stage in model.blocks for block in stage):
+        rename(block, f"_blocks.{index}.", first_norm=0 if hasattr(block, "conv_pwl") else 1)
+    return state
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_b0", "tf_efficientnet_lite1"])
+def test_a_file_of_efficientnet_pytorch_gives_timms_features(name, tmp_path):
+    theirs, _ = published(name)
+    for buffer in theirs.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)  # running statistics of a fresh network are all alike
+    path = save(as_efficientnet_pytorch(theirs), tmp_path / "efficientnet.pth")
+    model = Segmentor(name).eval()
+    WeightsCheckpointer(model).load(path)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        _, expected = theirs.forward_intermediates(images)
+        found = model.backbone(images)
+    for level, grid in zip(found.values(), expected[-4:]):
+        torch.testing.assert_close(level, layer_norm(grid), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"efficientnet\.pth: .* blocks, MODEL\.TIMM\.NAME has 5"):
+        WeightsCheckpointer(Segmentor("test_efficientnet")).load(path)
+
+
 def test_another_architectures_file_is_refused_with_both_names_and_changes_nothing(tmp_path):
     path = save(published("test_convnext2")[1], tmp_path / "convnext_two.pth")
     model = Segmentor("test_convnext")

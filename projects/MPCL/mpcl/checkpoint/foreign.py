@@ -1,4 +1,5 @@
-"""Models and encoders in the files of others: released DAFormer, HRDA, MIC; SegFormer; timm.
+"""Models and encoders in the files of others: released DAFormer, HRDA, MIC; SegFormer; timm;
+EfficientNet.
 
 A UDA checkpoint holds the student under ``model.``, the teacher under ``ema_model.`` and a frozen
 ImageNet network under ``imnet_model.``; published files the student alone. MIC leaves no trace in
@@ -8,7 +9,6 @@ Source: published checkpoints of DAFormer (arXiv:2111.14887), HRDA (arXiv:2204.1
 (arXiv:2212.01322).
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,9 @@ from ..modeling.hrda import ScaleAttention
 from ..modeling.mit import MixTransformer
 from ..modeling.timm_backbone import TimmBackbone
 from ..utils.atomic_write import write_atomically
+from ..utils.digest import sha256
 from ..utils.state_dict import faults, some
+from .efficientnet_names import is_efficientnet, to_timm_names
 from .encoder_names import BACKBONE, MPCL, check_backbone_state, convert, infer_variant
 from .weight_files import State, find_weight_file, read, unwrap
 
@@ -74,6 +76,12 @@ def read_foreign(state: Mapping[str, Tensor]) -> Foreign:
             misshapen or not finite, or it is a checkpoint of this project.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if is_efficientnet(state):
+        raise ValueError(
+            "the file holds an EfficientNet: choose timm's encoder of its size, such as "
+            "MODEL.BACKBONE.NAME build_timm_backbone MODEL.TIMM.NAME tf_efficientnet_lite0 (to "
+            "convert: --timm tf_efficientnet_lite0)"
+        )
     parts = {
         part: {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         for part, prefix in _PREFIXES.items()
@@ -94,12 +102,16 @@ def read_foreign(state: Mapping[str, Tensor]) -> Foreign:
 
 
 def read_timm(state: Mapping[str, Tensor], name: str) -> Foreign:
-    """An encoder of timm; see :meth:`TimmBackbone.translate`.
+    """An encoder of timm, in a file of timm's, of efficientnet_pytorch's, or of the encoder's
+    authors; see :meth:`TimmBackbone.translate`.
 
     Raises:
         ValueError: timm has no such model, or the file is none of it.
     """
-    encoder, left_out = TimmBackbone(name).translate(state)
+    backbone = TimmBackbone(name)
+    if is_efficientnet(state):
+        state = to_timm_names(state, backbone.timm.state_dict())
+    encoder, left_out = backbone.translate(state)
     network = {BACKBONE + key: tensor for key, tensor in encoder.items()}
     return Foreign(f"timm {name}", {STUDENT: network}, tuple(left_out))
 
@@ -110,7 +122,7 @@ def convert_checkpoint(
     """Writes a foreign file as a checkpoint that MODEL.WEIGHTS takes, with its provenance.
 
     Args:
-        src: a file or Hugging Face folder.
+        src: a file, Hugging Face folder, or ``package://NAME``.
         dst: the .pth file to write; replaced if it exists.
         part: ``student`` or ``teacher``: this network becomes the model; ``both``: the student is
             the model and the teacher, where there is one, its teacher.
@@ -140,7 +152,7 @@ def convert_checkpoint(
     checkpoint["provenance"] = {
         "kind": foreign.kind,
         "file": Path(path).name,
-        "sha256": _sha256(path),
+        "sha256": sha256(path),
         "iteration": meta.get("iter"),
     }
     write_checkpoint(checkpoint, dst)
@@ -276,11 +288,3 @@ def _class_note(foreign: Foreign, classes: Any) -> str:
 def _our_own_copy(state: State) -> State:
     """Tensors without the storage that they may share with parts that are left out."""
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..utils.state_dict import some
+from .packages import SCHEME, weight_file_of_package
 
 State = dict[str, Tensor]
 
@@ -43,15 +44,23 @@ def load_checkpoint_file(path: str | Path) -> State:
     return unwrap(read(PathManager.get_local_path(find_weight_file(path))))
 
 
+def is_remote(path: str | Path) -> bool:
+    """Whether a path of weights has to be fetched before it can be looked at."""
+    return "://" in str(path) and not str(path).startswith(SCHEME)
+
+
 def find_weight_file(path: str | Path) -> str:
-    """The weight file inside a Hugging Face folder; any other path, or URL, as it is.
+    """The weight file inside a Hugging Face folder, or inside an installed package
+    (``package://NAME``); any other path, or URL, as it is.
 
     Raises:
-        FileNotFoundError: there is nothing at a path of this machine.
-        ValueError: a folder holds no weight file.
+        FileNotFoundError: there is nothing at a path of this machine, or no such package.
+        ValueError: a folder holds no weight file, a package not exactly one.
     """
+    if str(path).startswith(SCHEME):
+        return weight_file_of_package(str(path))
     if not Path(path).is_dir():
-        if "://" not in str(path) and not Path(path).exists():
+        if not is_remote(path) and not Path(path).exists():
             raise FileNotFoundError(
                 f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
                 "file or a Hugging Face folder with MODEL.WEIGHTS"
