@@ -113,6 +113,8 @@ def logits_of(network, images: torch.Tensor) -> dict[str, list[float]]:
 
 def train(name: str, root: Path, data: list) -> dict:
     """What one run shows."""
+    from detectron2.utils.env import seed_all_rng
+
     import mpcl
     from mpcl.engine import AdaptationTrainer
 
@@ -120,6 +122,7 @@ def train(name: str, root: Path, data: list) -> dict:
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(cfg.dump())
+    seed_all_rng(cfg.SEED)  # as detectron2's default_setup does
     trainer = AdaptationTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
