@@ -222,15 +222,13 @@ def check_dataset(name: str) -> Finding:
 
 def check_config(cfg: Any) -> Iterator[Finding]:
     """What tools/train_net.py would say before it starts, and what of it is there."""
-    from mpcl.checkpoint.weight_files import find_weight_file, is_remote
+    from mpcl.checkpoint.weight_files import find_weight_file
     from mpcl.config.preflight import find_faults
 
     faults, notes = find_faults(cfg)
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         yield Finding(NOTE, "weights", "MODEL.WEIGHTS is empty: a random start")
-    elif is_remote(weights):
-        yield Finding(NOTE, "weights", f"{weights} will be fetched when training starts")
     else:
         with suppress(ValueError, OSError):  # which are among the faults below
             size = Path(find_weight_file(weights)).stat().st_size

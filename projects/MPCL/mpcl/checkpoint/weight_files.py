@@ -33,7 +33,7 @@ _ARRAYS = {
 
 
 def load_checkpoint_file(path: str | Path) -> State:
-    """Tensors, on the CPU, of a .pth, .bin or .safetensors file or URL, or a Hugging Face folder.
+    """Tensors, on the CPU, of a .pth, .bin or .safetensors file, or of a Hugging Face folder.
 
     A state dict nested under ``state_dict`` or ``model`` is unwrapped.
 
@@ -41,26 +41,26 @@ def load_checkpoint_file(path: str | Path) -> State:
         ValueError: the folder holds no weight file, or the file holds objects other than tensors
             and containers, or no tensors.
     """
-    return unwrap(read(PathManager.get_local_path(find_weight_file(path))))
-
-
-def is_remote(path: str | Path) -> bool:
-    """Whether a path of weights has to be fetched before it can be looked at."""
-    return "://" in str(path) and not str(path).startswith(SCHEME)
+    return unwrap(read(find_weight_file(path)))
 
 
 def find_weight_file(path: str | Path) -> str:
     """The weight file inside a Hugging Face folder, or inside an installed package
-    (``package://NAME``); any other path, or URL, as it is.
+    (``package://NAME``); any other file as it is.
 
     Raises:
         FileNotFoundError: there is nothing at a path of this machine, or no such package.
-        ValueError: a folder holds no weight file, a package not exactly one.
+        ValueError: a folder holds no weight file, a package not exactly one; or a URL, of which
+            nothing is downloaded.
     """
     if str(path).startswith(SCHEME):
         return weight_file_of_package(str(path))
     if not Path(path).is_dir():
-        if not is_remote(path) and not Path(path).exists():
+        if "://" in str(path):
+            raise ValueError(
+                f"MODEL.WEIGHTS {path} is no file of this machine; download it, and name the file"
+            )
+        if not Path(path).exists():
             raise FileNotFoundError(
                 f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
                 "file or a Hugging Face folder with MODEL.WEIGHTS"

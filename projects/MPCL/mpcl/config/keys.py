@@ -1,4 +1,4 @@
-"""Every configuration key that the project adds to detectron2's, with its meaning, unit and source.
+"""Every configuration key that the project reads, with its default, meaning, unit and source.
 
 Numbers in brackets are the paper's equations. ``dev/config_reference.py`` makes docs/CONFIG.md of
 the comments: one above a key, or behind it, is the key's; one above a group is the group's.
@@ -11,6 +11,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
+from ..modeling.timm_backbone import pixel_statistics
 from .reading import merge_file, merge_options
 from .validation import check_class_subsets, validate
 
@@ -31,14 +32,15 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
     """
     cfg = get_cfg()
     add_mpcl_config(cfg)
-    default = {key: cfg.MODEL[key] for key in ("PIXEL_MEAN", "PIXEL_STD")}
-    cfg.MODEL.update({key: [] for key in default})  # filled in below, unless someone sets them
+    defaults = cfg.clone()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [], []  # filled in below, unless someone sets them
     if config_file:
         merge_file(cfg, config_file)
     merge_options(cfg, opts)
-    validate(cfg)
-    for key, value in (default | _pixel_statistics(cfg)).items():
-        cfg.MODEL[key] = list(cfg.MODEL[key] or value)
+    validate(cfg, defaults)
+    mean, std = _pixel_statistics(cfg) or (defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD)
+    cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN or mean)
+    cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD or std)
     if cfg.DATASETS.FILES:
         from ..data.sets.custom import register_from_yaml
 
@@ -53,43 +55,56 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
 def add_mpcl_config(cfg: CN) -> None:
     """Adds the project's keys to detectron2's default config and sets the defaults of the method's
     paper."""
+    _add_run_config(cfg)
     _add_data_config(cfg)
     _add_model_config(cfg)
-    _add_timm_config(cfg)
     _add_self_training_config(cfg)
     _add_prototype_config(cfg)
     _add_solver_config(cfg)
-    _add_reliability_config(cfg)
     _add_test_config(cfg)
-    _add_tracking_config(cfg)
+
+
+def _add_run_config(cfg: CN) -> None:
+    cfg.SEED = 0  # of all random numbers
+    cfg.OUTPUT_DIR = "./output"  # folder of the run; every config has its own
+    cfg.VIS_PERIOD = 500  # iterations between two sets of pictures in TensorBoard; 0 = never
+    # Iterations between two lines of the log: the only time the device is read from.
+    cfg.LOG_PERIOD = 20
+    cfg.CUDNN_BENCHMARK = False  # let cuDNN try algorithms; off, runs are repeatable
+    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's
+    # own: WANDB_MODE=offline, WANDB_ENTITY, ...
+    cfg.WANDB = CN()
+    cfg.WANDB.PROJECT = ""  # name of the project that runs are sent to; "" = off
 
 
 def _add_data_config(cfg: CN) -> None:
+    cfg.DATASETS.TRAIN = ()  # names of the labelled source sets
     cfg.DATASETS.TRAIN_TARGET = ()  # names of the image-only target sets
+    cfg.DATASETS.TEST = ()  # names of the sets that are evaluated; () = no evaluation
     # YAML descriptions of a user's own data sets (datasets/README.md), registered before the names
     # are looked up.
     cfg.DATASETS.FILES = ()
-    cfg.INPUT.FORMAT = "RGB"  # channel order of the images that the model sees
+    # Detectron2's keys that have one value here; any other is refused.
+    cfg.INPUT.FORMAT, cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = "RGB", True, "absolute"
+
     # (width, height) of a bounding box: source images are resized, aspect ratio kept, to fit in it
     # (0, 0 = native size). GTA5 at 1280x720 therefore becomes 1280x704.
     cfg.INPUT.SOURCE_SIZE = (1280, 720)
-    # The same of target images, in training and at test time.
-    cfg.INPUT.TARGET_SIZE = (1280, 640)
-    cfg.INPUT.CROP.ENABLED = True  # train on random crops
-    cfg.INPUT.CROP.TYPE = "absolute"  # SIZE is in pixels
+    cfg.INPUT.TARGET_SIZE = (1280, 640)  # the same of target images, also at test time
+    cfg.INPUT.RANDOM_FLIP = "horizontal"  # horizontal | none: of the training images
+    # Photometric distortion in the loader: for source-only baselines; self-training augments the
+    # mixed image instead.
+    cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.CROP.SIZE = (640, 640)  # (height, width), pixels, of the crops of both domains
     # Source crops in which one class fills this share of the labelled pixels are drawn again (1.0 =
     # never).
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
-    # Photometric distortion in the loader: for source-only baselines; self-training augments the
-    # mixed image instead.
-    cfg.INPUT.COLOR_AUG_SSD = False
 
-    # A file of the training data that cannot be used (corrupt, truncated, of a wrong mode): error
-    # stops and names it; skip draws another image in its place, and reports at the end.
+    cfg.DATALOADER.NUM_WORKERS = 4  # loader processes of each rank; 0 = load in the trainer
+    # error | skip: a file of the training data that cannot be used (corrupt, truncated, of a wrong
+    # mode) stops the run, which names it; or another image is drawn in its place.
     cfg.DATALOADER.ON_BAD_FILE = "error"
     cfg.DATALOADER.MAX_BAD_FILES = 10  # different files skipped before the run stops all the same
-
     # Rare-class sampling (DAFormer, arXiv:2111.14887, Sec. 3.3).
     cfg.DATALOADER.RARE_CLASS = CN()
     cfg.DATALOADER.RARE_CLASS.ENABLED = True  # False draws source images evenly
@@ -104,6 +119,9 @@ def _add_data_config(cfg: CN) -> None:
 
 def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "MPCLSegmentor"  # or HRDASegmentor, for two resolutions
+    # Start from this weight file (docs/PREDICT.md lists the formats); "" = random; with --eval-only
+    # the checkpoint to evaluate.
+    cfg.MODEL.WEIGHTS = ""
     # Start from MODEL.WEIGHTS although its backbone, or the shape of a tensor, is not the model's.
     cfg.MODEL.ALLOW_UNMATCHED = False
     # torch.compile for the encoders in training: faster steps after a first one that takes minutes;
@@ -116,14 +134,20 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]  # their standard deviation, likewise
     # The encoder: MixTransformer, build_timm_backbone or build_resnet_backbone (docs/BACKBONES.md).
     cfg.MODEL.BACKBONE.NAME = "MixTransformer"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # detectron2's ResNets: stages that are not trained
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0  # Detectron2's ResNets: stages that are not trained
+    cfg.MODEL.RESNETS.DEPTH = 50  # 18, 34, 50, 101, 152: Detectron2's ResNets (docs/BACKBONES.md)
     # SegFormer's encoder (arXiv:2105.15203).
     cfg.MODEL.MIT = CN()
-    cfg.MODEL.MIT.VARIANT = "b5"  # b0 ... b5
+    cfg.MODEL.MIT.VARIANT = "b5"  # b0, b1, b2, b3, b4, b5
     # Keep only what goes into each block for the backward, and compute the block again there: less
     # memory, a quarter more time.
     cfg.MODEL.MIT.CHECKPOINT = False
     cfg.MODEL.MIT.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+    # Any encoder of timm, with MODEL.BACKBONE.NAME build_timm_backbone (docs/BACKBONES.md).
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""  # timm's name of the encoder; its tag decides the normalisation
+    cfg.MODEL.TIMM.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
+    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False  # less memory, about a third more time
 
     # HRDA (arXiv:2204.13132), with MODEL.META_ARCHITECTURE HRDASegmentor: the crop at half size is
     # the context; a random detail crop of it is seen at full size.
@@ -136,25 +160,12 @@ def _add_model_config(cfg: CN) -> None:
     # Levels of the encoder that the head reads, strides 4 to 32; res2 ... res5 of ResNets.
     head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
     head.NUM_CLASSES = 19  # C; must be that of the data sets
-    head.IGNORE_VALUE = 255  # label of pixels that take no part
     head.CONVS_DIM = 256  # channels of the level embeddings and of the fused features
-    # "BN" becomes SyncBN on several GPUs, so that all ranks keep equal statistics and the
-    # checkpoint holds them.
+    # BN, SyncBN, FrozenBN, GN, LN or '' for none. BN becomes SyncBN on several GPUs, so that all
+    # ranks keep equal statistics and the checkpoint holds them.
     head.NORM = "BN"
     head.DROPOUT = 0.1  # channel dropout before the classifier
     head.DILATIONS = (1, 6, 12, 18)  # of the context-aware fusion
-
-
-def _add_timm_config(cfg: CN) -> None:
-    # Any encoder of timm, with MODEL.BACKBONE.NAME build_timm_backbone (docs/BACKBONES.md).
-    # get_cfg_from takes PIXEL_MEAN and PIXEL_STD from timm, unless they are set.
-    cfg.MODEL.TIMM = CN()
-    cfg.MODEL.TIMM.NAME = ""  # timm's name of the encoder; its tag decides the normalisation
-    cfg.MODEL.TIMM.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
-    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False  # less memory, about a third more time
-    # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of
-    # n, from 0, gets decay^(n - i), the patch embedding decay^(n + 1). 1 = off.
-    cfg.SOLVER.LAYER_DECAY = 1.0
 
 
 def _add_self_training_config(cfg: CN) -> None:
@@ -191,19 +202,16 @@ def _add_self_training_config(cfg: CN) -> None:
     # Feature distance to the frozen ImageNet encoder (DAFormer, arXiv:2111.14887, Sec. 3.3).
     st.FEATURE_DISTANCE = CN()
     st.FEATURE_DISTANCE.WEIGHT = 0.0  # of its loss; needs MODEL.WEIGHTS; 0 switches it off
-    st.FEATURE_DISTANCE.CLASSES = (
-        6,
-        7,
-        11,
-        12,
-        13,
-        14,
-        15,
-        16,
-        17,
-        18,
-    )  # whose features are compared: the "things" of Cityscapes
+    # Whose features are compared: the "things" of Cityscapes.
+    st.FEATURE_DISTANCE.CLASSES = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
     st.FEATURE_DISTANCE.MIN_RATIO = 0.75  # share of a feature cell that one such class must fill
+    # Warn when pseudo-labels fall below these floors between two log lines; 0 = never
+    # (docs/RELIABILITY.md).
+    st.COLLAPSE = CN()
+    # Entropy of the classes in a batch over ln(number of classes); 0 = all pixels of one class.
+    st.COLLAPSE.MIN_ENTROPY = 0.1
+    st.COLLAPSE.MIN_CONFIDENT = 0.01  # fraction of pixels above the threshold
+    st.COLLAPSE.AFTER = 2000  # iterations that are not judged: the teacher learns
 
 
 def _add_prototype_config(cfg: CN) -> None:
@@ -216,13 +224,11 @@ def _add_prototype_config(cfg: CN) -> None:
     # shared: 1x1 convolution on the decode head's fused features; separate: a context-aware fusion
     # of its own.
     p.HEAD = "shared"
-    p.NORMALIZE = (
-        "layer"  # layer | l2 | none: of the embedding over its channels, without affine parameters
-    )
+    # layer | l2 | none: of the embedding over its channels, without affine parameters.
+    p.NORMALIZE = "layer"
     p.DISTANCE = "squared"  # squared | euclidean: reading of (8), for centroids
-    p.SIMILARITY_SCALE = (
-        "mean"  # mean | sum over the channels (8), (9); "sum" saturates at this temperature
-    )
+    # mean | sum over the channels (8), (9); sum saturates at this temperature.
+    p.SIMILARITY_SCALE = "mean"
     p.MIN_VARIANCE = 0.05  # floor of the Gaussians' variances inside the similarity (9)
     p.MOMENTUM = 0.999  # alpha in (20), (21); 0.99 when features move quickly (short schedules)
     p.TEMPERATURE = 0.1  # tau in (11), (15), (17)
@@ -255,37 +261,29 @@ def _add_prototype_config(cfg: CN) -> None:
     p.INIT.MIN_SAMPLES = 10  # banked embeddings a prototype that a class needs to start
     p.DEAD_AFTER = 1000  # updates without a pixel after which a prototype counts as dead
     p.REVIVE = False  # re-start dead prototypes at the farthest banked embeddings of their class
-    p.GRADIENT_SHARE_PERIOD = (
-        500  # iterations between two measurements of the losses' gradients; 0 = never
-    )
+    # Iterations between two measurements of the losses' gradients; 0 = never.
+    p.GRADIENT_SHARE_PERIOD = 500
 
 
 def _add_solver_config(cfg: CN) -> None:
-    cfg.SEED = 0  # of all random numbers
-    cfg.VIS_PERIOD = 500  # iterations between two sets of pictures in TensorBoard; 0 = never
-    cfg.LOG_PERIOD = (
-        20  # iterations between two lines of the log: the only time the device is read from
-    )
     cfg.SOLVER.IMS_PER_BATCH = 2  # images of *each* domain, over all ranks
     # Parts of a rank's images that the student sees one after the other, for small GPUs; gradients
     # add up to one optimiser step.
     cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.BASE_LR = 6e-5  # AdamW's, of the encoder, at its highest
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0  # times BASE_LR for everything outside the encoder
+    # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of
+    # n, from 0, gets decay^(n - i), the patch embedding decay^(n + 1). 1 = off.
+    cfg.SOLVER.LAYER_DECAY = 1.0
     cfg.SOLVER.WEIGHT_DECAY = 0.01  # AdamW's
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0  # of the encoder's LayerNorms
     cfg.SOLVER.MAX_ITER = 60000  # iterations of the run; the baselines publish 40,000
     cfg.SOLVER.WARMUP_ITERS = 1500  # iterations over which the learning rate rises linearly
     cfg.SOLVER.WARMUP_FACTOR = 1e-6  # share of the learning rate at its start
     cfg.SOLVER.POLY_POWER = 1.0  # the rate falls as (1 - t / MAX_ITER) to this power; 1 = linearly
+    cfg.SOLVER.AMP.ENABLED = False  # autocast of the forward passes; the full-size configs set True
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"  # bfloat16 | float16 of the autocast
     cfg.SOLVER.CHECKPOINT_PERIOD = 4000  # iterations between two checkpoints
-    cfg.SOLVER.AMP.PRECISION = (
-        "bfloat16"  # bfloat16 | float16 of the forward passes when AMP is enabled
-    )
-
-
-def _add_reliability_config(cfg: CN) -> None:
-    """See docs/RELIABILITY.md."""
     cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
     # Steps in a row that are skipped, because a loss or gradient is infinite or NaN, before the run
     # stops.
@@ -293,12 +291,6 @@ def _add_reliability_config(cfg: CN) -> None:
     # --resume also where SEED, the number of processes or IMS_PER_BATCH is no longer that of the
     # checkpoint: the run draws other images from there on.
     cfg.SOLVER.RESUME_CHANGED = False
-    # Warn when pseudo-labels fall below these floors between two log lines; 0 = never.
-    cfg.SELF_TRAINING.COLLAPSE = CN()
-    # Entropy of the classes in a batch over ln(number of classes); 0 = all pixels of one class.
-    cfg.SELF_TRAINING.COLLAPSE.MIN_ENTROPY = 0.1
-    cfg.SELF_TRAINING.COLLAPSE.MIN_CONFIDENT = 0.01  # fraction of pixels above the threshold
-    cfg.SELF_TRAINING.COLLAPSE.AFTER = 2000  # iterations that are not judged: the teacher learns
 
 
 def _add_test_config(cfg: CN) -> None:
@@ -317,18 +309,8 @@ def _add_test_config(cfg: CN) -> None:
     cfg.TEST.CLASS_SUBSETS = ()
 
 
-def _add_tracking_config(cfg: CN) -> None:
-    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's
-    # own: WANDB_MODE=offline, WANDB_ENTITY, ...
-    cfg.WANDB = CN()
-    cfg.WANDB.PROJECT = ""  # name of the project that runs are sent to; "" = off
-
-
-def _pixel_statistics(cfg: CN) -> dict[str, list[float]]:
-    """What an encoder of timm was trained with; nothing for the others."""
+def _pixel_statistics(cfg: CN) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Mean and deviation that an encoder of timm was trained with; None for the others."""
     if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
-        return {}
-    from ..modeling.timm_backbone import pixel_statistics
-
-    mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
-    return {"PIXEL_MEAN": mean, "PIXEL_STD": std}
+        return None
+    return pixel_statistics(cfg.MODEL.TIMM.NAME)

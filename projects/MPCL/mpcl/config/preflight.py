@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from ..checkpoint.weight_files import is_remote, refuse_nothing, refuse_random_layers
+from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
 from ..checkpoint.weights import WeightsCheckpointer
 from ..data.files import Record
 from ..data.mapper import keep_aspect_size
@@ -192,8 +192,7 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
     if not eval_only and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0:
         starts.add(path)  # of the encoder to compare with, also of a resumed run
     for start in sorted(starts - {""}):
-        if not is_remote(start):  # what is fetched is checked when it is there
-            _compare_weights(cfg, start, eval_only)
+        _compare_weights(cfg, start, eval_only)
 
 
 def _compare_weights(cfg: CfgNode, path: str, eval_only: bool) -> None:

@@ -55,6 +55,15 @@ def get(cfg: CN, dotted: str) -> Any:
     return node
 
 
+def leaves(node: CN, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys that are no group."""
+    for key, value in node.items():
+        if isinstance(value, CN):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
 def _load(path: str) -> dict[str, Any]:
     try:
         content = CN.load_yaml_with_base(path, allow_unsafe=False)
@@ -106,7 +115,10 @@ def _typed(key: str, default: Any, value: Any, place: str) -> Any:
     if isinstance(default, CN):
         raise ValueError(f"{place}{key} is a group; expected one of its keys, {', '.join(default)}")
     if isinstance(default, float) and type(decoded) is int:
-        return float(decoded)
+        try:
+            return float(decoded)
+        except OverflowError:
+            raise ValueError(f"{place}{key} is too large for a number: {short(decoded)}") from None
     sequences = isinstance(default, (list, tuple)) and isinstance(decoded, (list, tuple))
     free = default is None or decoded is None
     if type(decoded) is not type(default) and not sequences and not free:
@@ -138,18 +150,10 @@ def _exists(cfg: CN, dotted: str) -> bool:
 
 
 def _advice(cfg: CN, dotted: str, prefix: str = "") -> str:
-    known = [prefix + leaf for leaf in _leaves(cfg)]
+    known = [prefix + leaf for leaf in leaves(cfg)]
     similar = get_close_matches(dotted, known, n=3)
     name = dotted.rpartition(".")[2]
     similar += [leaf for leaf in known if leaf.rpartition(".")[2] == name and leaf not in similar]
     similar = similar[:3] or get_close_matches(dotted, [prefix + key for key in cfg], n=1)
     hint = f"did you mean {', '.join(similar)}?" if similar else f"known are {', '.join(cfg)}"
     return f"Unknown config key {dotted}; {hint}"
-
-
-def _leaves(node: CN, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key

@@ -1,256 +1,305 @@
 """Refuses, before anything is built, a config that could not be trained as written."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from fvcore.common.registry import Registry
 
 from ..modeling.mit import VARIANTS
-from .reading import get
+from ..prototypes.centroid import DISTANCES, SCALES
+from ..prototypes.clustering import POOLS
+from ..prototypes.embedding import NORMALIZATIONS
+from ..self_training.pseudo_label import SCOPES
+from ..self_training.teacher import STATISTICS
+from ..utils.short import short
+from .reading import get, leaves
 
-_CHOICES = {
-    "DATALOADER.ON_BAD_FILE": ("error", "skip"),
-    "INPUT.CROP.TYPE": ("absolute",),
-    "INPUT.FORMAT": ("RGB",),
-    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
-    "SELF_TRAINING.CONFIDENCE": ("batch", "image"),
-    "SELF_TRAINING.MASKED.IMAGES": ("target", "pair"),
-    "SELF_TRAINING.TEACHER_STATISTICS": ("student", "target"),
-    "PROTOTYPES.TYPE": ("none", "centroid", "gauss"),
-    "PROTOTYPES.HEAD": ("shared", "separate"),
-    "PROTOTYPES.NORMALIZE": ("layer", "l2", "none"),
-    "PROTOTYPES.DISTANCE": ("squared", "euclidean"),
-    "PROTOTYPES.SIMILARITY_SCALE": ("mean", "sum"),
-    "PROTOTYPES.CLUSTER_POOL": ("bank", "batch"),
-    "PROTOTYPES.INIT.METHOD": ("kmeans", "random"),
-    "SOLVER.AMP.PRECISION": ("bfloat16", "float16"),
-    "TEST.INFERENCE": ("whole", "slide"),
-    "TEST.OUTPUT": ("classifier", "prototypes"),
-}
-
-_REGISTRIES: dict[str, Registry] = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
-
-Test = Callable[[float], bool]
-# What the numbers of some keys must be, in words and as a test; keys stand below their group.
-_RANGES: tuple[tuple[str, Test, dict[str, str]], ...] = (
-    (
-        "above 0",
-        lambda v: v > 0,
-        {
-            "SOLVER": "BASE_LR HEAD_LR_FACTOR",
-            "PROTOTYPES": "TEMPERATURE MIN_VARIANCE SINKHORN.EPSILON",
-            "DATALOADER": "RARE_CLASS.TEMPERATURE",
-        },
-    ),
-    (
-        "0 or more",
-        lambda v: v >= 0,
-        {
-            "SEED": "",
-            "VIS_PERIOD": "",
-            "SOLVER": "WEIGHT_DECAY WEIGHT_DECAY_NORM WARMUP_ITERS POLY_POWER",
-            "SELF_TRAINING": "JITTER_STRENGTH MASKED.WEIGHT FEATURE_DISTANCE.WEIGHT",
-            "PROTOTYPES": "CONTRAST_WEIGHT CONSISTENCY_WEIGHT INIT.ITER GRADIENT_SHARE_PERIOD",
-            "DATALOADER": "NUM_WORKERS MAX_BAD_FILES",
-            "TEST": "EVAL_PERIOD",
-        },
-    ),
-    (
-        "1 or more",
-        lambda v: v >= 1,
-        {
-            "LOG_PERIOD": "",
-            "SOLVER": "MAX_ITER IMS_PER_BATCH ACCUMULATE CHECKPOINT_PERIOD",
-            "PROTOTYPES": "NUM_PER_CLASS DIM POOL_SIZE SINKHORN.SWEEPS BANK.SIZE "
-            "BANK.SAMPLES_PER_IMAGE INIT.MIN_SAMPLES DEAD_AFTER",
-            "MODEL.SEM_SEG_HEAD": "CONVS_DIM",
-            "TEST": "SLIDE.BATCH",
-        },
-    ),
-    (
-        "from 0 to 1",
-        lambda v: 0 <= v <= 1,
-        {
-            "SOLVER": "WARMUP_FACTOR",
-            "SELF_TRAINING": "TEACHER_MOMENTUM CONFIDENCE_THRESHOLD JITTER_PROBABILITY "
-            "BLUR_PROBABILITY MASKED.RATIO FEATURE_DISTANCE.MIN_RATIO",
-            "PROTOTYPES": "MOMENTUM",
-            "MODEL.HRDA": "DETAIL_WEIGHT",
-        },
-    ),
-    (
-        "from 0 to below 1",
-        lambda v: 0 <= v < 1,
-        {
-            "SELF_TRAINING": "IGNORE_TOP IGNORE_BOTTOM",
-            "DATALOADER": "RARE_CLASS.MIN_IMAGE_FRACTION RARE_CLASS.MIN_CROP_FRACTION",
-            "MODEL": "MIT.DROP_PATH TIMM.DROP_PATH SEM_SEG_HEAD.DROPOUT",
-        },
-    ),
-    (
-        "above 0, at most 1",
-        lambda v: 0 < v <= 1,
-        {"SOLVER": "LAYER_DECAY", "INPUT": "CROP.SINGLE_CATEGORY_MAX_AREA"},
-    ),
-    ("from 1 to 255", lambda v: 1 <= v <= 255, {"MODEL.SEM_SEG_HEAD": "NUM_CLASSES"}),
-    ("255", lambda v: v == 255, {"MODEL.SEM_SEG_HEAD": "IGNORE_VALUE"}),
+# Detectron2's keys outside MODEL that are read here; the others keep their values.
+_READ = (
+    *("SEED", "VIS_PERIOD", "OUTPUT_DIR", "CUDNN_BENCHMARK", "DATASETS.TRAIN", "DATASETS.TEST"),
+    *("INPUT.RANDOM_FLIP", "INPUT.CROP.SIZE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
+    *("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WEIGHT_DECAY"),
+    *("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.AMP.ENABLED"),
 )
+_LARGEST = 16384  # side of a crop or window
+_MANY = 10**9  # iterations, or of what nobody counts further
 
 
-def expectations() -> dict[str, str]:
-    """In words, what the values of single keys are held to: "one of ...", "0 or more"."""
-    words = {key: f"one of {', '.join(known)}" for key, known in _CHOICES.items()}
-    for expected, _, groups in _RANGES:
-        for group, names in groups.items():
-            words |= {f"{group}.{name}".rstrip("."): expected for name in names.split() or [""]}
-    return words
-
-
-def validate(cfg: CN) -> None:
+def validate(cfg: CN, defaults: CN) -> None:
     """Refuses a config that could not be trained as written; looks at nothing but the config.
+
+    Args:
+        cfg: where ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` may still be empty.
+        defaults: the project's; Detectron2's keys that nothing reads must equal them.
 
     Raises:
         ValueError: naming the key, its value and what was expected.
     """
-    for key, known in _CHOICES.items():
-        _expect(get(cfg, key) in known, cfg, key, f"one of {', '.join(known)}")
-    for key, registry in _REGISTRIES.items():
-        names = [name for name, _ in registry]
-        _expect(get(cfg, key) in names, cfg, key, f"one of {', '.join(names)}")
-    for words, test, groups in _RANGES:
-        for group, names in groups.items():
-            for key in [f"{group}.{name}" for name in names.split()] or [group]:
-                _expect(math.isfinite(get(cfg, key)) and test(get(cfg, key)), cfg, key, words)
-    if cfg.MODEL.BACKBONE.NAME == "MixTransformer":
-        _expect(cfg.MODEL.MIT.VARIANT in VARIANTS, cfg, "MODEL.MIT.VARIANT", ", ".join(VARIANTS))
-    _validate_sizes(cfg)
-    _validate_views(cfg)
-    _validate_scales(cfg)
-    _validate_masking(cfg)
-    _validate_combinations(cfg)
+    _check_unread(cfg, defaults)
+    _check_data(cfg)
+    _check_model(cfg)
+    _check_self_training(cfg)
+    _check_prototypes(cfg)
+    _check_solver(cfg)
+    _check_test(cfg)
 
 
-def _expect(condition: bool, cfg: CN, key: str, expected: str) -> None:
-    if not condition:
-        value = get(cfg, key)
-        value = tuple(value) if isinstance(value, list) else value
-        raise ValueError(f"{key} is {value!r}; expected {expected}")
+def _check_unread(cfg: CN, defaults: CN) -> None:
+    for key in leaves(get_cfg()):
+        ours = get(defaults, key)
+        if not key.startswith("MODEL.") and key not in _READ and get(cfg, key) != ours:
+            _refuse(cfg, key, f"{ours!r}: nothing here reads this key of Detectron2")
 
 
-def _are_numbers(values: Any, count: int, kind: type | tuple[type, ...], least: int) -> bool:
-    return len(values) == count and all(isinstance(v, kind) and v >= least for v in values)
-
-
-def _validate_sizes(cfg: CN) -> None:
-    for key in (
-        "INPUT.CROP.SIZE",
-        "TEST.SLIDE.CROP",
-        "TEST.SLIDE.STRIDE",
-        "MODEL.HRDA.DETAIL_SIZE",
-    ):
-        fits = _are_numbers(get(cfg, key), 2, int, least=1)
-        _expect(fits, cfg, key, "(height, width), two whole numbers above 0")
+def _check_data(cfg: CN) -> None:
+    for key in ("DATASETS.TRAIN", "DATASETS.TRAIN_TARGET", "DATASETS.TEST", "DATASETS.FILES"):
+        if not all(isinstance(name, str) for name in get(cfg, key)):
+            _refuse(cfg, key, "a list of texts")
+    _one_of(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
     for key in ("INPUT.SOURCE_SIZE", "INPUT.TARGET_SIZE"):
-        value = get(cfg, key)
-        fits = _are_numbers(value, 2, int, least=0) and all(value) == any(value)
-        _expect(fits, cfg, key, "(width, height) above 0, or (0, 0) for the images' own size")
-    stride, crop = cfg.TEST.SLIDE.STRIDE, cfg.TEST.SLIDE.CROP
-    within = all(s <= c for s, c in zip(stride, crop))
-    _expect(within, cfg, "TEST.SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
+        size = get(cfg, key)
+        if len(size) != 2 or not _are_whole(size, 0, _LARGEST) or all(size) != any(size):
+            _refuse(cfg, key, "(width, height) above 0, or (0, 0) for the images' own size")
+    _size(cfg, "INPUT.CROP.SIZE")
+    _number(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", above=0, most=1)
+    _number(cfg, "DATALOADER.NUM_WORKERS", least=0, most=1000)
+    _one_of(cfg, "DATALOADER.ON_BAD_FILE", ("error", "skip"))
+    _number(cfg, "DATALOADER.MAX_BAD_FILES", least=0, most=_MANY)
+    _number(cfg, "DATALOADER.RARE_CLASS.TEMPERATURE", above=0)
+    _number(cfg, "DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION", least=0, below=1)
+    _number(cfg, "DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", least=0, below=1)
+
+
+def _check_model(cfg: CN) -> None:
+    model, head = cfg.MODEL, cfg.MODEL.SEM_SEG_HEAD
+    _one_of(cfg, "MODEL.META_ARCHITECTURE", (name for name, _ in META_ARCH_REGISTRY))
+    _one_of(cfg, "MODEL.BACKBONE.NAME", (name for name, _ in BACKBONE_REGISTRY))
+    _one_of(cfg, "MODEL.SEM_SEG_HEAD.NAME", (name for name, _ in SEM_SEG_HEADS_REGISTRY))
+    if model.BACKBONE.NAME == "MixTransformer":
+        _one_of(cfg, "MODEL.MIT.VARIANT", VARIANTS)
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        values = get(cfg, key)
+        if values and not _are_numbers(values, 3):
+            _refuse(cfg, key, "three numbers, of red, green and blue")
+    if not all(model.PIXEL_STD):
+        _refuse(cfg, "MODEL.PIXEL_STD", "three numbers above 0")
+    _number(cfg, "MODEL.BACKBONE.FREEZE_AT", least=0, most=5)
+    _one_of(cfg, "MODEL.RESNETS.DEPTH", (18, 34, 50, 101, 152))
+    _number(cfg, "MODEL.MIT.DROP_PATH", least=0, below=1)
+    _number(cfg, "MODEL.TIMM.DROP_PATH", least=0, below=1)
+    _number(cfg, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", least=1, most=255)
+    _number(cfg, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", least=255, most=255)
+    _number(cfg, "MODEL.SEM_SEG_HEAD.CONVS_DIM", least=1, most=10**4)
+    _number(cfg, "MODEL.SEM_SEG_HEAD.DROPOUT", least=0, below=1)
+    if head.NAME == "DAFormerHead":
+        _one_of(cfg, "MODEL.SEM_SEG_HEAD.NORM", ("BN", "SyncBN", "FrozenBN", "GN", "LN", ""))
+        if not head.DILATIONS or not _are_whole(head.DILATIONS, 1, 1000):
+            _refuse(cfg, "MODEL.SEM_SEG_HEAD.DILATIONS", "whole numbers from 1 to 1000")
+    _size(cfg, "MODEL.HRDA.DETAIL_SIZE")
+    _number(cfg, "MODEL.HRDA.DETAIL_WEIGHT", least=0, most=1)
+    if model.META_ARCHITECTURE == "HRDASegmentor":
+        _multiple(cfg, "MODEL.HRDA.DETAIL_SIZE", 16)
+        _multiple(cfg, "INPUT.CROP.SIZE", 8)
+        _multiple(cfg, "TEST.SLIDE.CROP", 8)
+
+
+def _check_self_training(cfg: CN) -> None:
     st = cfg.SELF_TRAINING
-    margins = st.IGNORE_MARGINS
-    fits = _are_numbers(margins, 4, (int, float), least=0)
-    fits = fits and margins[0] + margins[1] < 1 and margins[2] + margins[3] < 1
-    shares = "four shares (top, bottom, left, right) that leave some of the image"
-    _expect(fits, cfg, "SELF_TRAINING.IGNORE_MARGINS", shares)
+    _number(cfg, "SELF_TRAINING.TEACHER_MOMENTUM", least=0, below=1)
+    _one_of(cfg, "SELF_TRAINING.TEACHER_STATISTICS", STATISTICS)
+    _number(cfg, "SELF_TRAINING.CONFIDENCE_THRESHOLD", least=0, most=1)
+    _one_of(cfg, "SELF_TRAINING.CONFIDENCE", SCOPES)
+    _number(cfg, "SELF_TRAINING.JITTER_PROBABILITY", least=0, most=1)
+    _number(cfg, "SELF_TRAINING.JITTER_STRENGTH", least=0)
+    _number(cfg, "SELF_TRAINING.BLUR_PROBABILITY", least=0, most=1)
+    _check_margins(cfg)
+    _number(cfg, "SELF_TRAINING.MASKED.WEIGHT", least=0)
+    _number(cfg, "SELF_TRAINING.MASKED.RATIO", least=0, most=1)
+    _one_of(cfg, "SELF_TRAINING.MASKED.IMAGES", ("target", "pair"))
+    crop = tuple(cfg.INPUT.CROP.SIZE)
+    _number(cfg, "SELF_TRAINING.MASKED.BLOCK_SIZE", least=1, most=_LARGEST)
+    if st.MASKED.WEIGHT and min(crop) < st.MASKED.BLOCK_SIZE:
+        expected = f"at most the side of the crop, INPUT.CROP.SIZE {crop}"
+        _refuse(cfg, "SELF_TRAINING.MASKED.BLOCK_SIZE", expected)
+    _number(cfg, "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", least=0)
+    _number(cfg, "SELF_TRAINING.FEATURE_DISTANCE.MIN_RATIO", least=0, most=1)
+    if st.ENABLED and st.FEATURE_DISTANCE.WEIGHT:
+        _check_feature_distance(cfg)
+    _number(cfg, "SELF_TRAINING.COLLAPSE.MIN_ENTROPY", least=0, most=1)
+    _number(cfg, "SELF_TRAINING.COLLAPSE.MIN_CONFIDENT", least=0, most=1)
+    _number(cfg, "SELF_TRAINING.COLLAPSE.AFTER", least=0, most=_MANY)
+
+
+def _check_margins(cfg: CN) -> None:
+    st, margins = cfg.SELF_TRAINING, cfg.SELF_TRAINING.IGNORE_MARGINS
+    _number(cfg, "SELF_TRAINING.IGNORE_TOP", least=0, below=1)
+    _number(cfg, "SELF_TRAINING.IGNORE_BOTTOM", least=0, below=1)
     if st.IGNORE_TOP + st.IGNORE_BOTTOM >= 1:
         raise ValueError(
             f"SELF_TRAINING.IGNORE_TOP {st.IGNORE_TOP} and IGNORE_BOTTOM {st.IGNORE_BOTTOM} leave "
             "nothing of the crop; expected a sum below 1"
         )
-
-
-def _validate_views(cfg: CN) -> None:
-    views = set(cfg.PROTOTYPES.CONTRAST_VIEWS)
-    if not views:
-        raise ValueError(
-            "PROTOTYPES.CONTRAST_VIEWS is empty; to switch the contrast off, set "
-            "PROTOTYPES.CONTRAST_WEIGHT to 0"
-        )
-    if unknown := views - {"source", "mixed", "target"}:
-        raise ValueError(
-            f"PROTOTYPES.CONTRAST_VIEWS holds {sorted(map(str, unknown))}; "
-            "expected some of source, mixed, target"
-        )
-    if {"mixed", "target"} <= views:
-        raise ValueError(
-            "PROTOTYPES.CONTRAST_VIEWS: 'target' is a part of 'mixed'; name one of them"
-        )
-
-
-def _validate_scales(cfg: CN) -> None:
-    multi_resolution = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
-    scales = tuple(cfg.PROTOTYPES.SCALES)
-    known = (("context",), ("context", "detail"))
-    _expect(scales in known, cfg, "PROTOTYPES.SCALES", "('context',) or ('context', 'detail')")
-    if "detail" in scales and not multi_resolution:
-        raise ValueError(
-            "PROTOTYPES.SCALES holds 'detail', which only MODEL.META_ARCHITECTURE HRDASegmentor "
-            f"sees; it is {cfg.MODEL.META_ARCHITECTURE}"
-        )
-    sizes = {"MODEL.HRDA.DETAIL_SIZE": 16, "INPUT.CROP.SIZE": 8, "TEST.SLIDE.CROP": 8}
-    for key, multiple in sizes.items() if multi_resolution else ():
-        if any(side % multiple for side in get(cfg, key)):
-            raise ValueError(
-                f"{key} is {tuple(get(cfg, key))}; HRDASegmentor expects multiples of {multiple}"
-            )
-
-
-def _validate_masking(cfg: CN) -> None:
-    st = cfg.SELF_TRAINING
-    if st.MASKED.WEIGHT and not 0 < st.MASKED.BLOCK_SIZE <= min(cfg.INPUT.CROP.SIZE):
-        raise ValueError(
-            f"SELF_TRAINING.MASKED.BLOCK_SIZE is {st.MASKED.BLOCK_SIZE}; expected at most the "
-            f"side of the crop, INPUT.CROP.SIZE {tuple(cfg.INPUT.CROP.SIZE)}"
-        )
-    if any(st.IGNORE_MARGINS) and (st.IGNORE_TOP or st.IGNORE_BOTTOM):
+    if not _are_numbers(margins, 4) or margins[0] + margins[1] >= 1 or margins[2] + margins[3] >= 1:
+        expected = "four shares (top, bottom, left, right) that leave some of the image"
+        _refuse(cfg, "SELF_TRAINING.IGNORE_MARGINS", expected)
+    if any(margins) and (st.IGNORE_TOP or st.IGNORE_BOTTOM):
         raise ValueError(
             "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
             "crop) exclude each other; set one of them to 0"
         )
 
 
-def _validate_combinations(cfg: CN) -> None:
-    st, proto, num_classes = cfg.SELF_TRAINING, cfg.PROTOTYPES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if proto.TYPE != "none" and not st.ENABLED:
+def _check_feature_distance(cfg: CN) -> None:
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0 compares with the ImageNet encoder in "
+            "MODEL.WEIGHTS, which is empty; name a weight file, or set the weight to 0 to train "
+            "from random initialisation"
+        )
+    things, classes = cfg.SELF_TRAINING.FEATURE_DISTANCE.CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if not _are_whole(things, 0, classes - 1):
+        expected = f"class indices below MODEL.SEM_SEG_HEAD.NUM_CLASSES {classes}"
+        _refuse(cfg, "SELF_TRAINING.FEATURE_DISTANCE.CLASSES", expected)
+
+
+def _check_prototypes(cfg: CN) -> None:
+    proto = cfg.PROTOTYPES
+    _one_of(cfg, "PROTOTYPES.TYPE", ("none", "centroid", "gauss"))
+    _one_of(cfg, "PROTOTYPES.HEAD", ("shared", "separate"))
+    _one_of(cfg, "PROTOTYPES.NORMALIZE", NORMALIZATIONS)
+    _one_of(cfg, "PROTOTYPES.DISTANCE", DISTANCES)
+    _one_of(cfg, "PROTOTYPES.SIMILARITY_SCALE", SCALES)
+    _one_of(cfg, "PROTOTYPES.CLUSTER_POOL", POOLS)
+    _one_of(cfg, "PROTOTYPES.INIT.METHOD", ("kmeans", "random"))
+    _number(cfg, "PROTOTYPES.DIM", least=1, most=10**4)
+    _number(cfg, "PROTOTYPES.BANK.SIZE", least=1, most=10**7)
+    _number(cfg, "PROTOTYPES.BANK.SAMPLES_PER_IMAGE", least=1, most=10**7)
+    _number(cfg, "PROTOTYPES.POOL_SIZE", least=1, most=10**7)
+    _number(cfg, "PROTOTYPES.NUM_PER_CLASS", least=1, most=1000)
+    _number(cfg, "PROTOTYPES.MIN_VARIANCE", above=0)
+    _number(cfg, "PROTOTYPES.MOMENTUM", least=0, below=1)
+    _number(cfg, "PROTOTYPES.TEMPERATURE", above=0)
+    _number(cfg, "PROTOTYPES.CONTRAST_WEIGHT", least=0)
+    _number(cfg, "PROTOTYPES.CONSISTENCY_WEIGHT", least=0)
+    _number(cfg, "PROTOTYPES.SINKHORN.EPSILON", above=0)
+    _number(cfg, "PROTOTYPES.SINKHORN.SWEEPS", least=1, most=10**4)
+    _number(cfg, "PROTOTYPES.INIT.ITER", least=0, most=_MANY)
+    _number(cfg, "PROTOTYPES.INIT.MIN_SAMPLES", least=1, most=10**7)
+    _number(cfg, "PROTOTYPES.DEAD_AFTER", least=1, most=_MANY)
+    _number(cfg, "PROTOTYPES.GRADIENT_SHARE_PERIOD", least=0, most=_MANY)
+    _check_views_and_scales(cfg)
+    if proto.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
         raise ValueError(
             "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
         )
     if proto.TYPE != "none" and proto.NUM_PER_CLASS > proto.BANK.SIZE:
-        raise ValueError(
-            f"PROTOTYPES.NUM_PER_CLASS is {proto.NUM_PER_CLASS}; expected at most the embeddings "
-            f"that are banked for a class, PROTOTYPES.BANK.SIZE {proto.BANK.SIZE}"
-        )
-    if st.ENABLED and st.FEATURE_DISTANCE.WEIGHT > 0:
-        if not cfg.MODEL.WEIGHTS:
-            raise ValueError(
-                "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0 compares with the ImageNet encoder in "
-                "MODEL.WEIGHTS, which is empty; name a weight file, or set the weight to 0 to "
-                "train from random initialisation"
-            )
-        classes = st.FEATURE_DISTANCE.CLASSES
-        fits = all(isinstance(c, int) and 0 <= c < num_classes for c in classes)
-        expected = f"class indices below MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}"
-        _expect(fits, cfg, "SELF_TRAINING.FEATURE_DISTANCE.CLASSES", expected)
-    if cfg.TEST.OUTPUT == "prototypes" and proto.TYPE == "none":
+        banked = f"the embeddings banked for a class, PROTOTYPES.BANK.SIZE {proto.BANK.SIZE}"
+        _refuse(cfg, "PROTOTYPES.NUM_PER_CLASS", f"at most {banked}")
+
+
+def _check_views_and_scales(cfg: CN) -> None:
+    views = set(map(str, cfg.PROTOTYPES.CONTRAST_VIEWS))
+    scales = tuple(cfg.PROTOTYPES.SCALES)
+    if not views or not views <= {"source", "mixed", "target"}:
+        expected = "some of source, mixed, target (or set PROTOTYPES.CONTRAST_WEIGHT to 0)"
+        _refuse(cfg, "PROTOTYPES.CONTRAST_VIEWS", expected)
+    if {"mixed", "target"} <= views:
+        expected = "one of 'mixed' and 'target', which is a part of 'mixed'"
+        _refuse(cfg, "PROTOTYPES.CONTRAST_VIEWS", expected)
+    if scales not in (("context",), ("context", "detail")):
+        _refuse(cfg, "PROTOTYPES.SCALES", "('context',) or ('context', 'detail')")
+    if "detail" in scales and cfg.MODEL.META_ARCHITECTURE != "HRDASegmentor":
+        expected = "('context',): only MODEL.META_ARCHITECTURE HRDASegmentor sees a detail"
+        _refuse(cfg, "PROTOTYPES.SCALES", expected)
+
+
+def _check_solver(cfg: CN) -> None:
+    _number(cfg, "SEED", least=0, most=2**31 - 1)
+    _number(cfg, "VIS_PERIOD", least=0, most=_MANY)
+    _number(cfg, "LOG_PERIOD", least=1, most=_MANY)
+    _number(cfg, "SOLVER.IMS_PER_BATCH", least=1, most=10**4)
+    _number(cfg, "SOLVER.ACCUMULATE", least=1, most=10**4)
+    _number(cfg, "SOLVER.BASE_LR", above=0)
+    _number(cfg, "SOLVER.HEAD_LR_FACTOR", above=0)
+    _number(cfg, "SOLVER.LAYER_DECAY", above=0, most=1)
+    _number(cfg, "SOLVER.WEIGHT_DECAY", least=0)
+    _number(cfg, "SOLVER.WEIGHT_DECAY_NORM", least=0)
+    _number(cfg, "SOLVER.MAX_ITER", least=1, most=_MANY)
+    _number(cfg, "SOLVER.WARMUP_ITERS", least=0, most=_MANY)
+    _number(cfg, "SOLVER.WARMUP_FACTOR", least=0, most=1)
+    _number(cfg, "SOLVER.POLY_POWER", least=0)
+    _number(cfg, "SOLVER.CHECKPOINT_PERIOD", least=1, most=_MANY)
+    _number(cfg, "SOLVER.CHECKPOINT_KEEP", least=0, most=_MANY)
+    _number(cfg, "SOLVER.MAX_SKIPPED", least=0, most=_MANY)
+    _one_of(cfg, "SOLVER.AMP.PRECISION", ("bfloat16", "float16"))
+
+
+def _check_test(cfg: CN) -> None:
+    _number(cfg, "TEST.EVAL_PERIOD", least=0, most=_MANY)
+    _one_of(cfg, "TEST.INFERENCE", ("whole", "slide"))
+    _size(cfg, "TEST.SLIDE.CROP")
+    _size(cfg, "TEST.SLIDE.STRIDE")
+    stride, crop = cfg.TEST.SLIDE.STRIDE, cfg.TEST.SLIDE.CROP
+    if stride[0] > crop[0] or stride[1] > crop[1]:
+        _refuse(cfg, "TEST.SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
+    _number(cfg, "TEST.SLIDE.BATCH", least=1, most=1000)
+    _one_of(cfg, "TEST.OUTPUT", ("classifier", "prototypes"))
+    if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
         raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
+
+
+def _one_of(cfg: CN, key: str, known: Iterable[object]) -> None:
+    choices = list(known)
+    if get(cfg, key) not in choices:
+        names = ", ".join(str(choice) or "''" for choice in choices)
+        _refuse(cfg, key, f"one of {names}")
+
+
+def _number(
+    cfg: CN,
+    key: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Holds a number to its limits; infinity and NaN are in none."""
+    value = get(cfg, key)
+    if not (least <= value <= most and above < value < below):
+        limits = {"at least": least, "above": above, "at most": most, "below": below}
+        words = [f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit)]
+        both = math.isfinite(least + most)
+        _refuse(cfg, key, f"from {least} to {most}" if both else " and ".join(words))
+
+
+def _size(cfg: CN, key: str) -> None:
+    if len(get(cfg, key)) != 2 or not _are_whole(get(cfg, key), 1, _LARGEST):
+        _refuse(cfg, key, f"(height, width), two whole numbers from 1 to {_LARGEST}")
+
+
+def _multiple(cfg: CN, key: str, divisor: int) -> None:
+    if any(side % divisor for side in get(cfg, key)):
+        _refuse(cfg, key, f"multiples of {divisor} for HRDASegmentor")
+
+
+def _are_whole(values: Sequence[Any], least: int, most: int) -> bool:
+    return all(isinstance(value, int) and least <= value <= most for value in values)
+
+
+def _are_numbers(values: Sequence[Any], count: int) -> bool:
+    numbers = all(isinstance(v, (int, float)) and 0 <= v < math.inf for v in values)
+    return numbers and len(values) == count
+
+
+def _refuse(cfg: CN, key: str, expected: str) -> None:
+    value = get(cfg, key)
+    value = tuple(value) if isinstance(value, list) else value
+    raise ValueError(f"{key} is {short(value)}; expected {expected}")
 
 
 ClassSubsets = Sequence[tuple[str, Sequence[str]]]
