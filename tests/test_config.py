@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from detectron2.modeling import build_model
 
 from mpcl.config import get_cfg_from
@@ -11,10 +13,11 @@ LEAVES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FRAGM
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_config_builds_a_model_and_says_how_to_run_it(path):
-    small = ["MODEL.DEVICE", "cpu", "MODEL.MIT.VARIANT", "b0", "MODEL.TIMM.NAME", "test_vit"]
-    cfg = get_cfg_from(str(path), small)
-    model = build_model(cfg)
+def test_config_builds_its_model_and_says_how_to_run_it(path):
+    small = ["MODEL.MIT.VARIANT", "b0", "MODEL.TIMM.NAME", "test_vit"]
+    cfg = get_cfg_from(str(path), ["MODEL.DEVICE", "meta", *small])  # no memory
+    with torch.device("meta"):
+        model = build_model(cfg)
     assert (model.prototype_head is not None) == (cfg.PROTOTYPES.TYPE != "none")
     assert (path.stem not in ("source_only", "oracle")) == cfg.SELF_TRAINING.ENABLED
     assert path.stem.startswith(("hrda", "mic")) * ("daformer" not in path.stem) == (
@@ -28,8 +31,30 @@ def test_config_builds_a_model_and_says_how_to_run_it(path):
     assert f"--config-file projects/MPCL/configs/{path.relative_to(CONFIGS)}" in head
 
 
+BENCHMARKS = [p.stem for p in (CONFIGS / "benchmarks").glob("*.yaml") if p.stem != "small_scale"]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_any_parts_make_a_config(tmp_path, benchmark):
+    high_resolution = benchmark.endswith("_high_resolution")
+    for method in (
+        ("hrda", "mic") if high_resolution else ("source_only", "daformer", "mic_daformer")
+    ):
+        for kind in (None, "centroid", "gauss") if method != "source_only" else (None,):
+            parts = [f"baselines/{method}", *([f"prototypes/{kind}"] if kind else [])]
+            lines = [f"  - {CONFIGS / part}.yaml" for part in (*parts, f"benchmarks/{benchmark}")]
+            (tmp_path / "mine.yaml").write_text("\n".join(["_BASE_:", *lines]))
+            cfg = get_cfg_from(str(tmp_path / "mine.yaml"))
+            assert (kind or "none") == cfg.PROTOTYPES.TYPE
+            assert (cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor") == high_resolution
+            leaf = CONFIGS / f"{method}{f'_{kind}' if kind else ''}.yaml"
+            if benchmark.removesuffix("_high_resolution") == "gta5_to_cityscapes" and leaf.exists():
+                cfg.OUTPUT_DIR = get_cfg_from(str(leaf)).OUTPUT_DIR
+                assert cfg.dump() == get_cfg_from(str(leaf)).dump()
+
+
 def test_output_folders_of_configs_differ():
-    folders = [get_cfg_from(str(path)).OUTPUT_DIR for path in LEAVES]
+    folders = [yaml.safe_load(path.read_text())["OUTPUT_DIR"] for path in LEAVES]
     assert len(set(folders)) == len(folders)
 
 
