@@ -24,7 +24,7 @@ from mpcl.structures.view import Box
 CLASSES = 4
 ABSENT = 2  # the class of ``uneven``
 NO_CHANCE = (
-    *("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.MIT.DROP_PATH", 0.0, "MODEL.TIMM.DROP_PATH", 0.0),
+    *("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.BACKBONE.DROP_PATH", 0.0),
     *("SELF_TRAINING.JITTER_PROBABILITY", 0.0, "SELF_TRAINING.BLUR_PROBABILITY", 0.0),
     *("SELF_TRAINING.MASKED.IMAGES", "target"),  # pair: the first image of each *rank*
     *("PROTOTYPES.INIT.METHOD", "random", "PROTOTYPES.INIT.ITER", 0),

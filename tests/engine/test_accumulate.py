@@ -12,7 +12,7 @@ from mpcl.prototypes.centroid import CentroidPrototypes
 
 # Without batch norm, dropout and stochastic depth each image is alone.
 ALONE = ["MODEL.SEM_SEG_HEAD.NORM", "LN", "MODEL.SEM_SEG_HEAD.DROPOUT", "0.0"]
-ALONE += ["MODEL.MIT.DROP_PATH", "0.0", "SOLVER.MAX_ITER", "1"]
+ALONE += ["MODEL.BACKBONE.DROP_PATH", "0.0", "SOLVER.MAX_ITER", "1"]
 
 
 def train(cfg) -> AdaptationTrainer:

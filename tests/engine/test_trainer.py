@@ -221,7 +221,14 @@ def test_masked_views_own_backward_adds_up_to_the_joint_gradient(tiny_cfg, metho
     from mpcl.structures.view import Box
 
     monkeypatch.setattr(hrda, "sample_detail_box", lambda *_: Box(16, 8, 48, 40))
-    quiet = ("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.MIT.DROP_PATH", 0.0, "SOLVER.MAX_ITER", 1)
+    quiet = (
+        "MODEL.SEM_SEG_HEAD.DROPOUT",
+        0.0,
+        "MODEL.BACKBONE.DROP_PATH",
+        0.0,
+        "SOLVER.MAX_ITER",
+        1,
+    )
     trainer = AdaptationTrainer(tiny_cfg(method, *quiet))
     start = {name: value.clone() for name, value in trainer.student.state_dict().items()}
     trainer.train()

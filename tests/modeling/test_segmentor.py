@@ -39,7 +39,7 @@ def test_views_are_normalised_one_after_the_other(tiny_cfg):
     # In training, batch norm uses a view's own statistics: another view in the dict changes
     # nothing.
     model = build(
-        tiny_cfg, "daformer", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.MIT.DROP_PATH", 0.0
+        tiny_cfg, "daformer", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.BACKBONE.DROP_PATH", 0.0
     )
     images = torch.randn(2, 3, 64, 64)
     alone = model({"source": images})["source"].logits

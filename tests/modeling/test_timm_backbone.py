@@ -161,7 +161,7 @@ def test_models_that_cannot_serve_are_refused_by_name(name, message):
 
 
 def test_a_drop_path_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.DROP_PATH.*1\.0"):
+    with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.DROP_PATH.*1\.0"):
         TimmBackbone("test_vit", drop_path=1.0)
 
 
@@ -410,7 +410,7 @@ def timm_options(name: str, *opts):
 ENCODERS = {
     "convnext": timm_options("test_convnext"),
     "vit": timm_options("test_vit", "SOLVER.LAYER_DECAY", 0.8),
-    "vit, checkpointed": timm_options("test_vit", "MODEL.TIMM.GRAD_CHECKPOINTING", True),
+    "vit, checkpointed": timm_options("test_vit", "MODEL.BACKBONE.CHECKPOINT", True),
     "resnet": resnet_options("SOLVER.LAYER_DECAY", 0.8),
 }
 HRDA = ("MODEL.META_ARCHITECTURE", "HRDASegmentor", "MODEL.HRDA.DETAIL_SIZE", (32, 32))

@@ -134,20 +134,20 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]  # their standard deviation, likewise
     # The encoder: MixTransformer, build_timm_backbone or build_resnet_backbone (docs/BACKBONES.md).
     cfg.MODEL.BACKBONE.NAME = "MixTransformer"
+    # Of the Mix Transformer and of timm's encoders: stochastic depth of the last block; rises
+    # linearly from 0.
+    cfg.MODEL.BACKBONE.DROP_PATH = 0.1
+    # Of the same: keep only what goes into each block for the backward, and compute the block again
+    # there: less memory, a quarter to a third more time.
+    cfg.MODEL.BACKBONE.CHECKPOINT = False
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # Detectron2's ResNets: stages that are not trained
     cfg.MODEL.RESNETS.DEPTH = 50  # 18, 34, 50, 101, 152: Detectron2's ResNets (docs/BACKBONES.md)
     # SegFormer's encoder (arXiv:2105.15203).
     cfg.MODEL.MIT = CN()
     cfg.MODEL.MIT.VARIANT = "b5"  # b0, b1, b2, b3, b4, b5
-    # Keep only what goes into each block for the backward, and compute the block again there: less
-    # memory, a quarter more time.
-    cfg.MODEL.MIT.CHECKPOINT = False
-    cfg.MODEL.MIT.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
     # Any encoder of timm, with MODEL.BACKBONE.NAME build_timm_backbone (docs/BACKBONES.md).
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = ""  # timm's name of the encoder; its tag decides the normalisation
-    cfg.MODEL.TIMM.DROP_PATH = 0.1  # stochastic depth of the last block; rises linearly from 0
-    cfg.MODEL.TIMM.GRAD_CHECKPOINTING = False  # less memory, about a third more time
 
     # HRDA (arXiv:2204.13132), with MODEL.META_ARCHITECTURE HRDASegmentor: the crop at half size is
     # the context; a random detail crop of it is seen at full size.

@@ -197,7 +197,9 @@ class MixTransformer(Backbone):
                 f"variant (MODEL.MIT.VARIANT) {variant!r} is none of {', '.join(VARIANTS)}"
             )
         if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path (MODEL.MIT.DROP_PATH) must lie in [0, 1), got {drop_path}")
+            raise ValueError(
+                f"drop_path (MODEL.BACKBONE.DROP_PATH) must lie in [0, 1), got {drop_path}"
+            )
         channels, depths = VARIANTS[variant]
         blocks = sum(depths)
         schedule = iter([drop_path * j / (blocks - 1) for j in range(blocks)])
@@ -218,12 +220,11 @@ class MixTransformer(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        mit = cfg.MODEL.MIT
         return {
-            "variant": mit.VARIANT,
-            "drop_path": mit.DROP_PATH,
+            "variant": cfg.MODEL.MIT.VARIANT,
+            "drop_path": cfg.MODEL.BACKBONE.DROP_PATH,
             "in_channels": input_shape.channels,
-            "checkpoint": mit.CHECKPOINT,
+            "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -34,8 +34,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> "TimmBackbone":
     """The encoder MODEL.TIMM.NAME with random weights; see :class:`TimmBackbone`."""
     return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
-        drop_path=cfg.MODEL.TIMM.DROP_PATH,
-        grad_checkpointing=cfg.MODEL.TIMM.GRAD_CHECKPOINTING,
+        drop_path=cfg.MODEL.BACKBONE.DROP_PATH,
+        grad_checkpointing=cfg.MODEL.BACKBONE.CHECKPOINT,
         in_channels=input_shape.channels,
     )
 
@@ -85,7 +85,7 @@ class TimmBackbone(Backbone):
         check_name(name)
         if not 0 <= drop_path < 1:
             raise ValueError(
-                f"drop_path (MODEL.TIMM.DROP_PATH) must lie in [0, 1), got {drop_path}"
+                f"drop_path (MODEL.BACKBONE.DROP_PATH) must lie in [0, 1), got {drop_path}"
             )
         self.name = name
         rate = {"drop_path_rate": drop_path} if drop_path else {}
