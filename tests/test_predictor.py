@@ -157,7 +157,7 @@ def test_bad_arguments_are_named(run, tmp_path):
         (np.zeros((4, 4, 3), np.float32), "of float32"),
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
         (torch.zeros(3, 4, 4), "is a Tensor"),
-        (Image.new("I;16", (4, 4)), "mode I;16"),
+        (Image.new("I;16", (4, 4)), "in mode 'I;16'"),
         (tmp_path / "nothing.png", r"nothing\.png"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
-from mpcl.data.labels import label_loader
+from mpcl.data.labels import read_label
 from mpcl.data.sets.driving_classes import CITYSCAPES_CLASSES
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 
@@ -53,7 +53,11 @@ def run(args) -> list[Row]:
 
 def _stock(folder: str) -> SemSegEvaluator:
     # Its own label reader fails with NumPy 2.
-    return SemSegEvaluator(NAME, output_dir=folder, sem_seg_loading_fn=label_loader(None))
+    return SemSegEvaluator(
+        NAME,
+        output_dir=folder,
+        sem_seg_loading_fn=lambda file, dtype: read_label(file).astype(dtype),
+    )
 
 
 def _problem(folder: Path, count: int, device: str) -> tuple[list[dict], list[dict]]:

@@ -18,6 +18,7 @@ def world(tmp_path, capsys):
     description = {
         "name": "checked",
         "classes": ["ground", "tree", "boat"],
+        "absent": ["boat"],
         "splits": {
             "train": {"images": "images", "labels": "labels"},
             "target": {"images": "images"},
@@ -47,7 +48,7 @@ def test_good_data_passes_with_its_shares(world, workers):
     assert "checked_images_target: 4 images, image-only" in out
     assert "6x4 (4)" in out
     assert "RGB (4)" in out
-    assert "ignored: 25.00% of all pixels" in out
+    assert "ignored: 25.00% of all pixels: id 255 (25.00%)" in out
     assert "classes without a pixel: boat" in out
     (ground,) = (line for line in out.splitlines() if line.startswith("ground"))
     assert ground.split()[1:3] == ["66.6667%", "100.0%"]

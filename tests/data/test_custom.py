@@ -118,9 +118,9 @@ def test_a_label_map_takes_names_indices_and_ignore(tmp_path, world):
     assert label_map == {0: 1, 80: 0, 9: 255, 10: 255}
 
 
-def test_one_class_is_enough_and_255_are_not_too_many(tmp_path, world):
+def test_2_classes_are_enough_and_255_are_not_too_many(tmp_path, world):
     del world["ignore"]
-    for count in (1, 255):
+    for count in (2, 255):
         world["name"], world["classes"] = f"plants{count}", [f"c{i}" for i in range(count)]
         register_from_yaml(write(tmp_path, world))
         colors = MetadataCatalog.get(f"plants{count}_sem_seg_lab").stuff_colors
@@ -169,10 +169,10 @@ def change(description, path, value):
         ("splits.lab.image", "x", ["'splits.lab.image'", "images, labels, image_suffix"]),
         ("name", "two words", ["'name'", "two words"]),
         ("name", None, ["'name'", "None"]),
-        ("classes", [], ["'classes'", "1 to 255"]),
+        ("classes", ["vessel"], ["'classes'", "2 to 255", "background"]),
         ("classes", ["x"] * 2, ["'classes'", "'x'", "once"]),
         ("classes", ["soil", False], ["'classes'", "False", "quote"]),
-        ("classes", [f"c{i}" for i in range(256)], ["'classes'", "1 to 255"]),
+        ("classes", [f"c{i}" for i in range(256)], ["'classes'", "2 to 255"]),
         ("colors", [[0, 0, 0]], ["'colors'", "2 colours"]),
         ("colors", [[0, 0, 0], [0, 0, 256]], ["'colors'", "[0, 0, 256]", "0..255"]),
         ("colors", [[0, 0, 0], [0, 0]], ["'colors'", "[0, 0]"]),

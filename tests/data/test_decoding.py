@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_files import png_chunk, write_tiff
 
-from mpcl.data.decoding import BadFile, inspect_image, pixel_limit, read_image
-from mpcl.data.labels import read_label, read_label_histogram
+from mpcl.data.decoding import BadFile, inspect_image, pixel_limit, read_image, to_bgr
+from mpcl.data.labels import inspect_label, read_label
 
 ORIENTATION = 0x0112
 
@@ -21,16 +22,11 @@ def smooth(height=40, width=60):
     return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).clip(0, 255).astype(np.uint8)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-
 def bomb(side: int, colour: int) -> bytes:
     """A PNG of a few kilobytes whose header promises side x side pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
@@ -60,6 +56,38 @@ def test_a_photo_lies_as_its_orientation_tag_says(tmp_path, suffix):
     shown = np.rot90(smooth(), -1)
     error = np.abs(read_image(path)[..., ::-1].astype(int) - shown)
     assert error.mean() < 4 and inspect_image(path).size == (60, 40)
+
+
+@pytest.mark.parametrize("extra", [(0,), (1,), (2,), ()])
+def test_the_first_three_bands_count_as_they_are_stored_whatever_a_fourth_says(tmp_path, extra):
+    pixels = np.full((4, 6, 4), (200, 100, 50, 64), np.uint8)
+    path = write_tiff(tmp_path / "a.tif", pixels, extra)
+    assert read_image(path)[0, 0].tolist() == [50, 100, 200]
+    assert to_bgr(Image.open(path))[0, 0].tolist() == [50, 100, 200]
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("bands", [5, 6, 8])  # of 8, Pillow has no mode
+def test_more_than_four_bands_get_one_verdict_wherever_they_are_read(tmp_path, bands):
+    extra = (0,) * (bands - 3)
+    path = write_tiff(tmp_path / "a.tif", np.zeros((4, 6, bands), np.uint8), extra)
+    for read in (read_image, inspect_image):
+        with pytest.raises(BadFile, match=rf"a\.tif has {bands} bands, expected at most 4.*RGB$"):
+            read(path)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("Insufficient memory")])
+def test_too_little_memory_is_no_fault_of_the_file_but_names_it(tmp_path, monkeypatch, error):
+    error.code = cv2.Error.StsNoMem
+    Image.fromarray(smooth()).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    with pytest.raises(MemoryError, match=r"a\.png does not fit"):
+        read_image(tmp_path / "a.png")
 
 
 def save_16_bit_colour(path):
@@ -131,7 +159,7 @@ def test_what_stands_behind_an_image_does_no_harm(tmp_path):
         np.testing.assert_array_equal(read_image(path), whole)
 
 
-@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, read_label_histogram])
+@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, inspect_label])
 def test_a_missing_file_a_folder_and_text_are_named(tmp_path, read):
     (tmp_path / "text.png").write_text("<html>404 Not Found</html>")
     (tmp_path / "folder.png").mkdir()
@@ -141,7 +169,7 @@ def test_a_missing_file_a_folder_and_text_are_named(tmp_path, read):
 
 
 @pytest.mark.parametrize("side", [12000, 60000])  # above our limit; above Pillow's own, too
-@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, read_label_histogram])
+@pytest.mark.parametrize("read", [read_image, inspect_image, read_label, inspect_label])
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, read):
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(side, colour=0))
@@ -168,7 +196,7 @@ def test_a_label_with_an_orientation_tag_is_refused(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 3
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png", exif=exif)
-    for read in (read_label, read_label_histogram):
+    for read in (read_label, inspect_label):
         with pytest.raises(BadFile, match=r"EXIF orientation 3.*remove the tag"):
             read(tmp_path / "a.png")
 

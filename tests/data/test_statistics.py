@@ -36,10 +36,8 @@ def world(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """The label files that are decoded in this process."""
     seen = []
-    read = statistics.read_label_histogram
-    monkeypatch.setattr(
-        statistics, "read_label_histogram", lambda file: (seen.append(file), read(file))[1]
-    )
+    read = statistics.inspect_label
+    monkeypatch.setattr(statistics, "inspect_label", lambda *a: (seen.append(a[0]), read(*a))[1])
     return seen
 
 

@@ -18,10 +18,16 @@ from detectron2.modeling import build_model
 
 from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
 from ..checkpoint.weights import WeightsCheckpointer
-from ..data.files import Record
-from ..data.mapper import keep_aspect_size
+from ..data.files import Record, sample
+from ..data.mapper import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sampler import rank_positions
-from ..data.sets.checking import FileReport, check_record
+from ..data.sets.checking import (
+    FileReport,
+    check_headers,
+    check_record,
+    label_ids,
+    palette_faults,
+)
 from ..data.sets.registration import load_records, registered_names
 from .reading import get
 
@@ -51,9 +57,9 @@ def preflight(
 ) -> list[str]:
     """Looks at all that a run needs: device, output folder, batch, weights, data sets.
 
-    Of every data set the files are listed and one image, with its label, is decoded
-    (``tools/check_data.py`` looks at all of them). Weights are compared with the model, name by
-    name.
+    Of every data set the files are listed and up to 16 images, with their labels, are decoded
+    (``tools/check_data.py`` looks at all of them); of evaluation sets, headers are read as well.
+    Weights are compared with the model, name by name.
 
     Args:
         cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
@@ -96,6 +102,7 @@ def find_faults(
         and what is legitimate but seldom meant.
     """
     notes: list[str] = []
+    scales: dict[str, list[float]] = {}
     checks: list[Callable[[], object]] = [
         partial(_check_device, cfg, local_processes),
         partial(_check_output, cfg.OUTPUT_DIR),
@@ -104,10 +111,11 @@ def find_faults(
     if not eval_only:
         checks.append(partial(_check_batch, cfg, world_size))
         checks.append(partial(_check_tracking, cfg))
-        checks += _set_checks(cfg, _SOURCE, notes)
-        checks += _set_checks(cfg, _TARGET, notes) if cfg.SELF_TRAINING.ENABLED else []
-    checks += _set_checks(cfg, _TEST, notes)
-    return [fault for check in checks if (fault := _fault(check))], notes
+        checks += _set_checks(cfg, _SOURCE, notes, scales)
+        checks += _set_checks(cfg, _TARGET, notes, scales) if cfg.SELF_TRAINING.ENABLED else []
+    checks += _set_checks(cfg, _TEST, notes, scales)
+    faults = [fault for check in checks if (fault := _fault(check))]
+    return faults, notes + _scale_notes(scales)
 
 
 def _fault(check: Callable[[], object]) -> str:
@@ -221,11 +229,13 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _set_checks(cfg: CfgNode, role: _Role, notes: list[str]) -> list[Callable[[], object]]:
+def _set_checks(
+    cfg: CfgNode, role: _Role, notes: list[str], scales: dict[str, list[float]]
+) -> list[Callable[[], object]]:
     names = get(cfg, role.key)
     if not names and role.size_key:
         return [partial(_refuse_no_set, role)]
-    return [partial(_check_set, cfg, role, name, notes) for name in names]
+    return [partial(_check_set, cfg, role, name, notes, scales) for name in names]
 
 
 def _refuse_no_set(role: _Role) -> None:
@@ -233,7 +243,13 @@ def _refuse_no_set(role: _Role) -> None:
     raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
 
 
-def _check_set(cfg: CfgNode, role: _Role, name: str, notes: list[str]) -> None:
+def _check_set(
+    cfg: CfgNode,
+    role: _Role,
+    name: str,
+    notes: list[str],
+    scales: dict[str, list[float]],
+) -> None:
     if name not in DatasetCatalog:
         known = registered_names()
         similar = ", ".join(get_close_matches(name, known, n=3) or known)
@@ -256,15 +272,52 @@ def _check_set(cfg: CfgNode, role: _Role, name: str, notes: list[str]) -> None:
             f"{role.key}: {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
             f"{num_classes}; expected the same number: set it to {len(classes)}, or name other sets"
         )
-    report = check_record(records[0], metadata.get("label_map"), num_classes)
-    if report.faults:
-        skipped = role.size_key and cfg.DATALOADER.ON_BAD_FILE == "skip"
-        for fault in report.faults:
-            if not skipped:
-                raise ValueError(f"{role.key}: {name}: {fault}")
-            notes.append(f"{name}: {fault} (it will be skipped)")
-    elif role.size_key:
-        notes += _padding(cfg, role, name, report)
+    skipped = role.size_key and cfg.DATALOADER.ON_BAD_FILE == "skip"
+    label_map = metadata.get("label_map")
+    reports = [check_record(record, label_map, num_classes) for record in sample(records)]
+    for fault in (fault for report in reports for fault in report.faults):
+        if not skipped:
+            raise ValueError(f"{role.key}: {name}: {fault}")
+        notes.append(f"{name}: {fault} (it will be skipped)")
+    if role is _TEST:
+        check_headers(sample(records, 2000))
+    if any(report.faults for report in reports):
+        return
+    if role.labelled and classes is not None:
+        notes += _check_labels(cfg, role, name, reports, whole=len(reports) == len(records))
+    if role.size_key:
+        notes += _padding(cfg, role, name, reports[0])
+        scales[name] = scale_factors(sample(records, 100), tuple(cfg.INPUT[role.size_key]))
+
+
+def _check_labels(
+    cfg: CfgNode, role: _Role, name: str, reports: list[FileReport], whole: bool
+) -> list[str]:
+    """What the ids in some labels, or in the whole set, say; raises where that is certain."""
+    ids = label_ids(name, reports)
+    faults = ids.faults(sample=role is _TEST or not whole)
+    if role is _SOURCE:
+        certain = whole and len(cfg.DATASETS.TRAIN) == 1
+    else:  # a few images may show few classes, but one class alone says nothing
+        certain = whole and not ids.usable
+    for fault in [*palette_faults(reports), *(faults if certain else [])]:
+        raise ValueError(f"{role.key}: {name}: {fault}")
+    return [f"{name}, {len(reports)} labels that were looked at: {fault}" for fault in faults]
+
+
+def _scale_notes(scales: dict[str, list[float]]) -> list[str]:
+    """Sentences on images that are resized strongly, or by other factors than another set's."""
+    words = ", ".join(scales_in_words(name, factors) for name, factors in scales.items())
+    medians = [factors[len(factors) // 2] for factors in scales.values()]
+    notes = []
+    if any(factors[0] < 0.5 or factors[-1] > 2 for factors in scales.values()):
+        notes.append(f"images are resized strongly, to less than half or more than twice: {words}")
+    if medians and max(medians) > 1.5 * min(medians):
+        notes.append(
+            f"the sets are resized by different factors: {words}. The same thing should be about "
+            "as large in all of them; set INPUT.SOURCE_SIZE and INPUT.TARGET_SIZE accordingly"
+        )
+    return notes
 
 
 def _check_kind(role: _Role, name: str, records: list[Record]) -> None:

@@ -1,24 +1,31 @@
 """Image files, decoded strictly: what is broken, too large or would lose meaning is refused.
 
-Decoders are lenient in ways that training cannot see: an OpenCV 4 fills the rest of a truncated
-JPEG with grey, divides 16 bits by 256, and a file of a few kilobytes may unfold to gigabytes. The
-header is therefore read first (Pillow, about 0.1 ms), and the end of the file is looked at.
+Every image of the package is opened here. Decoders are lenient in ways that training cannot see: an
+OpenCV 4 fills the rest of a truncated JPEG with grey, divides 16 bits by 256 and multiplies the
+colours of a TIFF by its alpha; a PostScript program may be named a.png; a file of a few kilobytes
+may unfold to gigabytes. The header is therefore read first (Pillow, about 0.1 ms).
 """
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from ..utils.short import shown
 
 _LIMIT_VARIABLE = "MPCL_MAX_IMAGE_PIXELS"
 _DEFAULT_LIMIT = 2**27  # 134 million: 16384 x 8192
+_BYTES_A_PIXEL = 8  # of a file, at most: 16-bit RGBA without compression
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""Pillow's names of what is opened: formats that are pixels alone, and run no other program."""
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """Pillow's names of what is read: 8-bit grey, palette and colour. Alpha is dropped, palettes become
 their colours, EXIF orientation is applied."""
@@ -32,8 +39,12 @@ _REMEDIES = {
 }
 # How files of a format end, unless something stands behind the image.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_REPLACE = "expected a whole image: copy or download the file again, or take it out of the set"
+_REPLACE = (
+    f"expected a whole image ({', '.join(FORMATS)}): copy or download the file again, convert it, "
+    "or take it out of the set"
+)
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
+_SAMPLES_PER_PIXEL = 277  # TIFF tag
 
 Size = tuple[int, int]
 
@@ -51,7 +62,7 @@ class BadFile(ValueError):
         super().__init__(self.file, reason)  # the arguments: it must survive pickling
 
     def __str__(self) -> str:
-        return f"{self.file} {self.reason}"
+        return f"{shown(self.file)} {self.reason}"
 
 
 class Header(NamedTuple):
@@ -74,6 +85,33 @@ def pixel_limit() -> int:
     return int(text)
 
 
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Refuses what would block or never end when it is read."""
+    status, limit = os.stat(path), _BYTES_A_PIXEL * pixel_limit()
+    if not stat.S_ISREG(status.st_mode):
+        raise BadFile(path, "is no regular file; expected an image file")
+    if status.st_size > limit:
+        raise BadFile(
+            path,
+            f"has {status.st_size} bytes, above the limit of {limit} for an image file "
+            f"({_BYTES_A_PIXEL} bytes for each of {pixel_limit()} pixels); shrink it, or set "
+            f"{_LIMIT_VARIABLE} higher if you trust the file",
+        )
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file that is not larger than an image may be.
+
+    Raises:
+        BadFile: it is missing, no regular file, or too large.
+    """
+    try:
+        _check_file(path)
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadFile(path, _in_words(error)) from error
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
     """The image of a file, its header read and its size checked; pixels are decoded on demand.
@@ -84,15 +122,19 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
 
     Raises (also for what is done with the image inside):
         BadFile: it is missing, no image, broken, or too large.
+        MemoryError: this machine has too little for it; names the file.
     """
     limit = pixel_limit()
     Image.MAX_IMAGE_PIXELS = limit  # Pillow raises above twice this number by itself
     try:
-        with Image.open(path if content is None else BytesIO(content)) as image:
+        if content is None:
+            _check_file(path)
+        source = open(path, "rb") if content is None else BytesIO(content)  # noqa: SIM115
+        with source as file, _identified(path, file) as image:
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             yield image
-    except (BadFile, MemoryError):
+    except BadFile:
         raise
     except Image.DecompressionBombError as error:
         raise BadFile(
@@ -101,14 +143,45 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
             f"it, or set {_LIMIT_VARIABLE} higher if you trust the file",
         ) from error
     except Exception as error:  # Pillow's plugins raise nearly every kind for broken files
+        if isinstance(error, MemoryError) or getattr(error, "code", 0) == cv2.Error.StsNoMem:
+            raise MemoryError(f"{shown(path)} does not fit into this machine's memory") from error
         raise BadFile(path, _in_words(error)) from error
+
+
+def _identified(path: str | os.PathLike[str], file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        _check_bands(path, _tiff_bands(file))
+        raise
+
+
+def _tiff_bands(file: BinaryIO) -> int:
+    """Bands of a TIFF, also of one that Pillow has no mode for; 0 if it is none."""
+    header = file.read(8)
+    if header[:4] not in (b"II\x2a\0", b"MM\0\x2a"):
+        return 0
+    directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+    file.seek(directory.next)
+    directory.load(file)
+    return int(directory.get(_SAMPLES_PER_PIXEL, 1))
+
+
+def _check_bands(path: str | os.PathLike[str], bands: int) -> None:
+    if bands > 4:
+        raise BadFile(
+            path,
+            f"has {bands} bands, expected at most 4, of which the first three are red, green and "
+            "blue; write the three that are to be seen as RGB",
+        )
 
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     text = str(error) or type(error).__name__
-    if text.startswith("cannot identify image file"):  # goes on with the address of a buffer
+    if isinstance(error, UnidentifiedImageError):  # goes on with the address of a buffer
         text = "not an image"
     return f"cannot be decoded ({text}); {_REPLACE}"
 
@@ -126,7 +199,10 @@ def orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def _check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
+def check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
+    """Raises BadFile unless the image, not decoded yet, is one that :func:`to_bgr` takes."""
+    if image.format == "TIFF":
+        _check_bands(path, int(image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)))
     raw = raw_mode(image)
     # "BGR;16" is a bitmap of 5 or 6 bits a channel.
     deep = image.mode[0] in "IF" or (";16" in raw and not raw.startswith("BGR"))
@@ -143,29 +219,60 @@ def inspect_image(path: str | os.PathLike[str]) -> Header:
         BadFile: it is not one that :func:`read_image` takes.
     """
     with opened(path) as image:
-        _check_mode(path, image)
+        check_mode(path, image)
         image.load()
         swapped = orientation(image) >= 5 and image.format != "TIFF"  # Pillow turns TIFFs itself
         size = (image.width, image.height) if swapped else (image.height, image.width)
         return Header(size, image.mode, str(image.format))
 
 
+def stored_size(path: str | os.PathLike[str]) -> Size:
+    """(height, width) of an image by its header alone, as it is stored: not turned by EXIF.
+
+    Raises:
+        BadFile: the header cannot be read.
+    """
+    with opened(path) as image:
+        return image.height, image.width
+
+
+def to_bgr(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 in OpenCV's BGR order, upright by its EXIF tag: the first three bands as they
+    are stored, whatever a fourth says; palettes become their colours.
+
+    Args:
+        image: of a mode among ``IMAGE_MODES``.
+    """
+    # Pillow divides the colours of a TIFF by an alpha that its tag calls premultiplied.
+    image_tiles = getattr(image, "tile", None) or []
+    if raw_mode(image) == "RGBa":
+        image.tile = [_with_mode(tile, "RGBA") for tile in image_tiles]
+    upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+    return np.ascontiguousarray(np.asarray(upright.convert("RGB"))[..., ::-1])
+
+
+def _with_mode(tile: Any, mode: str) -> Any:
+    arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
+    named = hasattr(tile, "_replace")  # Pillow 10 has plain tuples
+    return tile._replace(args=arguments) if named else (*tile[:3], arguments)
+
+
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order, upright by its EXIF tag.
+    """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order; see :func:`to_bgr`.
 
     Raises:
         BadFile: missing, no image, truncated, of a mode that would lose meaning, or above
             :func:`pixel_limit`.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise BadFile(path, _in_words(error)) from error
+    content = read_bytes(path)
     with opened(path, content) as image:
-        _check_mode(path, image)
-        # Something may follow the image, and formats but the common two have no end to look for.
-        if not content.endswith(_ENDS.get(str(image.format), b"\0")):
+        check_mode(path, image)
+        plain = image.format == "PNG" and image.mode in ("L", "RGB")
+        if not plain and image.format not in ("JPEG", "MPO"):
+            return to_bgr(image)
+        if not content.endswith(_ENDS[image.format]):  # something may follow the image
             image.load()
+        # OpenCV decodes JPEG and PNG faster, and JPEG as the peers' code does.
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if decoded is None:
         raise BadFile(path, f"cannot be decoded; {_REPLACE}")
@@ -178,6 +285,6 @@ def check_pair(record: Mapping[str, Any], image_size: Size, label_size: Size) ->
         turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
         raise BadFile(
             record["sem_seg_file_name"],
-            f"has height x width {label_size}, but its image {record['file_name']} has "
+            f"has height x width {label_size}, but its image {shown(record['file_name'])} has "
             f"{image_size}; expected the same size: export both from one source{turned}",
         )

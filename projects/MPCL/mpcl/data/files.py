@@ -1,8 +1,15 @@
 """Image files, their label files, and the records that Detectron2's catalog hands out."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from detectron2.utils.logger import log_first_n
+
+from ..utils.short import shown
+
+_FOREIGN = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -20,7 +27,11 @@ class MissingLabels(FileNotFoundError):
 def list_files(
     folder: Path, suffixes: tuple[str, ...], prefixes: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Files below a folder, at any depth, that end with one of the suffixes; no hidden ones.
+    """Files below a folder, at any depth, that end with one of the suffixes.
+
+    What is hidden (``.ipynb_checkpoints``, ``._a.png``) or belongs to a file server or an archiver
+    (``@eaDir``, ``__MACOSX``) is left out, and so is a folder that a link has led to before. A
+    warning counts such files.
 
     Args:
         folder: where to look; links are followed.
@@ -36,23 +47,62 @@ def list_files(
         ValueError: two files have the same key (``a.png`` and ``a.jpg``).
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {folder} does not exist")
+        raise FileNotFoundError(f"folder {shown(folder)} does not exist")
     found: dict[str, str] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
-            hidden = name.startswith(".")  # macOS puts ._a.png beside a.png
-            if suffix is None or hidden or not name.startswith(prefixes or ""):
-                continue
-            path = os.path.join(parent, name)
-            key = Path(os.path.relpath(path, folder)).as_posix()[: -len(suffix)]
-            if key in found:
-                raise ValueError(f"{found[key]} and {path} have the same name: which is the image?")
-            found[key] = path
+    left_out: list[str] = []
+    for path in _walk(folder, left_out):
+        name = os.path.basename(path)
+        suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
+        if suffix is None or not name.startswith(prefixes or ""):
+            continue
+        key = Path(os.path.relpath(path, folder)).as_posix()[: -len(suffix)]
+        if key in found:
+            both = f"{shown(found[key])} and {shown(path)}"
+            raise ValueError(f"{both} have the same name: which is the image?")
+        found[key] = path
+    ends = tuple(suffix.lower() for suffix in suffixes)
+    if unused := [path for path in left_out if path.lower().endswith((*ends, os.sep))]:
+        note = (
+            f"Left out of folder {shown(folder)}: {len(unused)} hidden or foreign files, or links "
+            f"to folders that were listed already, such as {shown(unused[0])}"
+        )
+        log_first_n(logging.WARNING, note, key="message")
     if not found:
         wanted = " or ".join(f"{p}*{s}" for p in prefixes or ("",) for s in suffixes)
-        raise FileNotFoundError(f"folder {folder} holds no file {wanted}")
+        raise FileNotFoundError(f"folder {shown(folder)} holds no file {wanted}")
     return dict(sorted(found.items()))
+
+
+def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
+    """Files below a folder, each real folder once; ``left_out`` gets hidden and foreign files, and
+    links to folders that were listed already, which end with a separator."""
+    status = os.stat(folder)
+    seen = {(status.st_dev, status.st_ino)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            status = os.stat(path)
+            if name.startswith(".") or name in _FOREIGN:
+                inside = os.walk(path)
+                left_out += [os.path.join(p, file) for p, _, files in inside for file in files]
+            elif (status.st_dev, status.st_ino) in seen:
+                left_out.append(path + os.sep)
+            else:
+                seen.add((status.st_dev, status.st_ino))
+                kept.append(name)
+        folders[:] = kept
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            if name.startswith("."):
+                left_out.append(path)
+            else:
+                yield path
+
+
+def sample(records: Sequence[Record], at_most: int = 16) -> Sequence[Record]:
+    """Some of the records, evenly spread, the first among them."""
+    return records[:: max(1, -(-len(records) // at_most))]
 
 
 def image_records(images: Mapping[str, str]) -> list[Record]:
@@ -71,8 +121,8 @@ def labelled_records(
     """
     missing = [path for key, path in images.items() if key not in labels]
     if missing:
-        found = f"{len(missing)} of {len(images)} images, for instance {missing[0]}"
-        raise MissingLabels(f"no label in {label_folder} for {found}", missing)
+        found = f"{len(missing)} of {len(images)} images, for instance {shown(missing[0])}"
+        raise MissingLabels(f"no label in {shown(label_folder)} for {found}", missing)
     return [
         {"file_name": path, "image_id": key, "sem_seg_file_name": labels[key]}
         for key, path in images.items()

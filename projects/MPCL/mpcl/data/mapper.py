@@ -10,7 +10,8 @@ only the accepted one is cut from the image.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .decoding import check_pair, read_image
-from .labels import IGNORE_LABEL, LabelMap, check_ids, read_label
+from .decoding import BadFile, check_pair, read_image, stored_size
+from .labels import IGNORE_LABEL, LabelMap, check_label, read_label
 from .sampler import NO_CLASS, Draw
 
 _TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class
@@ -44,6 +45,22 @@ def keep_aspect_size(size: Size, box: Size | None) -> Size:
         return size
     ratio = min(max(box) / max(size), min(box) / min(size))
     return max(int(size[0] * ratio + 0.5), 1), max(int(size[1] * ratio + 0.5), 1)
+
+
+def scale_factors(records: Iterable[Record], box: Size | None) -> list[float]:
+    """By how much images are resized into a box (see :func:`keep_aspect_size`), by their headers,
+    in ascending order. Files that cannot be read are left out; whoever decodes them names them."""
+    factors = []
+    for record in records:
+        with suppress(BadFile):
+            size = stored_size(record["file_name"])
+            factors.append(max(keep_aspect_size(size, box)) / max(size))
+    return sorted(factors)
+
+
+def scales_in_words(name: str, factors: Sequence[float]) -> str:
+    """Median, smallest and largest of a set's scale factors."""
+    return f"{name} {np.median(factors):.2f} ({factors[0]:.2f} to {factors[-1]:.2f})"
 
 
 def _resize(array: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
@@ -210,8 +227,7 @@ class SourceMapper(_CropMapper):
         image = read_image(record["file_name"])
         label = read_label(record["sem_seg_file_name"], label_map)
         check_pair(record, image.shape[:2], label.shape)
-        if cv2.countNonZero(cv2.inRange(label, self.num_classes, IGNORE_LABEL - 1)):
-            check_ids(record["sem_seg_file_name"], _class_counts(label), self.num_classes)
+        check_label(record["sem_seg_file_name"], label, self.num_classes)
         return image, label
 
     def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:

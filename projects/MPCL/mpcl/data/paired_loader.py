@@ -10,13 +10,22 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_test_loader
+from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .bad_files import BadFiles
 from .decoding import BadFile
-from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
+from .files import sample
+from .mapper import (
+    Record,
+    SourceMapper,
+    TargetMapper,
+    TestMapper,
+    scale_factors,
+    scales_in_words,
+    without_label,
+)
 from .rare_class import RareClassSampler
 from .sampler import Draw, Draws, RareClassDraws, UniformDraws, rank_positions
 from .sets.registration import load_records
@@ -206,13 +215,35 @@ def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistic
     num_classes = {name: s.counts.shape[1] for name, s in zip(names, statistics)}
     if len(set(num_classes.values())) > 1:
         raise ValueError(f"the sets of DATASETS.TRAIN differ in their classes: {num_classes}")
+    _check_classes(names, statistics)
     return statistics
+
+
+def _check_classes(names: Sequence[str], statistics: Sequence[ClassStatistics]) -> None:
+    """Refuses sources in which a class has no pixel that is not declared to be absent."""
+    pixels = sum(s.counts.sum(axis=0) for s in statistics)
+    metadata = MetadataCatalog.get(names[0])
+    absent = {name for one in names for name in MetadataCatalog.get(one).get("absent", ())}
+    empty = [c for c, count in zip(metadata.stuff_classes, pixels) if not count]
+    missing = [name for name in empty if name not in absent]
+    if missing or len(pixels) - len(empty) < 2:
+        raise ValueError(
+            f"DATASETS.TRAIN: no label of {', '.join(names)} has a pixel of "
+            f"{', '.join(missing or empty) or 'a second class'}; tools/check_data.py tells which "
+            "ids the files hold. If a class is to be absent, its data description says so: absent"
+        )
 
 
 def _rare_class_sampler(cfg: CfgNode, statistics: Sequence[ClassStatistics]) -> RareClassSampler:
     rare_class = cfg.DATALOADER.RARE_CLASS
     counts, sizes = (np.concatenate(c) for c in zip(*((s.counts, s.sizes) for s in statistics)))
     return RareClassSampler(counts, sizes, rare_class.TEMPERATURE, rare_class.MIN_IMAGE_FRACTION)
+
+
+def _log_scale_factors(names: Sequence[str], box: Sequence[int]) -> None:
+    for name in names:
+        if factors := scale_factors(sample(load_records([name]), 100), tuple(box)):
+            logger.info(f"Scale factors (smallest to largest): {scales_in_words(name, factors)}")
 
 
 def build_paired_loader(cfg: CfgNode) -> PairedLoader:
@@ -240,9 +271,11 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
         if statistics
         else UniformDraws(len(records), seed=cfg.SEED, stream=_SOURCE_STREAM)
     )
+    _log_scale_factors(names, cfg.INPUT.SOURCE_SIZE)
     streams = {"source": DomainStream(records, draws, SourceMapper.from_config(cfg), skip)}
     if cfg.SELF_TRAINING.ENABLED:
         targets = [without_label(r) for r in load_records(cfg.DATASETS.TRAIN_TARGET)]
+        _log_scale_factors(cfg.DATASETS.TRAIN_TARGET, cfg.INPUT.TARGET_SIZE)
         uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
         streams["target"] = DomainStream(targets, uniform, TargetMapper.from_config(cfg), skip)
     loader = PairedLoader(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
 from .decoding import BadFile
-from .labels import LabelMap, check_ids, lookup_table, read_label_histogram
+from .labels import LabelMap, check_ids, fold_ids, inspect_label
 from .sets.registration import load_records
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ def _count(
     file: str, label_map: LabelMap | None, num_classes: int, bad: dict[str, str] | None
 ) -> tuple[NDArray[np.int64], tuple[int, int]]:
     try:
-        raw, size = read_label_histogram(file)
-        counts = fold_histogram(raw, label_map)
+        ids, size, _ = inspect_label(file, label_map)
+        counts = fold_ids(ids, label_map)
         check_ids(file, counts, num_classes)
     except BadFile as error:
         if bad is None:
@@ -113,15 +113,6 @@ def _count(
         bad[error.file] = error.reason
         return np.zeros(num_classes, np.int64), (1, 1)
     return counts[:num_classes], size
-
-
-def fold_histogram(raw: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.int64]:
-    """(256,) counts of raw ids -> (256,) counts of class indices."""
-    if label_map is None:
-        return raw
-    folded = np.zeros(256, dtype=np.int64)
-    np.add.at(folded, lookup_table(label_map), raw)
-    return folded
 
 
 def class_table(names: Sequence[str], counts: NDArray[np.int64]) -> str:

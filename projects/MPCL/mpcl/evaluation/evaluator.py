@@ -14,7 +14,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..config.validation import ClassSubsets, check_class_subsets
-from ..data.labels import label_loader
+from ..data.decoding import check_pair
+from ..data.labels import check_label, read_label
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,10 @@ def mean_metrics(class_subsets: ClassSubsets) -> list[str]:
 class SegmentationEvaluator(SemSegEvaluator):
     """mIoU and per-class IoU; classes that the ground truth never shows are absent from the result.
 
-    Three differences to the stock evaluator, none in the numbers: labels are read by
-    :func:`label_loader` (numpy 1 and 2, raw label ids); pixels are counted on the device of the
-    scores; and predictions are not run-length encoded nor their boundaries scored, which takes most
-    of the stock evaluator's time and which no benchmark of the field reports. Two additions, from
+    Differs from the stock evaluator, not in its numbers: labels are read as in training and refused
+    if their size or an id is wrong; pixels are counted on the device of the scores; and predictions
+    are neither run-length encoded nor their boundaries scored, which takes most of the stock
+    evaluator's time and which no benchmark of the field reports. Two additions, from
     the same confusion matrix and the same pass:
 
     - ``class_subsets``: ``mIoU-<name>`` over some of the classes, for sources that lack the others.
@@ -57,12 +58,11 @@ class SegmentationEvaluator(SemSegEvaluator):
 
     def __init__(self, dataset_name: str, class_subsets: ClassSubsets = ()) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        super().__init__(
-            dataset_name, sem_seg_loading_fn=label_loader(metadata.get("label_map", None))
-        )
+        super().__init__(dataset_name)
         check_class_subsets(class_subsets, self._class_names)
         self._compute_boundary_iou = False
         self._class_subsets = class_subsets
+        self._label_map = metadata.get("label_map", None)
         names = metadata.get("parts", ())
         self._parts = {name: SegmentationEvaluator(name, class_subsets) for name in names}
 
@@ -74,16 +74,24 @@ class SegmentationEvaluator(SemSegEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
             file = record["file_name"]
-            matrix = self._count(output["sem_seg"], self.input_file_to_gt_file[file])
+            matrix = self._count(output["sem_seg"], file, self.input_file_to_gt_file[file])
             for evaluator in (self, *self._parts.values()):
                 if file in evaluator.input_file_to_gt_file:
                     evaluator._conf_matrix += matrix
 
-    def _count(self, scores: Tensor, label_file: str) -> NDArray[np.int64]:
+    def _count(self, scores: Tensor, image_file: str, label_file: str) -> NDArray[np.int64]:
         """The image's confusion matrix, counted where its scores (C, H, W) are: rows are
-        predictions, columns the ground truth; the last of each stand for ignored pixels."""
+        predictions, columns the ground truth; the last of each stand for ignored pixels.
+
+        Raises:
+            BadFile: the label cannot be read, has another size or holds an unknown id.
+        """
         size = self._num_classes + 1
-        label = torch.from_numpy(self.sem_seg_loading_fn(label_file)).to(scores.device)
+        truth = read_label(label_file, self._label_map)
+        pair = {"file_name": image_file, "sem_seg_file_name": label_file}
+        check_pair(pair, tuple(scores.shape[-2:]), truth.shape)
+        check_label(label_file, truth, self._num_classes)
+        label = torch.from_numpy(truth).to(scores.device)
         label = torch.where(label == self._ignore_label, self._num_classes, label.int())
         # On a CPU max is several times faster than argmax, and finds the same.
         pair = size * scores.max(dim=0).indices.int() + label

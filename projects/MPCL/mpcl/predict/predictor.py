@@ -14,12 +14,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint.weight_files import read
 from ..config import get_cfg_from
-from ..data.decoding import IMAGE_MODES, read_image
+from ..data.decoding import check_mode, read_image, to_bgr
 from ..data.labels import IGNORE_LABEL
 from ..data.mapper import TestMapper
 from ..data.sets.custom import distinct_colors
@@ -147,9 +147,8 @@ class Predictor:
         if isinstance(image, str | os.PathLike):
             return read_image(os.fspath(image))
         if isinstance(image, Image.Image):
-            if image.mode not in IMAGE_MODES:
-                raise ValueError(f"image has mode {image.mode}; expected {', '.join(IMAGE_MODES)}")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1].copy()
+            check_mode(getattr(image, "filename", "") or "the image", image)
+            return to_bgr(image)
         if not isinstance(image, np.ndarray):
             raise ValueError(f"image is a {type(image).__name__}; expected an array, PIL or a path")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

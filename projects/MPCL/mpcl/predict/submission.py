@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -170,7 +169,7 @@ def _content_faults(
     except BadFile as error:
         return [str(error)]
     faults = []
-    with Image.open(image_file) as image:
+    with opened(image_file) as image:
         if ids.shape[1::-1] != image.size:
             faults.append(
                 f"{name} has width x height {ids.shape[1::-1]}, its image has {image.size}"

@@ -1,5 +1,6 @@
 """Values of users in messages."""
 
+import os
 import reprlib
 
 _REPR = reprlib.Repr()
@@ -11,3 +12,11 @@ _REPR.maxlevel = 4
 def short(value: object) -> str:
     """``repr``, cut where it would be long: aliases of YAML turn a few lines into gigabytes."""
     return _REPR.repr(value)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for people: what would move the cursor, colour a terminal or break a line is escaped,
+    as are bytes that are no text."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path)
+    )

@@ -1,7 +1,7 @@
 """Looks at every file of a data set before days of training do."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,19 +11,32 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
-from ..decoding import BadFile, Size, check_pair, inspect_image
+from ...utils.short import shown
+from ..decoding import BadFile, Size, check_pair, inspect_image, stored_size
 from ..files import MissingLabels, Record
-from ..labels import IGNORE_LABEL, LabelMap, check_ids, read_label_histogram
-from ..statistics import class_table, fold_histogram
+from ..labels import LabelMap, check_ids, fold_ids, inspect_label
+from ..statistics import class_table
+from .label_ids import LabelIds
 from .registration import load_records
 
 
 class FileReport(NamedTuple):
-    """One image and its label: what was found, and the faults as sentences that name the file."""
+    """One image and its label: what was found, and the faults as sentences that name the file.
+
+    Attributes:
+        mode: Pillow's name of the image's mode, or "unreadable".
+        size: (height, width) of the image; None if it is unreadable.
+        label: the label file; "" of an image-only record.
+        ids: (256,) pixels of each raw id of the label.
+        palette: RGB of each id in turn, of a palette label.
+        faults: none if the pair can be used.
+    """
 
     mode: str
     size: Size | None
-    counts: NDArray[np.int64]  # (256,) pixels of every class index; 255: ignored
+    label: str
+    ids: NDArray[np.int64]
+    palette: bytes | None
     faults: tuple[str, ...]
 
 
@@ -32,57 +45,85 @@ class DatasetReport:
     """All files of a set; ``faults`` name their files, and none means fit for training."""
 
     name: str
-    classes: tuple[str, ...]
     labelled: bool
     files: tuple[FileReport, ...]
+    ids: LabelIds
     faults: tuple[str, ...]
 
 
 def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -> FileReport:
-    """Decodes an image and counts its label.
+    """Decodes an image and counts the ids of its label.
 
     Faults are: a file that is missing, broken or of a mode that training refuses, a label that
     holds no class ids (see :func:`mpcl.data.labels.read_label`), an id that is neither a class nor
     ignored, a label of another size than its image.
     """
-    mode, size, faults = _check_image(record["file_name"])
-    counts = np.zeros(256, dtype=np.int64)
-    label_file = record.get("sem_seg_file_name")
-    if label_file is not None:
-        try:
-            raw, label_size = read_label_histogram(label_file)
-        except BadFile as error:
-            return FileReport(mode, size, counts, (*faults, f"label {error}"))
-        counts = fold_histogram(raw, label_map)
-        faults += _label_faults(record, counts, label_size, size, num_classes)
-    return FileReport(mode, size, counts, faults)
-
-
-def _check_image(file: str) -> tuple[str, Size | None, tuple[str, ...]]:
+    mode, size, faults = "unreadable", None, []
+    ids, palette, label = np.zeros(256, dtype=np.int64), None, record.get("sem_seg_file_name", "")
     try:
-        header = inspect_image(file)
+        header = inspect_image(record["file_name"])
+        mode, size = header.mode, header.size
     except BadFile as error:
-        return "unreadable", None, (f"image {error}",)
-    return header.mode, header.size, ()
+        faults.append(f"image {error}")
+    if label:
+        try:
+            ids, label_size, palette = inspect_label(label, label_map)
+            faults += _label_faults(
+                partial(check_ids, label, fold_ids(ids, label_map), num_classes),
+                partial(check_pair, record, size or label_size, label_size),
+            )
+        except BadFile as error:
+            faults.append(f"label {error}")
+    return FileReport(mode, size, label, ids, palette, tuple(faults))
 
 
-def _label_faults(
-    record: Record,
-    counts: NDArray[np.int64],
-    size: Size,
-    image_size: Size | None,
-    num_classes: int,
-) -> tuple[str, ...]:
+def _label_faults(*checks: partial) -> list[str]:
     faults = []
-    for check in (
-        lambda: check_ids(record["sem_seg_file_name"], counts, num_classes),
-        lambda: check_pair(record, image_size or size, size),
-    ):
+    for check in checks:
         try:
             check()
         except BadFile as error:
             faults.append(f"label {error}")
-    return tuple(faults)
+    return faults
+
+
+def check_headers(records: Iterable[Record]) -> None:
+    """Compares images with their labels by their headers alone, whichever way they are turned.
+
+    Raises:
+        BadFile: a header cannot be read, or a label has another size than its image.
+    """
+    for record in records:
+        image, label = (stored_size(record[key]) for key in ("file_name", "sem_seg_file_name"))
+        if sorted(image) != sorted(label):
+            check_pair(record, image, label)
+
+
+def label_ids(dataset_name: str, files: Sequence[FileReport]) -> LabelIds:
+    """The ids of files of a registered set."""
+    metadata = MetadataCatalog.get(dataset_name)
+    ids = sum((file.ids for file in files), np.zeros(256, dtype=np.int64))
+    label_map, absent = metadata.get("label_map"), metadata.get("absent", ())
+    return LabelIds(ids, tuple(metadata.stuff_classes), label_map, absent)
+
+
+def palette_faults(files: Iterable[FileReport]) -> list[str]:
+    """Ids that have one colour in one label and another in the next: one of the two files means
+    another class by it."""
+    first: dict[int, tuple[bytes, str]] = {}
+    faults = {}
+    for file in files:
+        for raw in np.flatnonzero(file.ids) if file.palette else ():
+            color = file.palette[3 * raw : 3 * raw + 3]
+            known, other = first.setdefault(int(raw), (color, file.label))
+            if color != known:
+                faults.setdefault(
+                    int(raw),
+                    f"the palettes of labels disagree: id {raw} is RGB {list(known)} in "
+                    f"{shown(other)} and {list(color)} in {shown(file.label)}; expected one "
+                    "meaning of an id: export all masks with one palette",
+                )
+    return list(faults.values())
 
 
 def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
@@ -93,17 +134,21 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
         FileNotFoundError, ValueError: the set cannot be listed at all.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    classes = tuple(metadata.stuff_classes)
     try:
         records = load_records([dataset_name])
     except MissingLabels as error:
-        missing = tuple(f"image {file} has no label" for file in error.images)
-        return DatasetReport(dataset_name, classes, True, (), (*missing, str(error)))
-    check = partial(check_record, label_map=metadata.get("label_map"), num_classes=len(classes))
+        missing = tuple(f"image {shown(file)} has no label" for file in error.images)
+        ids = label_ids(dataset_name, ())
+        return DatasetReport(dataset_name, True, (), ids, (*missing, str(error)))
+    num_classes = len(metadata.stuff_classes)
+    check = partial(check_record, label_map=metadata.get("label_map"), num_classes=num_classes)
     desc = f"checking {dataset_name}"
     files = tuple(thread_map(check, records, max_workers=num_workers or 1, desc=desc))
-    faults = tuple(fault for file in files for fault in file.faults)
-    return DatasetReport(dataset_name, classes, "sem_seg_file_name" in records[0], files, faults)
+    ids, labelled = label_ids(dataset_name, files), "sem_seg_file_name" in records[0]
+    faults = [fault for file in files for fault in file.faults] + palette_faults(files)
+    if labelled and not any(file.faults for file in files):
+        faults += ids.faults()
+    return DatasetReport(dataset_name, labelled, files, ids, tuple(faults))
 
 
 def summary(report: DatasetReport) -> str:
@@ -124,13 +169,16 @@ def summary(report: DatasetReport) -> str:
 
 
 def _class_lines(report: DatasetReport) -> list[str]:
-    counts = np.stack([file.counts for file in report.files])
-    by_class = counts[:, : len(report.classes)]
-    ignored = counts[:, IGNORE_LABEL].sum() / max(1, counts.sum())
-    lines = [class_table(report.classes, by_class), f"ignored: {ignored:.2%} of all pixels"]
-    absent = [name for name, count in zip(report.classes, by_class.sum(0)) if not count]
-    if absent:
-        lines.append(f"classes without a pixel: {', '.join(absent)}")
+    found, classes = report.ids, report.ids.classes
+    by_class = np.stack([fold_ids(file.ids, found.label_map) for file in report.files])
+    by_class = by_class[:, : len(classes)]
+    ignored = found.ids[found.ignored()].sum() / max(1, found.ids.sum())
+    lines = [
+        class_table(classes, by_class),
+        f"ignored: {ignored:.2%} of all pixels: {found.ignored_in_words()}",
+    ]
+    if found.empty_classes:
+        lines.append(f"classes without a pixel: {', '.join(found.empty_classes)}")
     empty = int((by_class.sum(1) == 0).sum())
     if empty:
         lines.append(f"labels without a pixel of any class: {empty}")
@@ -139,6 +187,6 @@ def _class_lines(report: DatasetReport) -> list[str]:
 
 def _tally(values: Sequence[str]) -> str:
     counted = Counter(values).most_common()
-    shown = [f"{value} ({number})" for value, number in counted[:8]]
+    shown_values = [f"{value} ({number})" for value, number in counted[:8]]
     rest = [f"and {len(counted) - 8} more"] if len(counted) > 8 else []
-    return ", ".join(shown + rest)
+    return ", ".join(shown_values + rest)

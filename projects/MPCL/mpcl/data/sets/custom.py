@@ -5,6 +5,7 @@
     colors: [[0, 0, 0], [60, 160, 60], [190, 90, 30]]   # optional
     label_map: {0: background, 128: leaf, 255: rust}    # optional: id in the files -> class
     ignore: 7                                           # optional: id, or ids, of no class
+    absent: [rust]                                      # optional: may have no pixel
     splits:
       train: {images: greenhouse/images, labels: greenhouse/masks}  # -> leaves_sem_seg_train
       field_train: {images: field/images}                           # -> leaves_images_field_train
@@ -22,13 +23,13 @@ from typing import Any
 import yaml
 from detectron2.data import DatasetCatalog
 
-from ...utils.short import short
+from ...utils.short import short, shown
 from ..files import IMAGE_SUFFIXES, Record, image_records, labelled_records, list_files
-from ..labels import IGNORE_LABEL, identity_except
+from ..labels import IGNORE_LABEL, LabelMap, identity_except
 from .registration import set_metadata
 
-_KEYS = ("name", "classes", "colors", "label_map", "ignore", "splits")
-_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix", "root")
+_KEYS = ("name", "classes", "colors", "label_map", "label_colors", "ignore", "absent", "splits")
+_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix", "root", "absent")
 _registered: dict[str, tuple[Path, Any]] = {}  # name -> its file and what the file said
 
 
@@ -60,6 +61,7 @@ class _Split:
     image_suffixes: tuple[str, ...]
     label_suffix: str
     root: Path | None  # of the files that lists name; None: the folder of each list
+    absent: tuple[str, ...]  # classes that may have no pixel
 
     def records(self) -> list[Record]:
         try:
@@ -82,7 +84,7 @@ class _Split:
             labels = dict(zip(images, labels.values()))
         unused = [path for key, path in labels.items() if key not in images]
         if unused:
-            found = f"{len(unused)} labels without an image, for instance {unused[0]}"
+            found = f"{len(unused)} labels without an image, for instance {shown(unused[0])}"
             raise _Fault(self.file, self.key, found, f"an image in {self.images} for every label")
         return labelled_records(images, labels, self.labels)
 
@@ -99,7 +101,7 @@ def _read_list(path: Path, root: Path) -> dict[str, str]:
     root. Links are followed, as in folders.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text file; expected a folder, or a list of files") from None
     named = [line.strip() for line in text.splitlines() if line.strip()]
@@ -115,7 +117,11 @@ def _read_list(path: Path, root: Path) -> dict[str, str]:
         raise ValueError(f"list {path} names a file twice")
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing or not files:
-        found = f"names {len(missing)} missing files, first {missing[0]}" if missing else "is empty"
+        found = (
+            f"names {len(missing)} missing files, first {shown(missing[0])}"
+            if missing
+            else "is empty"
+        )
         raise FileNotFoundError(f"list {path} {found}")
     return {line: str(file) for line, file in files.items()}
 
@@ -140,16 +146,18 @@ def register_from_yaml(path: str | Path) -> list[str]:
     name = _text(file, "name", description.get("name"))
     classes = _classes(file, description.get("classes"))
     colors = _colors(file, description.get("colors"), len(classes))
-    label_map = _label_map(file, description.get("label_map"), description.get("ignore"), classes)
+    label_map = _label_map(file, description, classes)
+    absent = _absent(file, "absent", description.get("absent"), classes)
     splits = {
         f"{name}_{'images' if split.labels is None else 'sem_seg'}_{key}": split
-        for key, split in _splits(file, description.get("splits")).items()
+        for key, split in _splits(file, description.get("splits"), classes).items()
     }
     _refuse_taken_names(file, description, splits)
     for registered, split in splits.items():
         if registered not in DatasetCatalog:
             DatasetCatalog.register(registered, split.records)
-            set_metadata(registered, classes, colors, label_map if split.labels else None)
+            described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
+            set_metadata(registered, classes, colors, *described)
             _registered[registered] = (file, description)
     return list(splits)
 
@@ -168,7 +176,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"data set description {file} does not exist")
     try:
-        description = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        description = yaml.load(file.read_text(encoding="utf-8-sig"), _UniqueKeyLoader)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is no valid YAML: {error}") from None
     return _mapping(file, "(whole file)", description, _KEYS)
@@ -191,8 +199,9 @@ def _text(file: Path, key: str, value: object) -> str:
 
 
 def _classes(file: Path, value: object) -> list[str]:
-    if not isinstance(value, list) or not 1 <= len(value) <= IGNORE_LABEL:
-        raise _Fault(file, "classes", value, "a list of 1 to 255 names, by class index")
+    if not isinstance(value, list) or not 2 <= len(value) <= IGNORE_LABEL:
+        expected = "a list of 2 to 255 names, by class index: the background is a class as well"
+        raise _Fault(file, "classes", value, expected)
     for name in value:
         # YAML reads the bare words yes, no, on and off as booleans.
         if not isinstance(name, str) or not name:
@@ -207,11 +216,21 @@ def _colors(file: Path, value: object, num_classes: int) -> list[tuple[int, int,
         return distinct_colors(num_classes)
     if not isinstance(value, list) or len(value) != num_classes:
         raise _Fault(file, "colors", value, f"a list of {num_classes} colours, one a class")
-    for color in value:
-        levels = color if isinstance(color, list) else []
-        if len(levels) != 3 or not all(_is_id(level) for level in levels):
-            raise _Fault(file, "colors", color, "[red, green, blue], each in 0..255")
-    return [(red, green, blue) for red, green, blue in value]
+    return [_color(file, "colors", color) for color in value]
+
+
+def _color(file: Path, key: str, value: object) -> tuple[int, int, int]:
+    levels = value if isinstance(value, list) else []
+    if len(levels) != 3 or not all(_is_id(level) for level in levels):
+        raise _Fault(file, key, value, "[red, green, blue], each in 0..255")
+    return levels[0], levels[1], levels[2]
+
+
+def _absent(file: Path, key: str, value: object, classes: Sequence[str]) -> tuple[str, ...]:
+    names = [] if value is None else value
+    if not isinstance(names, list) or not all(name in classes for name in names):
+        raise _Fault(file, key, value, f"a list of classes ({', '.join(classes)})")
+    return tuple(names)
 
 
 def _is_id(value: object) -> bool:
@@ -219,8 +238,15 @@ def _is_id(value: object) -> bool:
 
 
 def _label_map(
-    file: Path, value: object, ignore: object, classes: Sequence[str]
-) -> dict[int, int] | None:
+    file: Path, description: Mapping[str, Any], classes: Sequence[str]
+) -> LabelMap | None:
+    value, ignore = description.get("label_map"), description.get("ignore")
+    if "label_colors" in description:
+        for key in ("label_map", "ignore"):
+            if key in description:
+                expected = "no such key beside label_colors, in which ignore has colours as well"
+                raise _Fault(file, key, description[key], expected)
+        return _color_map(file, description["label_colors"], classes)
     ignored: list[Any] = [] if ignore is None else ignore if isinstance(ignore, list) else [ignore]
     for raw in ignored:
         if not _is_id(raw):
@@ -240,6 +266,25 @@ def _label_map(
     return {raw: _class_index(file, raw, target, classes) for raw, target in value.items()}
 
 
+def _color_map(
+    file: Path, value: object, classes: Sequence[str]
+) -> dict[tuple[int, int, int], int]:
+    if not isinstance(value, dict) or not value:
+        expected = "a mapping from class names, and ignore, to [red, green, blue], or lists of such"
+        raise _Fault(file, "label_colors", value, expected)
+    found: dict[tuple[int, int, int], int] = {}
+    for name, colors in value.items():
+        key = f"label_colors.{name}"
+        if name not in classes and name != "ignore":
+            raise _Fault(file, key, name, f"a class name ({', '.join(classes)}), or ignore")
+        several = isinstance(colors, list) and colors and isinstance(colors[0], list)
+        for color in [_color(file, key, c) for c in (colors if several else [colors])]:
+            if color in found:
+                raise _Fault(file, key, list(color), "every colour once")
+            found[color] = classes.index(name) if name in classes else IGNORE_LABEL
+    return found
+
+
 def _class_index(file: Path, raw: int, target: object, classes: Sequence[str]) -> int:
     if target in ("ignore", IGNORE_LABEL) and target not in classes:
         return IGNORE_LABEL
@@ -251,13 +296,15 @@ def _class_index(file: Path, raw: int, target: object, classes: Sequence[str]) -
     raise _Fault(file, f"label_map.{raw}", target, known)
 
 
-def _splits(file: Path, value: object) -> dict[str, _Split]:
+def _splits(file: Path, value: object, classes: Sequence[str]) -> dict[str, _Split]:
     if not isinstance(value, dict) or not value:
         raise _Fault(file, "splits", value, "a mapping from names of splits to their folders")
-    return {_text(file, "splits", key): _split(file, key, one) for key, one in value.items()}
+    return {
+        _text(file, "splits", key): _split(file, key, one, classes) for key, one in value.items()
+    }
 
 
-def _split(file: Path, name: str, value: object) -> _Split:
+def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> _Split:
     key = f"splits.{name}"
     entry = _mapping(file, key, value, _SPLIT_KEYS)
     images = _existing(file, f"{key}.images", entry.get("images"))
@@ -273,7 +320,8 @@ def _split(file: Path, name: str, value: object) -> _Split:
     if root is not None and (images.is_dir() or not root.is_dir()):
         raise _Fault(file, f"{key}.root", entry["root"], "a folder, for images that are a list")
     suffix = entry.get("label_suffix", ".png")
-    return _Split(file, key, images, labels, suffixes, suffix, root and root.resolve())
+    absent = _absent(file, f"{key}.absent", entry.get("absent"), classes)
+    return _Split(file, key, images, labels, suffixes, suffix, root and root.resolve(), absent)
 
 
 def _existing(file: Path, key: str, value: object) -> Path:

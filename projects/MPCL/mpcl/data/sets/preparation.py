@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
 from ...utils.cli import add_debug_option, user_errors
-from ..decoding import read_image
+from ..decoding import read_bytes, read_image
 from ..files import list_files
 from ..labels import LabelMap, lookup_table, read_label
 from ..mapper import keep_aspect_size
@@ -57,7 +57,7 @@ def read_synthia_ids(path: str | os.PathLike[str]) -> NDArray[np.uint16]:
     Raises:
         ValueError: the file is no such image.
     """
-    raw = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    raw = cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3:
         found = "no readable image" if raw is None else f"shape {raw.shape}, {raw.dtype}"
         raise ValueError(

@@ -110,9 +110,11 @@ def _register(
     classes: Sequence[str] = CITYSCAPES_CLASSES,
     colors: Sequence[tuple[int, int, int]] = CITYSCAPES_COLORS,
     label_map: LabelMap | None = None,
+    absent: Sequence[str] = (),
 ) -> None:
     DatasetCatalog.register(name, partial(_load, name, tree))
-    set_metadata(name, classes, colors, label_map if tree.labels else None)
+    described = (label_map, absent) if tree.labels else (None, ())
+    set_metadata(name, classes, colors, *described)
 
 
 def set_metadata(
@@ -120,6 +122,7 @@ def set_metadata(
     classes: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
     label_map: LabelMap | None,
+    absent: Sequence[str] = (),
 ) -> None:
     """Describes a set in ``MetadataCatalog``.
 
@@ -127,7 +130,9 @@ def set_metadata(
         name: registered name.
         classes: C names, by class index.
         colors: C colours, RGB in [0, 255].
-        label_map: raw id of the label files -> class index; None if they hold class indices.
+        label_map: raw id, or colour, of the label files -> class index; None if they hold class
+            indices.
+        absent: classes that may have no pixel in the set; of others that is a fault.
     """
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes),
@@ -135,6 +140,7 @@ def set_metadata(
         ignore_label=IGNORE_LABEL,
         evaluator_type="sem_seg",
         label_map=None if label_map is None else dict(label_map),
+        absent=tuple(absent),
     )
 
 
@@ -181,7 +187,8 @@ def register_camvid(name: str, sequences: Sequence[str], split: str, labelled: b
         label_suffix=".png",
         prefixes=tuple(f"{sequence}_" for sequence in sequences),
     )
-    _register(name, tree, CAMVID_CLASSES, CAMVID_COLORS, CAMVID_IDS)
+    # A few hundred frames of some sequences: which classes they show depends on the choice.
+    _register(name, tree, CAMVID_CLASSES, CAMVID_COLORS, CAMVID_IDS, absent=CAMVID_CLASSES)
 
 
 def _register_synthetic() -> None:
@@ -202,7 +209,7 @@ def _register_synthetic() -> None:
         label_suffix="_labelTrainIds.png",
         made_by="datasets/prepare_synthia.py",
     )
-    _register("synthia_sem_seg_train", tree)
+    _register("synthia_sem_seg_train", tree, absent=("terrain", "truck", "train"))
 
 
 def _cityscapes_like(folder: str, split: str, made_by: str) -> FolderTree:
@@ -230,7 +237,7 @@ def _register_streets() -> None:
         for split in ("source", "val")
     )
     _register("streets_source_sem_seg_train", source)
-    _register("streets_target_sem_seg_val", val)
+    _register("streets_target_sem_seg_val", val, absent=CITYSCAPES_CLASSES)
     _register("streets_target_images_train", val.without_labels("streets/leftImg8bit/target"))
 
 
@@ -249,18 +256,19 @@ def _register_adverse() -> None:
     for split in ("train", "val", "test"):
         tree = _anonymised("acdc", *(f"{condition}/{split}" for condition in conditions))
         if split != "test":
-            _register(f"acdc_sem_seg_{split}", tree)
+            _register(f"acdc_sem_seg_{split}", tree, absent=CITYSCAPES_CLASSES)
         if split != "val":
             _register(f"acdc_images_{split}", tree.without_labels(*tree.images))
     for condition in conditions:
-        _register(f"acdc_{condition}_sem_seg_val", _anonymised("acdc", f"{condition}/val"))
+        val = _anonymised("acdc", f"{condition}/val")
+        _register(f"acdc_{condition}_sem_seg_val", val, absent=CITYSCAPES_CLASSES)
         test = _anonymised("acdc", f"{condition}/test")
         _register(f"acdc_{condition}_images_test", test.without_labels(*test.images))
     # Evaluated on each condition as well, in the same pass.
     parts = tuple(f"acdc_{condition}_sem_seg_val" for condition in conditions)
     MetadataCatalog.get("acdc_sem_seg_val").set(parts=parts)
     dark = _anonymised("dark_zurich", "val")
-    _register("dark_zurich_sem_seg_val", dark)
+    _register("dark_zurich_sem_seg_val", dark, absent=CITYSCAPES_CLASSES)
     for split in ("train", "test"):
         images = dark.without_labels(f"dark_zurich/rgb_anon/{split}/night")
         _register(f"dark_zurich_images_{split}", images)

@@ -1,0 +1,262 @@
+"""People's own files, as programs and file servers leave them: nothing is wrong in silence.
+
+What must be refused is a row of ``test_bad_input.py``; here is what must be told, or just work.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import check_data
+import numpy as np
+import pytest
+import torch
+import train_net
+from conftest import COLORS, SMALLEST
+from detectron2.data import MetadataCatalog
+from mistakes import World
+from PIL import Image
+
+from mpcl.data.labels import read_label
+from mpcl.data.sets.custom import register_from_yaml
+from mpcl.evaluation.evaluator import SegmentationEvaluator
+
+pytest_plugins = ["mistakes"]
+TOOL = Path(__file__).parents[1] / "tools/check_data.py"
+
+
+def checked(world: World, capsys, status: int = 0) -> str:
+    """What ``check_data.py --file`` prints; asserts its exit status."""
+    world.command()
+    found = check_data.main(["--file", str(world.root / "world.yaml"), "--workers", "2"])
+    said = capsys.readouterr().out
+    assert found == status, said
+    return said
+
+
+def masks(world: World, change, splits=("source", "val"), **options) -> None:
+    """Replaces the labels of splits by ``change(label)``."""
+    for split in splits:
+        for i in range(2):
+            file = f"{split}_labels/{i}.png"
+            world.save(change(world.pixels(file)), file, **options)
+
+
+def two_classes(world: World, **more) -> None:
+    world.description |= {"classes": ["background", "vessel"], **more}
+
+
+def ink(label: np.ndarray) -> np.ndarray:
+    """0 and 255, as a drawing program saves a mask."""
+    return np.where((label == 1) | (label == 3), 255, 0).astype(np.uint8)
+
+
+def smooth(label: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(ink(label))
+    return np.array(image.resize((192, 128), Image.Resampling.BICUBIC).resize(image.size))
+
+
+MEANT = "Did you mean label_map: {0: background, 255: vessel}?"
+MISREAD = {
+    "0 and 255 without a map": (ink, {}, {}, ["no class but background has a pixel", MEANT]),
+    "a typo in the map": (
+        ink,
+        {"label_map": {0: "background", 225: "vessel"}},
+        {},
+        ["no class but background has a pixel", "not named", MEANT],
+    ),
+    "one bit, and a map of 255": (
+        lambda label: ink(label) > 0,
+        {"label_map": {0: "background", 255: "vessel"}},
+        {},
+        ["no class but background", "Did you mean label_map: {0: background, 1: vessel}?"],
+    ),
+    "smooth edges": (
+        smooth,
+        {"label_map": {0: "background", 255: "vessel"}},
+        {},
+        ["different ids are not named by label_map", "nearest"],
+    ),
+    "everything ignored": (
+        lambda label: np.full_like(label, 255),
+        {},
+        {},
+        ["no class has a pixel", "id 255 (100.00%)"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "keys", "options", "said"), MISREAD.values(), ids=MISREAD)
+def test_masks_that_are_read_as_something_else_are_faults(
+    world, capsys, change, keys, options, said
+):
+    two_classes(world, **keys)
+    masks(world, change, **options)
+    told = checked(world, capsys, status=1)
+    assert all(words in told for words in said), told
+
+
+def test_every_id_that_is_ignored_is_named_with_its_share(world, capsys):
+    world.description["label_map"] = {0: "ground", 1: "hedge", 2: "sky", 3: "box", 9: "ignore"}
+
+    def change(label):
+        label[:2], label[2:3] = 9, 77  # 2 and 1 of 64 rows; 255 covers 16 of 6144 pixels
+        return label
+
+    masks(world, change, ["source"])
+    told = checked(world, capsys)
+    assert "id 9 (3.12%), id 77 (1.56%, not named), id 255 (0.26%, not named)" in told
+
+
+def test_a_class_without_a_pixel_is_a_fault_unless_it_is_declared(world, capsys):
+    masks(world, lambda label: np.where(label == 3, 0, label))
+    told = checked(world, capsys, status=1)
+    assert told.count("no pixel has the class box") == 2 and "absent: [box]" in told
+    world.name = world.description["name"] = world.name + "b"
+    for split in ("source", "val"):
+        world.description["splits"][split]["absent"] = ["box"]
+    assert "classes without a pixel: box" in checked(world, capsys)
+    assert train_net.check(train_net.parse_args(world.command())) == []
+
+
+def test_palettes_that_disagree_are_named_with_both_files(world, capsys):
+    for i, palette in enumerate(([0, 0, 0, 9, 9, 9, 200, 0, 0], [0, 0, 0, 200, 0, 0, 9, 9, 9])):
+        file = f"source_labels/{i}.png"
+        image = Image.fromarray(world.pixels(file))
+        image.putpalette(palette + [7] * (768 - len(palette)))
+        image.save(world.root / file)
+    told = checked(world, capsys, status=1)
+    first, second = (world.root / f"source_labels/{i}.png" for i in range(2))
+    assert f"id 1 is RGB [9, 9, 9] in {first} and [200, 0, 0] in {second}" in told
+    assert "id 2 is RGB" in told and "id 3" not in told
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_masks_train_as_their_ids_do(world, capsys, mode):
+    expected = world.pixels("source_labels/1.png")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:4] = COLORS["source"]
+    for split in ("source", "val"):
+        for i in range(2):
+            file = world.root / f"{split}_labels/{i}.png"
+            image = Image.fromarray(world.pixels(file) ^ 7)  # no id is a class
+            image.putpalette(palette[np.arange(256) ^ 7].tobytes())
+            image.convert(mode).save(file)
+    names = world.description["classes"]
+    colors = {name: list(color) for name, color in zip(names, COLORS["source"])}
+    world.description["label_colors"] = {**colors, "ignore": [[0, 0, 0], [1, 2, 3]]}
+    assert checked(world, capsys).count("no faults") == 3
+    label_map = MetadataCatalog.get(f"{world.name}_sem_seg_source").label_map
+    found = read_label(world.root / "source_labels/1.png", label_map)
+    np.testing.assert_array_equal(found, expected)
+    train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "2", "VIS_PERIOD", "0"))
+
+
+def test_hidden_and_foreign_folders_and_links_that_lead_back_are_left_out(world, capsys, caplog):
+    for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "deep/.thumbs"):
+        world.save(world.pixels("target/0.png"), f"target/{folder}/0.png")
+    world.save(world.pixels("target/0.png"), "target/._0.png")
+    (world.root / "target/Thumbs.db").write_bytes(b"x")
+    for link in ("again", "more"):
+        os.symlink(world.root / "target", world.root / "target" / link)
+    os.symlink("loop", world.root / "target/loop")
+    with caplog.at_level("WARNING"):
+        told = checked(world, capsys)
+    assert f"{world.name}_images_target: 2 images" in told
+    assert f"Left out of folder {world.root / 'target'}: 7 hidden or foreign files" in caplog.text
+
+
+def test_a_mark_in_front_of_a_list_or_a_description_does_no_harm(world, capsys):
+    (world.root / "list.txt").write_text("target/0.png\ntarget/1.png\n", encoding="utf-8-sig")
+    world.description["splits"]["target"]["images"] = "list.txt"
+    world.command()
+    file = world.root / "world.yaml"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert check_data.main(["--file", str(file)]) == 0
+
+
+def notes(world: World, *opts: str) -> list[str]:
+    return train_net.check(train_net.parse_args(world.command(*opts)))
+
+
+def test_strong_and_uneven_resizing_is_noted_by_factor(world):
+    # images are 96 x 64
+    (note,) = notes(world, "INPUT.TARGET_SIZE", "(192,128)")
+    assert f"{world.name}_sem_seg_source 1.00 (1.00 to 1.00)" in note
+    assert f"{world.name}_images_target 2.00 (2.00 to 2.00)" in note and "different" in note
+    strong, _ = notes(world, "INPUT.TARGET_SIZE", "(288,192)")
+    assert "more than twice" in strong and "3.00" in strong
+    assert notes(world, "INPUT.SOURCE_SIZE", "(132,88)") == []  # 1.375 and 1
+
+
+def test_a_large_set_is_judged_by_all_its_labels_before_training(world, capsys, monkeypatch):
+    # Of a set that is not seen whole, a class may lack by chance; the count of all labels decides.
+    masks(world, lambda label: np.where(label == 3, 0, label), ["source"])
+    monkeypatch.setattr("mpcl.config.preflight.sample", lambda records, *_: records[:1])
+    assert notes(world) == []
+    with pytest.raises(SystemExit) as end:
+        train_net.cli(world.command(*SMALLEST))
+    assert end.value.code == 2
+    assert "has a pixel of box; tools/check_data.py tells" in capsys.readouterr().err
+
+
+SPOILT = {
+    "an unknown id": (
+        lambda label: label.__setitem__(np.s_[:3], 5) or label,
+        r"holds the ids \[5\]",
+    ),
+    "id 200": (lambda label: np.full_like(label, 200), r"holds the ids \[200\]"),
+    "another size": (lambda label: label[:-1], r"\(63, 96\), but its image .*\(64, 96\)"),
+    "one column": (lambda label: label[:, :1].copy(), r"\(64, 1\), but its image .*\(64, 96\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), SPOILT.values(), ids=SPOILT)
+def test_evaluation_refuses_a_label_by_file_as_training_does(world, change, said):
+    masks(world, change, ["val"])
+    world.command()
+    *_, name = register_from_yaml(world.root / "world.yaml")
+    evaluator = SegmentationEvaluator(name)
+    evaluator.reset()
+    record = {"file_name": str(world.root / "val/1.png")}
+    with pytest.raises(ValueError, match=rf"val_labels/1\.png .*{said}"):
+        evaluator.process([record], [{"sem_seg": torch.zeros(4, 64, 96)}])
+    with pytest.raises(ValueError, match=rf"DATASETS\.TEST.*val_labels/0\.png .*{said}"):
+        notes(world)
+
+
+def test_sizes_of_all_test_labels_are_compared_before_training(world, monkeypatch):
+    file = "val_labels/1.png"
+    world.save(world.pixels(file)[:-1], file)
+    looked_at = lambda records, at_most=1: records[:at_most]  # noqa: E731
+    monkeypatch.setattr("mpcl.config.preflight.sample", looked_at)
+    with pytest.raises(ValueError, match=r"val_labels/1\.png has height x width \(63, 96\)"):
+        notes(world)
+
+
+def test_names_with_control_characters_are_shown_escaped(world, capsys):
+    name = "red\x1b[31m\nFAULT.png"
+    (world.root / "target" / name).write_bytes(b"no image")
+    told = checked(world, capsys, status=1)
+    assert r"target/red\x1b[31m\nFAULT.png cannot be decoded" in told and "\x1b" not in told
+
+
+def test_files_that_are_no_files_neither_hang_nor_fill_the_memory(world):
+    os.mkfifo(world.root / "target/fifo.png")
+    os.symlink("/dev/zero", world.root / "target/zero.png")
+    with (world.root / "target/sparse.png").open("wb") as file:
+        file.truncate(20 * 2**30)
+    (world.root / "target/script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    world.command()
+    command = [sys.executable, str(TOOL), "--file", str(world.root / "world.yaml")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1, run.stderr
+    for said in (
+        "fifo.png is no regular file",
+        "zero.png is no regular file",
+        "sparse.png has 21474836480 bytes, above the limit",
+        "script.png cannot be decoded (not an image)",
+        "4 faults",
+    ):
+        assert said in run.stdout, run.stdout
