@@ -165,7 +165,7 @@ def train(args: argparse.Namespace, name: str, spoilt: frozenset[int]) -> None:
     def next_spoilt_step():
         step = next_step()
         if step.iteration in spoilt:
-            images = step.source.images if step.iteration % 2 else step.target
+            images = (step.source if step.iteration % 2 else step.target).images
             images.fill_(float("nan"))
         return step
 

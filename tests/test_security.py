@@ -163,7 +163,7 @@ def test_code_in_a_file_to_convert_is_refused_and_nothing_is_written(
 
 
 def test_code_in_the_feature_distances_encoder_is_refused(tmp_path, witness):
-    from mpcl.engine.build import build_reference_encoder
+    from mpcl.engine.adaptation import build_reference_encoder
 
     path = plant(tmp_path / "imagenet.pth", witness)
     distance = ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1"]

@@ -23,11 +23,11 @@ from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.config import get_cfg_from
 from mpcl.config.preflight import preflight
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.build import precision_in_words
 from mpcl.engine.evaluate import evaluate_models
 from mpcl.engine.guards import EXIT_DIVERGED, Diverged
 from mpcl.engine.launch import is_restart, launch_job
 from mpcl.engine.run_identity import check_checkpoint
+from mpcl.engine.trainer import precision_in_words
 from mpcl.evaluation.run_record import record_session
 from mpcl.predict.loading import load_networks
 from mpcl.utils.cli import DEBUG, DEBUG_HELP, user_errors, without_traceback

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from mpcl.prototypes.gaussian import GaussianPrototypes
 from mpcl.prototypes.kmeans import random_prototypes
+from mpcl.prototypes.sampling import sample_per_group
 from mpcl.prototypes.sinkhorn import assign, balance
 
 from .timing import Row, against, compare
 
-EPSILON, SWEEPS = 0.1, 10
+EPSILON, SWEEPS, POOL_SIZE = 0.1, 10, 20_000
 LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -51,11 +52,17 @@ class Problem:
     def own_similarity(self) -> Tensor:
         return self.prototypes.own_similarity(self.embeddings, self.label)
 
+    def pool(self, similarity: Tensor, places: int) -> tuple[Tensor, Tensor]:
+        """Similarities (K, C, P) of the pixels in each place, and which places hold one (C, P)."""
+        index, valid = sample_per_group(self.label, self.classes, places)
+        return similarity[index].permute(2, 0, 1).contiguous(), valid
+
 
 @torch.no_grad()
 def all_at_once(problem: Problem) -> None:
     similarity = problem.own_similarity()
-    table = balance(similarity, problem.label, problem.classes, epsilon=EPSILON, sweeps=SWEEPS)
+    pool = problem.pool(similarity, POOL_SIZE // problem.classes)
+    table = balance(*pool, epsilon=EPSILON, sweeps=SWEEPS)
     k = assign(similarity, problem.label, table.potentials, EPSILON)
     problem.prototypes.update_(problem.embeddings, problem.label * problem.count + k)
 
@@ -71,7 +78,9 @@ def class_by_class(problem: Problem) -> None:
         mean, variance = prototypes.mean[c], prototypes.variance[c]
         similarity = _log_likelihood(pixels, mean, variance)
         zeros = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device)
-        table = balance(similarity, zeros, 1, epsilon=EPSILON, sweeps=SWEEPS)
+        sample = similarity[: POOL_SIZE // problem.classes]
+        everywhere = torch.ones(1, len(sample), dtype=torch.bool, device=pixels.device)
+        table = balance(sample.T.unsqueeze(1), everywhere, epsilon=EPSILON, sweeps=SWEEPS)
         assigned = assign(similarity, zeros, table.potentials, EPSILON)
         member = torch.nn.functional.one_hot(assigned, problem.count).float()
         count = member.sum(0).clamp_min(1).unsqueeze(1)
@@ -115,8 +124,10 @@ def _solver(problem: Problem, args) -> list[Row]:
                 rows, columns, cost, EPSILON, numItermax=SWEEPS, stopThr=0, warn=False
             )
 
+    pool = problem.pool(similarity, int(problem.label.bincount().max()))
+
     def mine() -> None:
-        balance(similarity, problem.label, problem.classes, epsilon=EPSILON, sweeps=SWEEPS)
+        balance(*pool, epsilon=EPSILON, sweeps=SWEEPS)
 
     ours = f"Sinkhorn, {problem.name}"
     samples = compare({ours: mine, "POT": theirs}, device=args.device, repeats=args.repeats)

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.build import build_adaptation_hook
 
 from .timing import Row, against, compare, device_name, measure, row
 
@@ -77,15 +76,12 @@ class SyntheticTrainer(AdaptationTrainer):
 
     def build_hooks(self):
         """Those of the method alone: nothing is written or evaluated."""
-        if self.teacher is None:
-            return []
-        return [build_adaptation_hook(self.cfg, self.student, self.teacher)]
+        return [self.adaptation]
 
     def step_once(self) -> None:
         """One iteration as in training, hooks that learn included."""
         self.run_step()
-        for hook in self._adaptation_hooks():
-            hook.after_step()
+        self.after_step()
         self.iter += 1
 
 
@@ -129,7 +125,7 @@ def build(config_file: Path, opts: list[str]) -> SyntheticTrainer:
     trainer.iter = 0
     trainer.model.train()
     trainer.storage = EventStorage()
-    for hook in trainer._adaptation_hooks():
+    for hook in trainer._hooks:
         hook.before_train()
     for _ in range(3):
         trainer.step_once()
@@ -141,18 +137,18 @@ def _phases(trainer: SyntheticTrainer, args) -> list[Row]:
     calls = {
         "data": (trainer, "next_step"),
         "student forward": (trainer.model, "forward"),
-        "losses": (trainer.criterion, "_segmentation_loss"),
+        "losses": (trainer.criterion, "_segmentation"),
         "optimiser": (trainer, "update_student"),
     }
-    for hook in trainer._adaptation_hooks():  # one, or none without self-training
+    if (hook := trainer.adaptation) is not None:
         calls |= {
-            "teacher": (hook, "label_target"),
+            "teacher": (hook, "label"),
             "mixing": (hook, "mix"),
-            "clustering": (trainer, "after_forward"),
+            "clustering": (hook, "after_forward"),
             "EMA": (hook, "after_step"),
         }
-    if trainer.criterion.prototype_criterion is not None:
-        calls["prototype losses"] = (trainer.criterion, "prototype_criterion")
+    if trainer.criterion.prototype_losses is not None:
+        calls["prototype losses"] = (trainer.criterion, "prototype_losses")
     seconds = dict.fromkeys(calls, 0.0)
     with _clocks(calls, seconds, args.device):
         total = sum(measure(trainer.step_once, args.device)[0] for _ in range(args.repeats))

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 import mpcl.prototypes.bank
-from mpcl.engine import adaptation as hooks
+from mpcl.engine import adaptation
 from mpcl.modeling import hrda
 from mpcl.prototypes.sampling import sample_per_group
-from mpcl.structures.view import Box
+from mpcl.self_training import masking
+from mpcl.structures import Box
 
 CLASSES = 4
 ABSENT = 2  # the class of ``uneven``
@@ -84,10 +85,10 @@ class Arranged:
     uneven: bool = False
 
     def __call__(self, trainer) -> None:
-        hooks.sample_class_mask = lambda label, classes, ignore: (
+        adaptation.sample_class_mask = lambda label, classes, ignore: (
             (label % 2 == 1) & (label < CLASSES)
         )
-        hooks.hide_blocks = hide_every_second_block
+        masking.hide_blocks = hide_every_second_block
         hrda.sample_detail_box = lambda size, detail: Box(16, 8, 16 + detail[0], 8 + detail[1])
         mpcl.prototypes.bank.sample_per_group = first_per_group
         for group in trainer.optimizer.param_groups:
@@ -132,15 +133,10 @@ class Arranged:
             with sent_messages() as messages:
                 run_step()
             step = trainer.last_step
-            seen = {"pseudo_label": step.pseudo_label.label, "weight": step.pseudo_label.weight}
-            seen["confident"] = step.pseudo_label.confident
+            seen = {name: getattr(step.target, name) for name in ("label", "weight", "trusted")}
             seen["present"] = (step.source.label == ABSENT).any()
             for scale, views in step.pixels.items():
-                images = len(step.source.label)
-                seen |= {
-                    f"assignment.{scale}.{view}": targets.cluster.view(images, -1)
-                    for view, targets in views.items()
-                }
+                seen |= {f"assignment.{scale}.{name}": p.cluster for name, p in views.items()}
             steps.append(seen)
             if trainer.iter + 1 < trainer.max_iter:
                 return

@@ -65,51 +65,35 @@ STAGES = ("write", "fsync", "replace", "fsync folder", "fsync pointer", "replace
 
 @dataclass
 class KillWhileSaving:
-    """SIGKILL at a stage of the n-th checkpoint from here."""
+    """SIGKILL at a stage of the first checkpoint from here."""
 
     stage: str
-    checkpoint: int = 0
 
     def __call__(self, trainer) -> None:
-        saves, calls = [], []
-        save = trainer.checkpointer.save
-
-        def counted(*args, **kwargs):
-            saves.append(1)
-            calls.clear()
-            save(*args, **kwargs)
+        # Checkpoint, folder, pointer, folder again: the order of the calls of atomic_write.
+        stages = {"fsync": iter(("fsync", "fsync folder", "fsync pointer", "after"))}
+        stages["replace"] = iter(("replace", "replace pointer"))
 
         def reached(stage: str) -> None:
-            if len(saves) == self.checkpoint + 1 and stage == self.stage:
+            if stage == self.stage:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        class CountedOS:
+        class WatchedOS:
             """``os`` as atomic_write sees it."""
 
             def __getattr__(self, name):
+                if name in stages:
+                    reached(next(stages[name]))
                 return getattr(os, name)
-
-            def fsync(self, descriptor):
-                calls.append("fsync")
-                number = calls.count("fsync")
-                reached({1: "fsync", 2: "fsync folder", 3: "fsync pointer"}.get(number, "after"))
-                os.fsync(descriptor)
-
-            def replace(self, source, target):
-                calls.append("replace")
-                reached("replace" if calls.count("replace") == 1 else "replace pointer")
-                os.replace(source, target)
 
         def torn(content, file):
             torch_save(content, file)
             file.flush()
-            if len(saves) == self.checkpoint + 1:
-                os.ftruncate(file.fileno(), file.tell() * 2 // 3)
-                reached("write")
+            os.ftruncate(file.fileno(), file.tell() * 2 // 3)
+            reached("write")
 
         torch_save = torch.save
-        trainer.checkpointer.save = counted
-        mpcl.utils.atomic_write.os = CountedOS()
+        mpcl.utils.atomic_write.os = WatchedOS()
         if self.stage == "write":
             torch.save = torn
 

@@ -32,16 +32,15 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_no_checkpoint_is_none(tmp_path):
-    assert make(tmp_path).get_checkpoint_file() == ""
-    assert not make(tmp_path).has_checkpoint()
+def test_saved_checkpoint_is_found_and_nothing_else_is_left_or_taken_for_one(tmp_path):
     assert make("").get_checkpoint_file() == ""
-
-
-def test_saved_checkpoint_is_found_and_nothing_else_is_left(tmp_path):
+    others = ["model_0000009.pth.tmp", "model_best.pth", "rank0.pth"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"?")
+    assert make(tmp_path).get_checkpoint_file() == "" and not make(tmp_path).has_checkpoint()
     make(tmp_path).save("model_0000004", iteration=4)
     assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000004.pth")
-    assert names(tmp_path) == ["last_checkpoint", "model_0000004.pth"]
+    assert names(tmp_path) == sorted(["last_checkpoint", "model_0000004.pth", *others])
     assert torch.load(tmp_path / "model_0000004.pth", weights_only=True)["iteration"] == 4
 
 
@@ -62,11 +61,22 @@ def test_kill_between_checkpoint_and_pointer_loses_nothing(tmp_path, monkeypatch
     assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
 
 
-def test_pointer_that_someone_sets_back_is_followed(tmp_path):
+@pytest.mark.parametrize(
+    ("pointer", "found"),
+    [
+        (b"model_0000000.pth\n", 0),  # someone has set it back
+        (b"\xff\xfe\x00", 2),
+        (None, 2),
+    ],
+)
+def test_pointer_is_followed_and_without_it_no_run_is_lost(tmp_path, pointer, found):
     for iteration in range(3):
         make(tmp_path).save(f"model_{iteration:07d}")
-    (tmp_path / "last_checkpoint").write_text("model_0000000.pth\n")
-    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
+    if pointer is None:
+        (tmp_path / "last_checkpoint").unlink()
+    else:
+        (tmp_path / "last_checkpoint").write_bytes(pointer)
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / f"model_{found:07d}.pth")
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -77,25 +87,6 @@ def test_pointer_cannot_lead_out_of_its_folder(tmp_path, absolute):
     (tmp_path / "run/last_checkpoint").write_text(str(other / "model_0000007.pth"))
     found = make(tmp_path / "run").get_checkpoint_file()
     assert found == str(tmp_path / "run/model_0000000.pth")
-
-
-def test_pointer_of_binary_rubbish_is_no_lost_run(tmp_path):
-    make(tmp_path).save("model_0000000")
-    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00")
-    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
-
-
-def test_lost_pointer_is_no_lost_run(tmp_path):
-    for iteration in range(2):
-        make(tmp_path).save(f"model_{iteration:07d}")
-    (tmp_path / "last_checkpoint").unlink()
-    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
-
-
-def test_other_files_are_never_taken_for_checkpoints(tmp_path):
-    for name in ("model_0000009.pth.tmp", "model_best.pth", "rank0.pth"):
-        (tmp_path / name).write_bytes(b"?")
-    assert make(tmp_path).get_checkpoint_file() == ""
 
 
 def test_run_that_starts_afresh_does_not_go_on_from_an_earlier_one(tmp_path):

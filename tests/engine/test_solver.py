@@ -4,32 +4,26 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from mpcl.config import get_cfg_from
-from mpcl.engine.solver import WarmupPoly, build_lr_scheduler, build_optimizer
+from mpcl.engine.solver import build_lr_scheduler, build_optimizer
 
 
 def make_cfg(*opts):
     return get_cfg_from("", ["MODEL.DEVICE", "cpu", "MODEL.MIT.VARIANT", "b0", *opts])
 
 
-def test_groups_hold_every_parameter_once():
-    model = build_model(make_cfg("PROTOTYPES.TYPE", "gauss"))
-    optimizer = build_optimizer(make_cfg(), model)
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+@pytest.mark.parametrize("prototypes", ["centroid", "gauss"])
+def test_groups_hold_every_parameter_once_with_the_baselines_rates_and_decay(prototypes):
+    model = build_model(make_cfg("PROTOTYPES.TYPE", prototypes))
+    groups = build_optimizer(make_cfg(), model).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-
-
-def test_rates_and_decay_follow_the_baselines():
-    model = build_model(make_cfg("PROTOTYPES.TYPE", "centroid"))
-    optimizer = build_optimizer(make_cfg(), model)
-    group_of = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    group_of = {id(p): g for g in groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         group = group_of[id(parameter)]
         owner = model.get_submodule(name.rpartition(".")[0])
         in_encoder = name.startswith("backbone.")
         exempt = in_encoder and isinstance(owner, nn.LayerNorm)
-        assert group["initial_lr" if "initial_lr" in group else "lr"] == pytest.approx(
-            6e-5 if in_encoder else 6e-4
-        ), name
+        assert group["lr"] == pytest.approx(6e-5 if in_encoder else 6e-4), name
         assert group["weight_decay"] == (0.0 if exempt else 0.01), name
 
 
@@ -47,8 +41,9 @@ def test_rates_and_decay_follow_the_baselines():
     ],
 )
 def test_schedule_has_the_baselines_values(iteration, rate):
-    schedule = WarmupPoly(40000, power=1.0, warmup_iters=1500, warmup_factor=1e-6)
-    assert 6e-5 * schedule(iteration / 40000) == pytest.approx(rate, rel=1e-5)
+    cfg = make_cfg("SOLVER.MAX_ITER", 40000, "SOLVER.WARMUP_ITERS", 1500)
+    scheduler = build_lr_scheduler(cfg, torch.optim.AdamW([torch.zeros(1)], lr=6e-5))
+    assert 6e-5 * scheduler.lr_lambdas[0](iteration) == pytest.approx(rate, rel=1e-5)
 
 
 def test_scheduler_moves_all_groups_together():

@@ -4,6 +4,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from conftest import SMALLEST
 
 from mpcl.config.preflight import preflight
 from mpcl.engine import AdaptationTrainer
@@ -36,7 +37,7 @@ def train(cfg, resume=False):
 
 
 def test_one_key_sends_scalars_and_pictures_and_a_resumed_run_goes_on(wandb, tiny_cfg):
-    keys = ("daformer", "WANDB.PROJECT", "streets", "VIS_PERIOD", 2, "SOLVER.MAX_ITER")
+    keys = ("daformer", *SMALLEST, "WANDB.PROJECT", "streets", "VIS_PERIOD", 2, "SOLVER.MAX_ITER")
     train(tiny_cfg(*keys, 2))
     train(tiny_cfg(*keys, 4), resume=True)
     train(tiny_cfg(*keys, 2))
@@ -51,12 +52,9 @@ def test_one_key_sends_scalars_and_pictures_and_a_resumed_run_goes_on(wandb, tin
     assert anew.settings["id"] is None  # iteration 0 again: another run
 
 
-def test_preflight_names_the_missing_package(tiny_cfg, monkeypatch):
+def test_preflight_names_the_package_where_it_is_missing(wandb, tiny_cfg, monkeypatch):
+    assert preflight(tiny_cfg("daformer", "WANDB.PROJECT", "streets")) == []
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
         preflight(tiny_cfg("daformer", "WANDB.PROJECT", "streets"))
     assert preflight(tiny_cfg("daformer")) == []
-
-
-def test_preflight_accepts_the_installed_package(wandb, tiny_cfg):
-    assert preflight(tiny_cfg("daformer", "WANDB.PROJECT", "streets")) == []

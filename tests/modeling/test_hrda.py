@@ -15,7 +15,8 @@ from mpcl.losses.segmentation import pixel_cross_entropy, segmentation_loss
 from mpcl.modeling import hrda
 from mpcl.modeling.daformer_head import DAFormerHead
 from mpcl.modeling.mit import MixTransformer
-from mpcl.structures.view import Box
+from mpcl.self_training.teacher import EMATeacher
+from mpcl.structures import Box, View
 
 METHODS = ["hrda", "hrda_gauss", "mic_centroid"]
 
@@ -66,13 +67,15 @@ def test_golden_losses_of_the_original(golden, monkeypatch):
     index = torch.arange(2 * 128 * 128)
     label = (index // 7 % 20).reshape(2, 128, 128)
     label[label == 19] = 255
-    weight = (0.5 + 0.5 * torch.sin(0.003 * index.double())).reshape(label.shape)
+    view = View.of_source(golden_images(128, 128), label, 255)
+    view.weight = (0.5 + 0.5 * torch.sin(0.003 * index.double())).reshape(label.shape)
+    part = view.crop(box)
     # The losses here compute in float32.
-    fused = 0.9 * pixel_cross_entropy(outputs.logits, label, weight)
-    detail = 0.1 * pixel_cross_entropy(outputs.detail.logits, box.crop(label), box.crop(weight))
+    fused = 0.9 * pixel_cross_entropy(outputs.logits, label, view.weight)
+    detail = 0.1 * pixel_cross_entropy(outputs.detail.logits, part.label, part.weight)
     assert fused.item() == pytest.approx(1.282302330, abs=1e-6)
     assert detail.item() == pytest.approx(0.142182958, abs=1e-7)
-    total = segmentation_loss(outputs, label, weight, detail_weight=0.1)
+    total = segmentation_loss(outputs, view, detail_weight=0.1)
     assert total.item() == pytest.approx(1.282302330 + 0.142182958, abs=1e-6)
 
 
@@ -150,8 +153,6 @@ def test_detectron2s_training_contract_has_the_fused_and_the_detail_loss(tiny_cf
 def test_teacher_normalises_all_windows_together(tiny_cfg):
     # Context and windows: two calls of the head's batch norm, one of the attention's.
     model = build(tiny_cfg, "hrda")
-    from mpcl.self_training.teacher import EMATeacher
-
     teacher = EMATeacher(model, statistics="target")
     with torch.no_grad():
         teacher.model.score(torch.randn(2, 3, 64, 64))

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from mpcl.modeling.scale_fusion import context_image, fuse_scales, sample_detail_box
-from mpcl.structures.view import Box, View
+from mpcl.structures import Box
 
 
 def test_context_is_the_mean_of_2x2_pixels():
@@ -74,16 +74,6 @@ def test_gradients_reach_all_three_parts():
     parts = [torch.rand(1, 2, 8, 8).requires_grad_() for _ in range(3)]
     fuse_scales(*parts, Box(16, 16, 48, 48)).sum().backward()
     assert all(part.grad.abs().sum() > 0 for part in parts)
-
-
-def test_box_crops_every_map_of_a_view():
-    label = torch.arange(2 * 8 * 8).view(2, 8, 8)
-    view = View(torch.randn(2, 3, 8, 8), label, label.float(), label > 3, None)
-    part = view.crop(Box(2, 4, 6, 8))
-    assert torch.equal(part.images, view.images[:, :, 2:6, 4:8])
-    assert torch.equal(part.label, label[:, 2:6, 4:8])
-    assert torch.equal(part.weight, label[:, 2:6, 4:8].float())
-    assert torch.equal(part.trusted, (label > 3)[:, 2:6, 4:8]) and part.from_source is None
 
 
 def test_box_off_the_cells_is_refused():

@@ -15,7 +15,7 @@ from torch import nn
 
 from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.config import get_cfg_from
-from mpcl.engine.build import build_reference_encoder
+from mpcl.engine.adaptation import build_reference_encoder
 from mpcl.engine.trainer import AdaptationTrainer
 from mpcl.modeling.timm_backbone import TimmBackbone, pixel_statistics
 

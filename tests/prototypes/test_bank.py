@@ -107,14 +107,9 @@ def test_a_draw_that_rounds_up_to_one_still_hits_a_filled_slot(monkeypatch):
     assert (points[:2] > 0).all()
 
 
-def test_memory_is_two_bytes_a_number():
-    bank = FeatureBank(19, 200, 256)
-    assert bank.num_bytes == 19 * 200 * 256 * 2
-    assert bank.features.dtype == torch.float16
-
-
-def test_state_survives_a_checkpoint():
+def test_state_of_two_bytes_a_number_survives_a_checkpoint():
     bank, copy = FeatureBank(C, 5, D), FeatureBank(C, 5, D)
+    assert bank.num_bytes == C * 5 * D * 2 and bank.features.dtype == torch.float16
     label = torch.randint(0, C, (1, 4, 4))
     bank.push_(numbered(label), label)
     copy.load_state_dict(bank.state_dict())
@@ -122,11 +117,11 @@ def test_state_survives_a_checkpoint():
         assert torch.equal(ours, theirs)
 
 
-def test_a_size_of_zero_is_refused():
-    with pytest.raises(ValueError, match="size is 0"):
-        FeatureBank(C, 0, D)
-    with pytest.raises(ValueError, match="samples_per_image is 0"):
-        FeatureBank(C, 5, D, samples_per_image=0)
+@pytest.mark.parametrize("name", ["num_classes", "size", "dim", "samples_per_image"])
+def test_a_size_of_zero_is_refused(name):
+    sizes = {"num_classes": C, "size": 5, "dim": D, "samples_per_image": 2}
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        FeatureBank(**(sizes | {name: 0}))
 
 
 def test_group_samples_are_distinct_members_and_complete_for_small_groups():

@@ -16,9 +16,8 @@ def test_l2_keeps_the_direction_at_length_root_of_d():
     raw = 1 + torch.randn(2, 64, 3)
     x = normalize_embeddings(raw, "l2")
     torch.testing.assert_close(x.norm(dim=1), torch.full((2, 3), 8.0))
-    torch.testing.assert_close(
-        torch.cosine_similarity(x, raw, dim=1), torch.ones(2, 3), atol=1e-6, rtol=0
-    )
+    cosine = torch.cosine_similarity(x, raw, dim=1)
+    torch.testing.assert_close(cosine, torch.ones(2, 3), atol=1e-6, rtol=0)
 
 
 def test_none_only_converts_to_float32():
@@ -42,33 +41,11 @@ def test_half_precision_in_float32_out_and_finite_gradients_even_at_zero(mode):
 def test_any_channel_dimension_gives_the_same_numbers(mode):
     x = torch.randn(2, 16, 3, 5)
     last = normalize_embeddings(x.movedim(1, -1), mode, dim=-1)
-    torch.testing.assert_close(last.movedim(-1, 1), normalize_embeddings(x, mode))
+    first = normalize_embeddings(x, mode)
+    torch.testing.assert_close(last.movedim(-1, 1), first)
+    assert first.movedim(1, -1).is_contiguous() == (mode == "layer")  # rows without a copy
 
 
 def test_an_unknown_mode_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'batch'.*layer.*l2.*none"):
         normalize_embeddings(torch.zeros(1, 2), "batch")
-
-
-def test_layer_has_the_gradient_of_torchs_layer_norm():
-    torch.manual_seed(0)
-    x = (2 + 3 * torch.randn(2, 16, 5, 4, dtype=torch.float64)).float()
-    x[0, :, 0, 0] = 1.0  # no spread at all
-    direction = torch.randn(2, 5, 4, 16)
-    gradients = []
-    for norm in (
-        lambda rows: normalize_embeddings(rows, "layer", dim=-1),
-        lambda rows: torch.nn.functional.layer_norm(rows, (16,), eps=1e-6),
-    ):
-        rows = x.movedim(1, -1).clone().requires_grad_()
-        gradients.append(torch.autograd.grad(norm(rows), rows, direction)[0])
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
-
-
-def test_layer_keeps_one_map_for_the_backward():
-    x = torch.randn(2, 64, 8, 8, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = normalize_embeddings(x, "layer")
-    large = [t for t in kept if t.numel() == x.numel()]
-    assert [t.data_ptr() for t in large] == [y.data_ptr()]

@@ -2,28 +2,23 @@
 
 import pytest
 import torch
+from steps import make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpcl.losses.prototype import pixel_prototype_contrast, prototype_consistency
+from mpcl.losses.prototype import VIEWS, PrototypeLosses
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
-from mpcl.prototypes.clustering import cluster_pixels
 from mpcl.prototypes.embedding import normalize_embeddings
 from mpcl.prototypes.gaussian import GaussianPrototypes
+from mpcl.prototypes.learner import PrototypeLearner
 
 HOST_READS = (
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "masked_select",
-    "unique",
-    "_unique2",
-    "equal",
-    "is_nonzero",
-    "bincount",
-    "multinomial",
+    *("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "_unique2", "equal"),
+    *("is_nonzero", "bincount", "multinomial"),
 )
 C, K, D = 4, 3, 16
+KINDS = pytest.mark.parametrize("kind", [CentroidPrototypes, GaussianPrototypes])
+POOLS = pytest.mark.parametrize("pool", ["batch", "bank"])
 
 
 class NoHostReads(TorchDispatchMode):
@@ -44,38 +39,47 @@ def iteration(kind, pool, device="cpu"):
     """All that the prototypes do in one training iteration, as a function of no arguments."""
     torch.manual_seed(0)
     prototypes = kind(C, K, D, momentum=0.9).to(device)
-    bank = FeatureBank(C, 30, D).to(device)
+    late = torch.arange(C, device=device) > 0
+    mean, variance = torch.randn(C, K, D, device=device), torch.ones(C, K, D, device=device)
+    prototypes.start_(late, mean, variance)
     raw = torch.randn(2, D, 8, 8, device=device, requires_grad=True)
     label = torch.randint(0, C + 1, (2, 8, 8), device=device)
-    takes_part = torch.rand(128, device=device) < 0.5
-    weight = torch.rand(128, device=device)
-    mean, variance = torch.randn(C, K, D, device=device), torch.ones(C, K, D, device=device)
-    late = torch.arange(C, device=device) > 0
+    trusted = torch.rand(2, 8, 8, device=device) < 0.5
+    learner = PrototypeLearner(
+        prototypes=prototypes,
+        banks={"context": FeatureBank(C, 30, D).to(device)},
+        pool=pool,
+        epsilon=0.05,
+        start_iter=0,
+        start_samples=10,
+        check_period=10,
+        seed=0,
+    )
+
+    def losses(in_class_negatives):
+        return PrototypeLosses(
+            prototypes=prototypes,
+            temperature=0.1,
+            contrast_weight=1.0,
+            consistency_weight=1.0,
+            contrast_views=VIEWS,
+            in_class_negatives=in_class_negatives,
+            consistency_weighted=True,
+            detail_weight=0.0,
+        )
 
     def run():
-        embeddings = normalize_embeddings(raw, "layer")
-        bank.push_(embeddings, label)
-        prototypes.start_(late, mean, variance)
-        pixels = embeddings.permute(0, 2, 3, 1).reshape(-1, D)
-        assignment = cluster_pixels(
-            prototypes, bank, pixels, label.flatten(), takes_part, pool=pool, epsilon=0.05
-        )
-        prototypes.update_(pixels, assignment.clustered)
-        similarity = prototypes.similarity(pixels)
-        started = prototypes.started
-        loss = prototype_consistency(similarity, label.flatten(), weight, 0.1, started)
-        for siblings in (True, False):
-            loss = loss + pixel_prototype_contrast(
-                similarity, assignment.cluster, weight, 0.1, started, siblings
-            )
-        loss.backward()
-        prototypes.statistics()
+        view = normalize_embeddings(raw, "layer"), label, trusted
+        step = make_step(1, source=view, mixed=view)
+        learner(step)
+        values = [*losses(True)(step.pixels).values(), *losses(False)(step.pixels).values()]
+        torch.stack(values).sum().backward()
 
     return run
 
 
-@pytest.mark.parametrize("pool", ["batch", "bank"])
-@pytest.mark.parametrize("kind", [CentroidPrototypes, GaussianPrototypes])
+@POOLS
+@KINDS
 def test_an_iteration_never_reads_the_device(kind, pool):
     run = iteration(kind, pool)
     with NoHostReads():
@@ -102,8 +106,8 @@ def test_the_guard_notices_host_reads(read):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("pool", ["batch", "bank"])
-@pytest.mark.parametrize("kind", [CentroidPrototypes, GaussianPrototypes])
+@POOLS
+@KINDS
 def test_cuda_reports_no_synchronisation_in_an_iteration(kind, pool):
     run = iteration(kind, pool, "cuda")
     run()  # the first call may allocate and load kernels

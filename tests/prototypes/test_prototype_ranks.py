@@ -1,65 +1,56 @@
-"""Two processes that share the pixels end with what one process with all of them gets."""
+"""Two processes that share the images end with what one process with all of them gets."""
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from steps import make_step
 
 from mpcl.prototypes.bank import FeatureBank
-from mpcl.prototypes.clustering import cluster_pixels
 from mpcl.prototypes.gaussian import GaussianPrototypes
-from mpcl.prototypes.sinkhorn import balance
+from mpcl.prototypes.learner import PrototypeLearner
 
-C, K, D, N = 4, 3, 8, 300
+C, K, D, SIDE = 4, 3, 8, 14
 
 
-def compute(part):
-    """Balance, clusters and update from a slice of a batch; the bank from a slice of the images."""
+def make_learner(pool):
     generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(N, D, generator=generator)
-    label = torch.randint(0, 3, (N,), generator=generator)
-    label[-60:] = 3  # this class lives at the end: only the second of two ranks sees it
-    label[5:15] = C
-    takes_part = torch.rand(N, generator=generator) < 0.8
     prototypes = GaussianPrototypes(C, K, D, momentum=0.7)
-    mean = torch.randn(C, K, D, generator=generator)
-    prototypes.start_(torch.ones(C, dtype=torch.bool), mean, torch.ones(C, K, D))
-    embeddings, label, takes_part = embeddings[part], label[part], takes_part[part]
+    if pool == "batch":
+        mean = torch.randn(C, K, D, generator=generator)
+        prototypes.start_(torch.ones(C, dtype=torch.bool), mean, torch.ones(C, K, D))
+    options = {"epsilon": 0.1, "start_iter": 0, "start_samples": 1, "check_period": 1, "seed": 0}
+    # Room for everything, so that the bank's content is no matter of chance.
+    bank = FeatureBank(C, 2 * SIDE**2, D, samples_per_image=SIDE**2)
+    return PrototypeLearner(prototypes=prototypes, banks={"context": bank}, pool=pool, **options)
 
-    own = -(embeddings.unsqueeze(1) - prototypes.mean[label.clamp(max=C - 1)]).square().mean(-1)
-    table = balance(own, label, C, epsilon=0.05)
-    assignment = cluster_pixels(
-        prototypes, None, embeddings, label, takes_part, pool="batch", epsilon=0.1
-    )
-    prototypes.update_(embeddings, assignment.clustered)
 
-    # Both halves of the images have equal shapes, as a loader gives them.
-    half = slice(0, 2) if part == slice(None) else slice(*((0, 1) if part.start == 0 else (1, 2)))
-    images = torch.arange(2.0 * D * 12).view(2, D, 3, 4)
-    image_label = torch.arange(24).view(2, 3, 4) % (C + 1)
-    bank = FeatureBank(C, 20, D)
-    bank.push_(images[half], image_label[half])
-    pooled = cluster_pixels(prototypes, bank, embeddings, label, takes_part, epsilon=0.1)
-    return {
-        "potentials": table.potentials,
-        "violation": table.violation,
-        "cluster": assignment.cluster,
-        "mean": prototypes.mean,
-        "variance": prototypes.variance,
-        "idle": prototypes.idle,
-        "count": prototypes.count,
-        "bank": bank.features.sort(1).values,
-        "fill": bank.fill,
-        "pooled_violation": pooled.violation,
-    }
+def compute(images):
+    """Starts, assigns and updates prototypes on a slice of two images."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(2, D, SIDE, SIDE, generator=generator)
+    label = torch.randint(0, 3, (2, SIDE, SIDE), generator=generator)
+    label[1, -4:] = 3  # only the second of two ranks sees this class
+    label[0, :5] = C  # the ranks' shares are uneven
+    trusted = (torch.rand(label.shape, generator=generator) < 0.8) & (label < C)
+    step = make_step(0, source=(embeddings[images], label[images], trusted[images]))
+    results = {}
+    for pool in ("batch", "bank"):
+        learner = make_learner(pool)
+        scalars = learner(step)
+        bank = learner.banks["context"]
+        results[pool] = {"cluster": step.pixels["context"]["source"].cluster}
+        results[pool] |= scalars | dict(learner.prototypes.named_buffers())
+        results[pool] |= {"bank": bank.features.sort(1).values, "fill": bank.fill}
+        results[pool] |= {"places": torch.tensor(learner.places)}
+    return results
 
 
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    part = slice(0, 100) if rank == 0 else slice(100, N)
-    torch.save(compute(part), f"{folder}/{rank}.pt")
+    torch.save(compute(slice(rank, rank + 1)), f"{folder}/{rank}.pt")
     dist.barrier()  # torch 2.4 hangs in the next call where a rank is still at work
     dist.destroy_process_group()
 
@@ -68,33 +59,22 @@ def worker(rank, folder):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(worker, args=(str(folder),), nprocs=2)
-    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-    return compute(slice(None)), ranks
+    return compute(slice(None)), *(torch.load(folder / f"{rank}.pt") for rank in range(2))
 
 
-@pytest.mark.parametrize("name", ["potentials", "violation", "mean", "variance", "idle", "count"])
-def test_an_uneven_split_over_two_ranks_equals_one_process(results, name):
-    single, ranks = results
+def test_an_uneven_split_over_two_ranks_equals_one_process(results):
+    single, *ranks = (result["batch"] for result in results)
+    cluster, places = single.pop("cluster"), single.pop("places")
+    assert torch.equal(torch.cat([rank["cluster"] for rank in ranks]), cluster)
     for rank in ranks:
-        torch.testing.assert_close(rank[name], single[name], atol=1e-5, rtol=1e-5)
+        assert rank["places"] == places // 2  # the pool is that of all ranks together
+        for name, expected in single.items():
+            torch.testing.assert_close(rank[name], expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(
-    "name", ["potentials", "mean", "variance", "idle", "bank", "fill", "pooled_violation"]
-)
-def test_ranks_stay_equal_bit_by_bit(results, name):
-    _, (first, second) = results
-    assert torch.equal(first[name], second[name])
-
-
-def test_clusters_of_both_ranks_together_are_those_of_one_process(results):
-    single, ranks = results
-    assert torch.equal(torch.cat([rank["cluster"] for rank in ranks]), single["cluster"])
-
-
-def test_the_bank_gathers_the_images_of_all_ranks(results):
-    single, ranks = results
-    assert single["fill"].tolist() == [5, 5, 5, 5]  # 24 pixels, of which 4 are ignored
-    for rank in ranks:
-        assert torch.equal(rank["bank"], single["bank"])
-        assert torch.equal(rank["fill"], single["fill"])
+@pytest.mark.parametrize("pool", ["batch", "bank"])
+def test_ranks_stay_equal_bit_by_bit(results, pool):
+    _, first, second = (result[pool] for result in results)
+    assert first["started"].all()
+    for name in first.keys() - {"cluster"}:
+        assert torch.equal(first[name], second[name]), name

@@ -5,11 +5,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mpcl.losses.segmentation import feature_distance, pixel_cross_entropy
+from mpcl.losses.feature_distance import feature_distance
+from mpcl.losses.segmentation import pixel_cross_entropy
 from mpcl.self_training.class_mix import class_mix, sample_class_mask
-from mpcl.self_training.pseudo_label import pseudo_label
+from mpcl.self_training.masking import Masking
+from mpcl.self_training.pseudo_label import PseudoLabels
 from mpcl.self_training.strong_augmentation import StrongAugmentation
 from mpcl.self_training.teacher import EMATeacher
+from mpcl.structures import View
 
 # Their result on the host, or its size, depends on data of the device.
 SYNCING = (
@@ -30,17 +33,24 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def unlabelled(device: str) -> View:
+    valid = torch.ones(2, 32, 32, dtype=torch.bool, device=device)
+    return View.of_target(torch.rand(2, 3, 32, 32, device=device), valid, 255)
+
+
 def run_pseudo_label(device: str) -> None:
     logits = torch.randn(2, 5, 8, 8, device=device)
     for scope in ("batch", "image"):
-        pseudo_label(logits, (32, 32), scope=scope, ignore_top=0.1, ignore_bottom=0.2)
+        PseudoLabels(scope=scope, ignore_top=0.1, ignore_bottom=0.2)(logits, unlabelled(device))
 
 
 def run_class_mix(device: str) -> None:
-    label = torch.zeros(2, 16, 16, dtype=torch.int64, device=device)
-    images = torch.zeros(2, 3, 16, 16, device=device)
-    class_mix(sample_class_mask(label, 5), images, images + 1)
+    label = torch.zeros(2, 32, 32, dtype=torch.int64, device=device)
+    source = View.of_source(torch.zeros(2, 3, 32, 32, device=device), label, 255)
+    class_mix(sample_class_mask(label, 5), source, unlabelled(device))
     sample_class_mask(label, 5, generator=torch.Generator())
+    masking = Masking(block_size=8, ratio=0.5, images="pair", augment=False)
+    masking(source, unlabelled(device), torch.abs)
 
 
 def run_strong_augmentation(device: str) -> None:

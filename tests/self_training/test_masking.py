@@ -1,7 +1,10 @@
+"""Hidden blocks, and which images they hide."""
+
 import pytest
 import torch
 
-from mpcl.self_training.masking import hide_blocks
+from mpcl.self_training.masking import Masking, hide_blocks
+from mpcl.structures import View
 
 
 def test_blocks_are_hidden_whole_and_the_rest_is_untouched():
@@ -15,17 +18,12 @@ def test_blocks_are_hidden_whole_and_the_rest_is_untouched():
     assert images.min() >= 1  # the argument is not written to
 
 
-def test_ratio_is_the_hidden_share():
+@pytest.mark.parametrize(("ratio", "tolerance"), [(0.0, 0), (0.7, 0.04), (1.0, 0)])
+def test_ratio_is_the_hidden_share(ratio, tolerance):
     images = torch.ones(8, 3, 512, 512)
-    hidden = (hide_blocks(images, block_size=32, ratio=0.7) == 0).float().mean().item()
+    hidden = (hide_blocks(images, block_size=32, ratio=ratio) == 0).float().mean().item()
     # 2048 blocks: a standard deviation of 0.01.
-    assert hidden == pytest.approx(0.7, abs=0.04)
-
-
-def test_ratios_zero_and_one_hide_nothing_and_everything():
-    images = torch.rand(1, 3, 32, 32) + 1
-    assert torch.equal(hide_blocks(images, block_size=8, ratio=0.0), images)
-    assert (hide_blocks(images, block_size=8, ratio=1.0) == 0).all()
+    assert hidden == pytest.approx(ratio, abs=tolerance)
 
 
 def test_grid_is_rounded_half_to_even_where_sizes_do_not_divide():
@@ -37,17 +35,41 @@ def test_grid_is_rounded_half_to_even_where_sizes_do_not_divide():
 
 
 def test_generator_decides_alone():
-    images = torch.ones(2, 3, 32, 32)
     first, second = (
-        hide_blocks(images, block_size=4, ratio=0.5, generator=torch.Generator().manual_seed(3))
+        hide_blocks(
+            torch.ones(2, 3, 32, 32),
+            block_size=4,
+            ratio=0.5,
+            generator=torch.Generator().manual_seed(3),
+        )
         for _ in range(2)
     )
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
-    "block_size, ratio, named", [(8, 1.5, "ratio"), (8, -0.1, "ratio"), (100, 0.5, "block_size")]
+    ("block_size", "ratio", "named"), [(8, 1.5, "ratio"), (8, -0.1, "ratio"), (100, 0.5, "block")]
 )
 def test_bad_arguments_are_named(block_size, ratio, named):
     with pytest.raises(ValueError, match=named):
         hide_blocks(torch.ones(1, 3, 32, 32), block_size=block_size, ratio=ratio)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("images", ["target", "pair"])
+def test_masked_view_has_the_labels_of_what_it_hides(images, augment):
+    source = View.of_source(torch.ones(2, 3, 32, 32), torch.randint(0, 19, (2, 32, 32)), 255)
+    everywhere = torch.ones(2, 32, 32, dtype=torch.bool)
+    target = View.of_target(torch.full((2, 3, 32, 32), 2.0), everywhere, 255)
+    target.label, target.weight = torch.randint(0, 19, (2, 32, 32)), torch.rand(2, 32, 32)
+    masking = Masking(block_size=8, ratio=0.5, images=images, augment=augment)
+    masked = masking(source, target, lambda images: images + 100)
+    hidden, shown = masked.images == 0, torch.full((2, 3, 32, 32), 2.0)
+    if images == "pair":  # the first image of each domain
+        shown[0] = 1.0
+        source.label[1], source.weight[1] = target.label[0], target.weight[0]
+    labelled = source if images == "pair" else target
+    assert hidden.any()
+    assert torch.equal(masked.images[~hidden], (shown + 100 * augment)[~hidden])
+    assert torch.equal(masked.label, labelled.label)
+    assert torch.equal(masked.weight, labelled.weight)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from mpcl.self_training import pseudo_label as module
-from mpcl.self_training.pseudo_label import pseudo_label
+from mpcl.self_training.pseudo_label import SCOPES, PseudoLabels, most_probable
+from mpcl.structures import View
+
+
+def label(logits, size, valid=None, **settings) -> tuple[View, torch.Tensor]:
+    """The labels of images of a size, all of which is valid unless said otherwise."""
+    if valid is None:
+        valid = torch.ones(len(logits), *size, dtype=torch.bool)
+    target = View.of_target(torch.zeros(len(logits), 3, *size), valid, 255)
+    return PseudoLabels(**settings)(logits, target)
 
 
 def two_class_logits(probability: torch.Tensor) -> torch.Tensor:
@@ -32,72 +41,68 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def test_labels_are_the_argmax_of_upsampled_logits():
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3
-    result = pseudo_label(logits, (9, 12), threshold=0.7)
+    view, _ = label(logits, (9, 12), threshold=0.7)
+    probability, also = most_probable(logits.double(), (9, 12))
+    assert torch.equal(view.label, also) and probability.dtype == torch.float32
     for b in range(2):
         fine = np.stack([bilinear(channel.numpy(), 9, 12) for channel in logits[b]])
-        probability = np.exp(fine) / np.exp(fine).sum(0)
-        assert np.array_equal(result.label[b], probability.argmax(0))
-        np.testing.assert_allclose(result.probability[b], probability.max(0), rtol=1e-4)
-        assert np.array_equal(result.confident[b], probability.max(0) >= 0.7)
+        expected = np.exp(fine) / np.exp(fine).sum(0)
+        assert np.array_equal(view.label[b], expected.argmax(0))
+        np.testing.assert_allclose(probability[b], expected.max(0), rtol=1e-4)
+        assert np.array_equal(view.trusted[b], expected.max(0) >= 0.7)
 
 
-def test_types_and_shapes():
-    result = pseudo_label(torch.randn(2, 3, 4, 4).half(), (8, 8))
-    assert result.label.dtype == torch.int64
-    assert result.probability.dtype == result.weight.dtype == torch.float32
-    assert result.confident.dtype == torch.bool
-    for tensor in (result.label, result.probability, result.weight, result.confident):
-        assert tensor.shape == (2, 8, 8)
-    assert result.confident_fraction.shape == ()
+def test_the_target_is_kept_and_what_is_added_has_types_and_no_gradient():
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    target = View.of_target(torch.randn(2, 3, 8, 8), valid, 255)
+    view, fraction = PseudoLabels()(torch.randn(2, 3, 4, 4, requires_grad=True).half(), target)
+    assert view.images is target.images and not view.from_source.any()
+    assert (target.label == 255).all() and not target.trusted.any()  # not written to
+    types = (view.label.dtype, view.weight.dtype, view.trusted.dtype)
+    assert types == (torch.int64, torch.float32, torch.bool)
+    assert view.label.shape == view.weight.shape == view.trusted.shape == (2, 8, 8)
+    assert fraction.shape == () and not view.weight.requires_grad
 
 
 def test_a_probability_equal_to_the_threshold_is_confident():
     # Equal logits give exactly 1/2 in float32.
-    result = pseudo_label(torch.zeros(1, 2, 3, 3), (3, 3), threshold=0.5)
-    assert result.confident.all()
-    assert not pseudo_label(torch.zeros(1, 2, 3, 3), (3, 3), threshold=0.5001).confident.any()
+    logits = torch.zeros(1, 2, 3, 3)
+    assert label(logits, (3, 3), threshold=0.5)[0].trusted.all()
+    assert not label(logits, (3, 3), threshold=0.5001)[0].trusted.any()
 
 
-def test_the_share_is_one_scalar_for_the_batch_and_keeps_unsure_pixels():
+@pytest.mark.parametrize(("scope", "shares"), [("batch", (6 / 16, 6 / 16)), ("image", (6 / 8, 0))])
+def test_the_confident_share_weighs_all_pixels_of_its_scope(scope, shares):
     probability = torch.full((2, 2, 4), 0.6)
     probability[0, :, :3] = 0.99  # 6 of 16 pixels of the batch
-    result = pseudo_label(two_class_logits(probability), (2, 4))
-    assert torch.equal(result.weight, torch.full((2, 2, 4), 6 / 16))
-    assert result.confident_fraction == 6 / 16
-    assert torch.equal(result.confident, probability > 0.9)
-    assert (result.label == 1).all()
+    view, fraction = label(two_class_logits(probability), (2, 4), scope=scope)
+    assert torch.equal(view.weight, torch.tensor(shares).view(2, 1, 1).expand(2, 2, 4))
+    assert fraction == 6 / 16
+    assert torch.equal(view.trusted, probability > 0.9)
+    assert (view.label == 1).all()
 
 
-def test_with_image_scope_every_image_has_its_own_share():
-    probability = torch.full((2, 2, 4), 0.6)
-    probability[0, :, :3] = 0.99
-    result = pseudo_label(two_class_logits(probability), (2, 4), scope="image")
-    assert torch.equal(result.weight[0], torch.full((2, 4), 6 / 8))
-    assert torch.equal(result.weight[1], torch.zeros(2, 4))
-    assert result.confident_fraction == 6 / 16
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("value", [0.6, math.nan])
+def test_without_confident_pixels_weights_are_zero_and_labels_remain(scope, value):
+    view, _ = label(two_class_logits(torch.full((2, 3, 3), value)), (3, 3), scope=scope)
+    assert not view.weight.any() and not view.trusted.any()
+    assert ((view.label >= 0) & (view.label < 2)).all()
 
 
-@pytest.mark.parametrize("scope", module.SCOPES)
-def test_without_confident_pixels_weights_are_zero_and_labels_remain(scope):
-    result = pseudo_label(two_class_logits(torch.full((2, 3, 3), 0.6)), (3, 3), scope=scope)
-    assert not result.weight.any()
-    assert not result.confident.any()
-    assert (result.label == 1).all()
-
-
-def test_margins_lose_weight_and_confidence_but_count_in_the_share():
+def test_margins_and_invalid_pixels_lose_weight_and_trust_but_count_in_the_share():
     # DAFormer's 15 and 120 rows of a 512 crop.
     probability = torch.full((2, 512, 4), 0.6)
     probability[:, :256] = 0.99
-    result = pseudo_label(
-        two_class_logits(probability), (512, 4), ignore_top=15 / 512, ignore_bottom=120 / 512
-    )
-    expected = torch.full((2, 512, 4), 0.5)
-    expected[:, :15] = 0
-    expected[:, -120:] = 0
-    assert torch.equal(result.weight, expected)
-    assert torch.equal(result.confident, (probability > 0.9) & (expected > 0))
-    assert result.confident_fraction == 0.5
+    valid = torch.ones(2, 512, 4, dtype=torch.bool)
+    valid[1, :, 0] = False
+    margins = {"ignore_top": 15 / 512, "ignore_bottom": 120 / 512}
+    view, fraction = label(two_class_logits(probability), (512, 4), valid, **margins)
+    expected = torch.full((2, 512, 4), 0.5) * valid
+    expected[:, :15] = expected[:, -120:] = 0
+    assert torch.equal(view.weight, expected)
+    assert torch.equal(view.trusted, (probability > 0.9) & (expected > 0))
+    assert fraction == 0.5
 
 
 @pytest.mark.parametrize(
@@ -112,30 +117,16 @@ def test_margins_lose_weight_and_confidence_but_count_in_the_share():
 )
 def test_margins_are_whole_rows_and_zero_rows_are_none(top, bottom, weights):
     logits = two_class_logits(torch.full((1, 4, 1), 0.99))
-    result = pseudo_label(logits, (4, 1), ignore_top=top, ignore_bottom=bottom)
-    assert result.weight.flatten().tolist() == weights
+    view, _ = label(logits, (4, 1), ignore_top=top, ignore_bottom=bottom)
+    assert view.weight.flatten().tolist() == weights
 
 
 def test_the_share_is_that_of_the_batches_of_all_ranks(monkeypatch):
     # This rank is confident on all pixels, the other one on none.
     monkeypatch.setattr(module, "world_size", lambda: 2)
     monkeypatch.setattr(module, "sum_over_ranks", lambda share: share + 0)
-    result = pseudo_label(two_class_logits(torch.full((1, 2, 2), 0.99)), (2, 2))
-    assert torch.equal(result.weight, torch.full((1, 2, 2), 0.5))
-
-
-def test_undefined_logits_are_not_confident():
-    logits = torch.full((1, 3, 2, 2), math.nan)
-    result = pseudo_label(logits, (2, 2))
-    assert not result.confident.any()
-    assert not result.weight.any()
-    assert ((result.label >= 0) & (result.label < 3)).all()
-
-
-def test_no_gradient_reaches_the_logits():
-    result = pseudo_label(torch.randn(1, 3, 2, 2, requires_grad=True), (4, 4))
-    assert not result.probability.requires_grad
-    assert not result.weight.requires_grad
+    view, _ = label(two_class_logits(torch.full((1, 2, 2), 0.99)), (2, 2))
+    assert torch.equal(view.weight, torch.full((1, 2, 2), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -149,9 +140,9 @@ def test_no_gradient_reaches_the_logits():
 )
 def test_bad_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        pseudo_label(torch.zeros(1, 2, 2, 2), (2, 2), **change)
+        PseudoLabels(**change)
 
 
 def test_logits_of_one_image_without_batch_are_refused():
     with pytest.raises(ValueError, match=r"logits must be \(B, C, h, w\), got \(2, 3, 3\)"):
-        pseudo_label(torch.zeros(2, 3, 3), (3, 3))
+        label(torch.zeros(2, 3, 3), (3, 3))

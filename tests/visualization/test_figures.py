@@ -12,8 +12,8 @@ from PIL import Image
 
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
-from mpcl.engine.adaptation import AdaptationHook
 from mpcl.evaluation.runs import read_experiments
+from mpcl.self_training.pseudo_label import PseudoLabels
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
@@ -267,21 +267,20 @@ def test_class_mix_shows_the_first_crops_of_the_run_and_their_margins(
     opts += ["SELF_TRAINING.IGNORE_BOTTOM", 0.0]
     networks = load(trained_runs["daformer_gauss"], opts=opts)
     seen = []
-    label_target = AdaptationHook.label_target
+    label = PseudoLabels.__call__
 
-    def spy(hook, target, valid=None):
-        seen.append((target, valid))
-        return label_target(hook, target, valid)
+    def spy(pseudo_labels, logits, target):
+        seen.append(target)
+        return label(pseudo_labels, logits, target)
 
-    monkeypatch.setattr(AdaptationHook, "label_target", spy)
+    monkeypatch.setattr(PseudoLabels, "__call__", spy)
     batches = islice(build_paired_loader(networks.cfg), 2)
     class_mix_figure(networks, number=3)  # of two iterations
-    for (target, valid), batch in zip(seen, batches, strict=True):
-        assert torch.equal(target, networks.student.normalize(batch["target"]))
-        if any(margins):
-            assert torch.equal(valid, torch.stack([r["valid"] for r in batch["target"]]))
-        else:
-            assert valid is None
+    for target, batch in zip(seen, batches, strict=True):
+        assert torch.equal(target.images, networks.student.normalize(batch["target"]))
+        valid = [r.get("valid", torch.ones(64, 64)).float() for r in batch["target"]]
+        assert torch.equal(target.weight, torch.stack(valid))
+        assert target.weight.all() != any(margins)
 
 
 def _grid(truth):

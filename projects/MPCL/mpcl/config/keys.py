@@ -259,17 +259,12 @@ def _add_prototype_config(cfg: CN) -> None:
     p.INIT.ITER = 1500  # iteration at which they start; before it the prototype losses are zero
     p.INIT.METHOD = "kmeans"  # kmeans on the bank | random (Algorithm 1, line 2)
     p.INIT.MIN_SAMPLES = 10  # banked embeddings a prototype that a class needs to start
-    p.DEAD_AFTER = 1000  # updates without a pixel after which a prototype counts as dead
-    p.REVIVE = False  # re-start dead prototypes at the farthest banked embeddings of their class
     # Iterations between two measurements of the losses' gradients; 0 = never.
     p.GRADIENT_SHARE_PERIOD = 500
 
 
 def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.IMS_PER_BATCH = 2  # images of *each* domain, over all ranks
-    # Parts of a rank's images that the student sees one after the other, for small GPUs; gradients
-    # add up to one optimiser step.
-    cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.BASE_LR = 6e-5  # AdamW's, of the encoder, at its highest
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0  # times BASE_LR for everything outside the encoder
     # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of

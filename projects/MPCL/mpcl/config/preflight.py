@@ -171,16 +171,6 @@ def _check_batch(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, images of each domain over all "
             f"ranks; expected a multiple of the {world_size} processes"
         ) from None
-    parts, masked = cfg.SOLVER.ACCUMULATE, cfg.SELF_TRAINING.MASKED
-    sizes = [cfg.SOLVER.IMS_PER_BATCH // world_size]
-    if masked.WEIGHT > 0 and masked.IMAGES == "pair":
-        sizes.append(2)
-    if uneven := [size for size in sizes if size % parts]:
-        raise ValueError(
-            f"SOLVER.ACCUMULATE is {parts}, but a process has {uneven[0]} images of a kind "
-            "(SOLVER.IMS_PER_BATCH over the processes; two with SELF_TRAINING.MASKED.IMAGES pair); "
-            "expected a divisor"
-        )
 
 
 def _check_tracking(cfg: CfgNode) -> None:

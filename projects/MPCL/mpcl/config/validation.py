@@ -9,9 +9,12 @@ from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from ..modeling.mit import VARIANTS
-from ..prototypes.centroid import DISTANCES, SCALES
-from ..prototypes.clustering import POOLS
+from ..modeling.prototype_head import TYPES
+from ..prototypes.base import SCALES
+from ..prototypes.centroid import DISTANCES
 from ..prototypes.embedding import NORMALIZATIONS
+from ..prototypes.learner import POOLS, STARTS
+from ..self_training.masking import IMAGES
 from ..self_training.pseudo_label import SCOPES
 from ..self_training.teacher import STATISTICS
 from ..utils.short import short
@@ -118,7 +121,7 @@ def _check_self_training(cfg: CN) -> None:
     _check_margins(cfg)
     _number(cfg, "SELF_TRAINING.MASKED.WEIGHT", least=0)
     _number(cfg, "SELF_TRAINING.MASKED.RATIO", least=0, most=1)
-    _one_of(cfg, "SELF_TRAINING.MASKED.IMAGES", ("target", "pair"))
+    _one_of(cfg, "SELF_TRAINING.MASKED.IMAGES", IMAGES)
     crop = tuple(cfg.INPUT.CROP.SIZE)
     _number(cfg, "SELF_TRAINING.MASKED.BLOCK_SIZE", least=1, most=_LARGEST)
     if st.MASKED.WEIGHT and min(crop) < st.MASKED.BLOCK_SIZE:
@@ -167,13 +170,13 @@ def _check_feature_distance(cfg: CN) -> None:
 
 def _check_prototypes(cfg: CN) -> None:
     proto = cfg.PROTOTYPES
-    _one_of(cfg, "PROTOTYPES.TYPE", ("none", "centroid", "gauss"))
+    _one_of(cfg, "PROTOTYPES.TYPE", ("none", *TYPES))
     _one_of(cfg, "PROTOTYPES.HEAD", ("shared", "separate"))
     _one_of(cfg, "PROTOTYPES.NORMALIZE", NORMALIZATIONS)
     _one_of(cfg, "PROTOTYPES.DISTANCE", DISTANCES)
     _one_of(cfg, "PROTOTYPES.SIMILARITY_SCALE", SCALES)
     _one_of(cfg, "PROTOTYPES.CLUSTER_POOL", POOLS)
-    _one_of(cfg, "PROTOTYPES.INIT.METHOD", ("kmeans", "random"))
+    _one_of(cfg, "PROTOTYPES.INIT.METHOD", STARTS)
     _number(cfg, "PROTOTYPES.DIM", least=1, most=10**4)
     _number(cfg, "PROTOTYPES.BANK.SIZE", least=1, most=10**7)
     _number(cfg, "PROTOTYPES.BANK.SAMPLES_PER_IMAGE", least=1, most=10**7)
@@ -188,7 +191,6 @@ def _check_prototypes(cfg: CN) -> None:
     _number(cfg, "PROTOTYPES.SINKHORN.SWEEPS", least=1, most=10**4)
     _number(cfg, "PROTOTYPES.INIT.ITER", least=0, most=_MANY)
     _number(cfg, "PROTOTYPES.INIT.MIN_SAMPLES", least=1, most=10**7)
-    _number(cfg, "PROTOTYPES.DEAD_AFTER", least=1, most=_MANY)
     _number(cfg, "PROTOTYPES.GRADIENT_SHARE_PERIOD", least=0, most=_MANY)
     _check_views_and_scales(cfg)
     if proto.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
@@ -221,7 +223,6 @@ def _check_solver(cfg: CN) -> None:
     _number(cfg, "VIS_PERIOD", least=0, most=_MANY)
     _number(cfg, "LOG_PERIOD", least=1, most=_MANY)
     _number(cfg, "SOLVER.IMS_PER_BATCH", least=1, most=10**4)
-    _number(cfg, "SOLVER.ACCUMULATE", least=1, most=10**4)
     _number(cfg, "SOLVER.BASE_LR", above=0)
     _number(cfg, "SOLVER.HEAD_LR_FACTOR", above=0)
     _number(cfg, "SOLVER.LAYER_DECAY", above=0, most=1)

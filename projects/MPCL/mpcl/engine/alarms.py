@@ -52,6 +52,15 @@ class CollapseAlarm:
         self.after = after
         self.below: set[str] = set()
 
+    @classmethod
+    def from_config(cls, cfg) -> "CollapseAlarm":
+        collapse = cfg.SELF_TRAINING.COLLAPSE
+        return cls(
+            min_entropy=collapse.MIN_ENTROPY,
+            min_confident=collapse.MIN_CONFIDENT,
+            after=collapse.AFTER,
+        )
+
     def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
         """Judges the means of a log line; those that are absent are not judged."""
         if iteration < self.after:

@@ -15,8 +15,8 @@ class CheckpointHook(HookBase):
     """Saves every ``period`` iterations, at the end, and when the run is asked to stop.
 
     Hooks before this one have finished their iteration when it is saved. Those after it
-    (evaluation, log line) have not: a run that goes on from the checkpoint calls them first, unless
-    they are known to be done, see ``AdaptationTrainer.before_train``.
+    (evaluation, log line) have not, and a run that a kill ends in between does not make up for
+    them.
     """
 
     def __init__(self, checkpointer: TrainingCheckpointer, period: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.paired_loader import build_test_loader
-from ..evaluation.evaluator import build_evaluator, mean_metrics
+from ..evaluation.evaluator import SegmentationEvaluator, build_evaluator, mean_metrics
 from ..evaluation.run_record import write_confusion
 from ..evaluation.runs import scores_by_dataset
 from ..evaluation.tables import summary
@@ -21,8 +22,18 @@ from ..predict.loading import load_networks
 logger = logging.getLogger(__name__)
 
 
-def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> OrderedDict:
+def evaluate_models(
+    cfg,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    *,
+    build_test_loader: Callable = build_test_loader,
+    build_evaluator: Callable = build_evaluator,
+) -> OrderedDict:
     """Evaluates both networks on DATASETS.TEST, and logs a summary.
+
+    Args:
+        build_test_loader, build_evaluator: of ``(cfg, data set's name)``; a trainer's own.
 
     Returns:
         ``{"sem_seg": scores}`` of the teacher, the headline, and ``sem_seg_student``; without a
@@ -37,7 +48,9 @@ def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> Order
         role = "student" if network is student else "teacher"
         if comm.is_main_process():
             logger.info(f"Evaluating the {role}")
-        for dataset, scores in evaluate_network(cfg, network, role).items():
+        for dataset, scores in evaluate_network(
+            cfg, network, role, build_test_loader, build_evaluator
+        ).items():
             results.setdefault(dataset, OrderedDict())[task] = scores
     if results:
         by_dataset = scores_by_dataset(flatten_results_dict(results), cfg.DATASETS.TEST)
@@ -45,7 +58,9 @@ def evaluate_models(cfg, student: nn.Module, teacher: nn.Module | None) -> Order
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def evaluate_network(cfg, network: nn.Module, role: str) -> dict[str, dict[str, float]]:
+def evaluate_network(
+    cfg, network: nn.Module, role: str, build_test_loader: Callable, build_evaluator: Callable
+) -> dict[str, dict[str, float]]:
     """Scores of each set of DATASETS.TEST and of its parts, by name. All ranks must call it.
 
     The confusion matrix stays in ``<OUTPUT_DIR>/inference/<set>/confusion_<role>.json``.
@@ -54,7 +69,7 @@ def evaluate_network(cfg, network: nn.Module, role: str) -> dict[str, dict[str, 
     for name in cfg.DATASETS.TEST:
         evaluator, start = build_evaluator(cfg, name), time.perf_counter()
         scores = inference_on_dataset(network, build_test_loader(cfg, name), evaluator)
-        if comm.is_main_process():
+        if comm.is_main_process() and isinstance(evaluator, SegmentationEvaluator):
             classes, folder = MetadataCatalog.get(name).stuff_classes, Path(cfg.OUTPUT_DIR)
             seconds = time.perf_counter() - start
             write_confusion(

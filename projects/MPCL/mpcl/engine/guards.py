@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..prototypes.bank import FeatureBank
-from ..structures.step import AdaptationStep
+from ..structures import Step
 from ..utils.distributed import sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
 GRADIENT, STATISTICS = "gradient", "statistics"
 """Stand beside the names of the losses where the gradient was not finite, or what the forward left
-in buffers: statistics of batch norm, prototypes."""
+in the statistics of batch norm."""
 
 EXIT_DIVERGED = 65
 """Exit status of a run that :class:`Diverged` (EX_DATAERR: another try from here ends the same)."""
@@ -48,14 +48,14 @@ class StepGuard:
     """Undoes and counts steps whose losses, gradients or statistics are not finite, without waiting
     for the device.
 
-    A skipped step leaves the student's parameters and buffers, the optimiser, the prototypes and
-    the banks as they were; the teacher averages the unchanged student once more. All ranks decide
-    alike. What was skipped is known when :meth:`settle` reads the flags.
+    A skipped step leaves parameters, optimiser and the statistics of batch norm as they were;
+    prototypes and banks take no embedding that is not finite; the teacher averages the unchanged
+    student once more. All ranks decide alike. What was skipped is known when :meth:`settle` reads
+    the flags.
 
     Args:
-        networks: whose buffers a forward may change: student and teacher.
-        banks: the student's feature banks; of each only what a step can overwrite is remembered.
-        most_banked: embeddings of a class that one step may put into a bank.
+        networks: student and teacher, whose statistics a forward may change.
+        optimizer: of the student.
         max_skipped: so many skipped steps in a row end the run.
         report: file that then lists them.
         last_checkpoint: path of the newest checkpoint, for that report.
@@ -65,45 +65,35 @@ class StepGuard:
         self,
         networks: Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
-        banks: Sequence[FeatureBank] = (),
         *,
-        most_banked: int = 0,
         max_skipped: int,
         report: Path,
         last_checkpoint: Callable[[], str],
     ) -> None:
-        self.networks = list(networks)
+        self.statistics = [
+            buffer
+            for network in networks
+            for module in network.modules()
+            if isinstance(module, _BatchNorm)
+            for buffer in module.buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
         self.optimizer = optimizer
-        self.banks = list(banks)
-        self.most_banked = most_banked
         self.max_skipped = max_skipped
         self.report = report
         self.last_checkpoint = last_checkpoint
         self.total = 0  # skipped steps of the whole run
         self.in_a_row: list[Skipped] = []
         self._pending: list[tuple[Skipped, Tensor]] = []  # causes that may be, and their flags
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._rings: list[tuple[Tensor, tuple[Tensor, Tensor], Tensor]] = []
+        self._before: list[Tensor] = []
 
     @torch.no_grad()
     def remember(self) -> None:
         """Keeps what the coming step may change in place."""
-        large = {id(bank.features) for bank in self.banks}
-        self._before = [
-            (buffer, buffer.clone())
-            for network in self.networks
-            for buffer in network.buffers()
-            if id(buffer) not in large
-        ]
-        self._rings = []
-        for bank in self.banks:
-            offsets = torch.arange(min(bank.size, self.most_banked), device=bank.cursor.device)
-            slots = (bank.cursor.unsqueeze(1) + offsets) % bank.size
-            place = torch.arange(bank.num_classes, device=slots.device).unsqueeze(1), slots
-            self._rings.append((bank.features, place, bank.features[place]))
+        self._before = [buffer.clone() for buffer in self.statistics]
 
     @torch.no_grad()
-    def check(self, step: AdaptationStep, losses: Mapping[str, Tensor]) -> Tensor:
+    def check(self, step: Step, losses: Mapping[str, Tensor]) -> Tensor:
         """After the backward: takes the step's changes back where a loss or gradient is not finite.
 
         Returns: scalar, 1 = skip, 0 = go on; what optimisers call ``found_inf``. Equal on all
@@ -118,24 +108,28 @@ class StepGuard:
         # Squared, as the optimiser's second moment will be: that must not overflow either.
         norm = torch.stack(torch._foreach_norm(gradients)).float().square().sum()
         values = torch.stack([*(loss.detach().float() for loss in losses.values()), norm])
-        broken = torch.cat([~values.isfinite(), self._buffers_broke()])
+        broken = torch.cat([~values.isfinite(), self._statistics_broke()])
         broken = sum_over_ranks(broken.float())
         skip = broken.sum() > 0
-        for buffer, before in self._before:
+        for buffer, before in zip(self.statistics, self._before):
             buffer.copy_(torch.where(skip, before, buffer))
-        for features, place, before in self._rings:
-            features[place] = torch.where(skip, before, features[place])
-        self._before, self._rings = [], []
         candidate = Skipped(step.iteration, [*losses, GRADIENT, STATISTICS], list(step.files))
         self._pending.append((candidate, broken))
         return skip.float()
 
-    def _buffers_broke(self) -> Tensor:
-        """(1,) bool: a buffer that was finite is no longer, as the teacher's may be although the
+    def _statistics_broke(self) -> Tensor:
+        """(1,) bool: a statistic that was finite is no longer, as the teacher's may be although the
         student has seen nothing of it."""
-        pairs = [pair for pair in self._before if pair[0].is_floating_point()]
-        now, before = (torch.stack(torch._foreach_norm(list(side))) for side in zip(*pairs))
+        if not self.statistics:
+            return torch.zeros(1, dtype=torch.bool, device=self._device)
+        now, before = (
+            torch.stack(torch._foreach_norm(side)) for side in (self.statistics, self._before)
+        )
         return (before.isfinite() & ~now.isfinite()).any().view(1)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.optimizer.param_groups[0]["params"][0].device
 
     def settle(self) -> None:
         """Reads which steps were skipped since the last call, and logs them. Waits for the device.

@@ -1,12 +1,11 @@
 """Averages of scalars that stay on their device until someone asks."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..utils.distributed import gather_over_ranks, rank, sum_over_ranks, world_size
+from ..utils.distributed import sum_over_ranks
 
 
 class DeviceMetrics:
@@ -41,19 +40,3 @@ class DeviceMetrics:
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + value, before[1] + count
         return {name: value / count for name, (value, count) in totals.items() if count}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was added since the last read, of every rank. Every rank must call it."""
-        groups = [list(names) for names in self._sums]
-        if not groups:
-            return {"groups": [], "sums": torch.zeros(world_size(), 2, 0)}
-        sums = torch.cat(list(self._sums.values()), dim=1).unsqueeze(0)
-        return {"groups": groups, "sums": gather_over_ranks(sums)}
-
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Each rank goes on from its own sums; those of another number of ranks are let go."""
-        self._sums = {}
-        if len(state["sums"]) != world_size():
-            return
-        sums = state["sums"][rank()].to(device).split([len(names) for names in state["groups"]], 1)
-        self._sums = {tuple(names): part for names, part in zip(state["groups"], sums)}

@@ -1,11 +1,10 @@
 """AdamW with the baselines' parameter groups, and their warm-up poly schedule."""
 
 import torch
-from detectron2.solver import LRMultiplier
 from detectron2.solver.build import maybe_add_gradient_clipping
-from fvcore.common.param_scheduler import ParamScheduler
 from timm.models import group_parameters
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..modeling.timm_backbone import TimmBackbone
 
@@ -83,34 +82,17 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-class WarmupPoly(ParamScheduler):
-    """``(1 - t/T)^power``, multiplied by a linear warm-up from ``warmup_factor`` to 1 over
-    ``warmup_iters``.
+def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LambdaLR:
+    """``(1 - t/T)^power``, times a linear warm-up from WARMUP_FACTOR to 1 over WARMUP_ITERS.
 
     The warm-up multiplies the already decaying rate (mmcv's "poly" with linear warm-up), unlike
     detectron2's WarmupParamScheduler, which interpolates between two rates.
     """
-
-    def __init__(
-        self, max_iter: int, power: float, warmup_iters: int, warmup_factor: float
-    ) -> None:
-        self.max_iter = max_iter
-        self.power = power
-        self.warmup_iters = warmup_iters
-        self.warmup_factor = warmup_factor
-
-    def __call__(self, where: float) -> float:
-        """Multiplier of the base rate at ``where`` = t/T in [0, 1]."""
-        iteration = where * self.max_iter
-        warmup = 1.0
-        if iteration < self.warmup_iters:
-            warmup = 1.0 - (1.0 - iteration / self.warmup_iters) * (1.0 - self.warmup_factor)
-        return warmup * (1.0 - where) ** self.power
-
-
-def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     solver = cfg.SOLVER
-    schedule = WarmupPoly(
-        solver.MAX_ITER, solver.POLY_POWER, solver.WARMUP_ITERS, solver.WARMUP_FACTOR
-    )
-    return LRMultiplier(optimizer, schedule, solver.MAX_ITER)
+
+    def multiplier(iteration: int) -> float:
+        ahead = max(0.0, 1 - iteration / solver.WARMUP_ITERS) if solver.WARMUP_ITERS else 0.0
+        warmup = 1 - ahead * (1 - solver.WARMUP_FACTOR)
+        return warmup * (1 - iteration / solver.MAX_ITER) ** solver.POLY_POWER
+
+    return LambdaLR(optimizer, multiplier)

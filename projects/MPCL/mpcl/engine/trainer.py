@@ -1,6 +1,5 @@
 """The training step, to be read as the algorithm: :meth:`AdaptationTrainer.run_step`."""
 
-import logging
 import resource
 import time
 import weakref
@@ -9,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from detectron2.engine import DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -18,72 +19,49 @@ from torch import Tensor, nn
 from ..checkpoint.training import TrainingCheckpointer
 from ..data.paired_loader import build_paired_loader, build_test_loader
 from ..evaluation.evaluator import build_evaluator
+from ..losses.criterion import Criterion
+from ..losses.gradient_share import gradient_share
 from ..modeling.sync_norm import synchronise_batch_norm
 from ..self_training.teacher import EMATeacher
-from ..structures.step import AdaptationStep
-from ..structures.view import View
+from ..structures import Step
 from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
-from .adaptation import AdaptationHookBase
+from .adaptation import AdaptationHook
+from .alarms import CollapseAlarm
 from .bad_file_report import BadFileReport
-from .build import (
-    build_adaptation_hook,
-    build_collapse_alarm,
-    build_criterion,
-    build_step_guard,
-    compile_encoders,
-)
 from .checkpointing import CheckpointHook
 from .evaluate import evaluate_models
-from .gradient_share import GradientShare
+from .guards import StepGuard
 from .metrics import DeviceMetrics
-from .metrics_file import (
-    Evaluation,
-    MetricsWriter,
-    Unwritten,
-    put_back,
-    start_metrics,
-    unwritten_scalars,
-)
-from .prototype_start import build_prototype_start
+from .metrics_file import start_metrics
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .training_pictures import TrainingPictures
 from .wandb_writer import build_wandb_writers
 
-logger = logging.getLogger(__name__)
 
-
-class AdaptationTrainer(DefaultTrainer):
+class AdaptationTrainer(SimpleTrainer):
     """Trains a student on labelled source and unlabelled target images.
 
-    detectron2's trainer with two more hook phases around the forward, because clustering stands
-    between forward and loss. Nothing in :meth:`run_step` waits for the device; metrics are read
-    every ``LOG_PERIOD`` iterations.
+    detectron2's trainer and hooks, with a step of our own. Nothing in :meth:`run_step` waits for
+    the device; metrics are read every ``LOG_PERIOD`` iterations.
     """
 
     def __init__(self, cfg) -> None:
-        # DefaultTrainer's own constructor would save with a checkpointer that does not know
-        # SegFormer's weights, and build the hooks before the teacher; the rest of it is inherited.
-        super(DefaultTrainer, self).__init__()
         self.cfg = cfg
-        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.student = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, self.student)
+        self.student = build_student(cfg)
         loader = self.build_train_loader(cfg)
-        # Holds `model`, `optimizer` and `data_loader` for DefaultTrainer; the step is ours.
-        self._trainer = SimpleTrainer(
-            create_ddp_model(self.student, **ddp_options(cfg)), loader, optimizer
-        )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.teacher = (
-            EMATeacher.from_config(cfg, self.student) if cfg.SELF_TRAINING.ENABLED else None
-        )
-        if cfg.MODEL.COMPILE:
-            compile_encoders(self.student, *([self.teacher.model] if self.teacher else []))
-        self.criterion = build_criterion(cfg, self.student)
-        self.metrics = DeviceMetrics()
-        self.gradient_share = GradientShare(cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD)
+        optimizer = build_optimizer(cfg, self.student)
+        super().__init__(create_ddp_model(self.student, **ddp_options(cfg)), loader, optimizer)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.scheduler = build_lr_scheduler(cfg, optimizer)
+        adapts = cfg.SELF_TRAINING.ENABLED
+        self.teacher = EMATeacher.from_config(cfg, self.student) if adapts else None
+        self.adaptation = AdaptationHook(cfg, self.student, self.teacher) if adapts else None
+        self.criterion = Criterion.from_config(cfg, self.student.prototype_head)
+        if cfg.MODEL.COMPILE:  # in place: names in checkpoints stay; the heads gain nothing
+            for network in networks_of(self):
+                network.backbone.compile()
         self.amp_dtype = getattr(torch, cfg.SOLVER.AMP.PRECISION)
         self.grad_scaler = torch.amp.GradScaler(
             cfg.MODEL.DEVICE,
@@ -98,12 +76,16 @@ class AdaptationTrainer(DefaultTrainer):
         )
         if self.teacher is not None:
             self.checkpointer.add_checkpointable("teacher", self.teacher.model)
-        self.guard = build_step_guard(
-            cfg, self.student, self.teacher, optimizer, self.checkpointer.get_checkpoint_file
+        self.metrics = DeviceMetrics()
+        self.guard = StepGuard(
+            networks_of(self),
+            optimizer,
+            max_skipped=cfg.SOLVER.MAX_SKIPPED,
+            report=Path(cfg.OUTPUT_DIR) / "diverged.json",
+            last_checkpoint=self.checkpointer.get_checkpoint_file,
         )
-        self.collapse_alarm = build_collapse_alarm(cfg)
-        self.last_step: AdaptationStep | None = None  # for the pictures
-        self._unwritten: Unwritten = {}  # what a resumed run still has to log
+        self.collapse_alarm = CollapseAlarm.from_config(cfg)
+        self.last_step: Step | None = None  # for the pictures
         self.register_hooks(self.build_hooks())
 
     # ---- one iteration
@@ -112,79 +94,59 @@ class AdaptationTrainer(DefaultTrainer):
         """One iteration of Algorithm 1."""
         seed_all_rng(fold_seed(self.cfg.SEED, comm.get_rank(), self.iter))
         self.last_step = None  # and with it the memory of its outputs
-        step = self.next_step()
+        step = self.next_step()  # source View, target View (labels unknown)
         self.guard.remember()
-        self.before_forward(step)  # teacher: pseudo-labels; class-mix; masked images
         self.optimizer.zero_grad()
-        parts = step.split(self.cfg.SOLVER.ACCUMULATE)
-        by_part = [self.backward(part) for part in parts]
-        losses = {name: sum(losses[name] for losses in by_part) for name in by_part[0]}
-        self.update_student(step, losses)
+        if self.adaptation is not None:
+            self.adaptation.before_forward(step)  # teacher labels the target; class-mix; masks
+        losses = self.backward_masked(step)
+        with self.autocast():
+            step.outputs = self.model(step.images)  # student
+        if self.adaptation is not None:
+            self.adaptation.after_forward(step)  # Sinkhorn clustering; prototype update
+        losses |= self.backward(self.criterion(step), step)
+        self.update_student(step, losses)  # after it, after_step: EMA teacher
         self.write_metrics(losses)
-        self.last_step = parts[-1]
+        self.last_step = step
 
-    def next_step(self) -> AdaptationStep:
+    def next_step(self) -> Step:
         """The next paired batch on the device."""
         start = time.perf_counter()
-        batch = next(self._trainer._data_loader_iter)
+        batch = next(self._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        source = batch["source"]
-        label = self.stack_on_device([record["sem_seg"] for record in source])
-        trusted = label != self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        view = View(self.student.normalize(source), label, weight=None, trusted=trusted)
-        files = tuple(record["file_name"] for records in batch.values() for record in records)
-        if "target" not in batch:
-            return AdaptationStep(self.iter, view, files=files)
-        target = self.student.normalize(batch["target"])
-        valid = None
-        if "valid" in batch["target"][0]:
-            valid = self.stack_on_device([record["valid"] for record in batch["target"]])
-        return AdaptationStep(self.iter, view, target, valid, files)
+        ignore_value = self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        return Step.from_batch(self.iter, batch, self.student.normalize, ignore_value)
 
-    def stack_on_device(self, values: list[Tensor]) -> Tensor:
-        # In this order: the loader's tensors are pinned, a stack of them would be waited for.
-        return torch.stack([value.to(self.student.device, non_blocking=True) for value in values])
-
-    def backward(self, part: AdaptationStep) -> dict[str, Tensor]:
-        """Forward and backward of a part of the batch; of all of it, unless SOLVER.ACCUMULATE asks
-        for parts. Returns its share of the losses."""
-        masked_losses = self.backward_masked(part)
-        with self.gradients_summed(part.is_last):
-            with self.autocast():
-                part.outputs = self.model(part.images)  # student, one view after the other
-            self.after_forward(part)  # Sinkhorn clustering; prototype update
-            losses = self.criterion(part)
-            if part.is_last:
-                self.gradient_share(losses, part, self.metrics)
-            losses = self.backward_share(losses)
-        if not part.is_last:
-            part.outputs, part.pixels = {}, {}  # the next part needs their memory
-        return masked_losses | losses
-
-    def backward_masked(self, step: AdaptationStep) -> dict[str, Tensor]:
-        """Forward and backward of the masked view, alone and first: its graph needs no other view,
-        and is gone before theirs takes the memory. The gradients add up to the same."""
+    def backward_masked(self, step: Step) -> dict[str, Tensor]:
+        """Forward and backward of the masked view (MIC), alone and first: its graph needs no other
+        view, and is gone before theirs takes the memory. The gradients add up to the same."""
         if step.masked is None:
             return {}
-        with self.gradients_summed(False):
+        with self.gradients_kept_apart():
             with self.autocast():
-                views = {"masked": step.masked.images}
-                outputs = self.model(views, embed=False)["masked"]
-            return self.backward_share(self.criterion.of_masked(outputs, step.masked))
+                outputs = self.model({"masked": step.masked.images}, embed=False)["masked"]
+            return self.backward(self.criterion.of_masked(outputs, step.masked))
 
-    def backward_share(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds the gradients of a part's losses, which are means, to those of the whole batch."""
-        share = 1 / self.cfg.SOLVER.ACCUMULATE
-        self.grad_scaler.scale(sum(losses.values()) * share).backward()
-        return {name: loss.detach() * share for name, loss in losses.items()}
-
-    def gradients_summed(self, now: bool) -> AbstractContextManager:
+    def gradients_kept_apart(self) -> AbstractContextManager:
         """Between processes gradients are summed once, in the last backward of the step."""
-        if now or self.model is self.student:
-            return nullcontext()
-        return self.model.no_sync()
+        return nullcontext() if self.model is self.student else self.model.no_sync()
 
-    def update_student(self, step: AdaptationStep, losses: dict[str, Tensor]) -> None:
+    def backward(self, losses: dict[str, Tensor], step: Step | None = None) -> dict[str, Tensor]:
+        """Adds the gradients of weighted losses.
+
+        Args:
+            step: of the main forward, whose gradients are compared every GRADIENT_SHARE_PERIOD.
+
+        Returns: the losses without their graph.
+        """
+        period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
+        if step is not None and step.pixels and period and step.iteration % period == 0:
+            features = [outputs.features for outputs in step.outputs.values()]
+            self.metrics.add(gradient_share(losses, features))
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the
         forward has changed is taken back."""
         self.grad_scaler.unscale_(self.optimizer)
@@ -192,14 +154,6 @@ class AdaptationTrainer(DefaultTrainer):
         self.optimizer.found_inf = self.guard.check(step, losses)
         self.optimizer.step()
         self.grad_scaler.update()
-
-    def before_forward(self, step: AdaptationStep) -> None:
-        for hook in self._adaptation_hooks():
-            hook.before_forward(step)
-
-    def after_forward(self, step: AdaptationStep) -> None:
-        for hook in self._adaptation_hooks():
-            hook.after_forward(step)
 
     def autocast(self) -> torch.autocast:
         """The precision of the teacher's and the student's forward; losses and clustering stay
@@ -234,102 +188,79 @@ class AdaptationTrainer(DefaultTrainer):
             values["gpu/max_mem_MiB"] = torch.cuda.max_memory_allocated() / 2**20
         self.storage.put_scalars(smoothing_hint=False, **values)
 
-    def _adaptation_hooks(self) -> list[AdaptationHookBase]:
-        return [hook for hook in self._hooks if isinstance(hook, AdaptationHookBase)]
-
-    # ---- construction
-
-    @classmethod
-    def build_model(cls, cfg) -> nn.Module:
-        model = build_model(cfg)
-        return synchronise_batch_norm(model, cfg.MODEL.DEVICE) if world_size() > 1 else model
-
-    @classmethod
-    def build_optimizer(cls, cfg, model):
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg, optimizer):
-        return build_lr_scheduler(cfg, optimizer)
+    # ---- what a subclass may replace, as in detectron2's DefaultTrainer
 
     @classmethod
     def build_train_loader(cls, cfg):
         return build_paired_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
+    def build_test_loader(cls, cfg, dataset_name: str):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
+    def build_evaluator(cls, cfg, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
 
     def build_writers(self) -> list:
-        """Log, metrics.json and TensorBoard; with WANDB.PROJECT also Weights & Biases."""
-        return [*build_wandb_writers(self.cfg), *super().build_writers()]
+        """Log, metrics.json and TensorBoard; with WANDB.PROJECT also Weights & Biases. They open
+        their files: called when training begins, on the main process."""
+        return [
+            *build_wandb_writers(self.cfg),
+            *default_writers(self.cfg.OUTPUT_DIR, self.max_iter),
+        ]
 
     def build_hooks(self) -> list:
         cfg = self.cfg
-        adaptation = (
-            build_adaptation_hook(cfg, self.student, self.teacher)
-            if self.teacher is not None
-            else None
-        )
-        main = comm.is_main_process()
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             # Before the checkpoint: the teacher is saved with the iteration's update in it.
-            adaptation,
-            build_prototype_start(cfg, self.student) if main else None,
+            self.adaptation,
             BadFileReport(self.data_loader.bad_files),
-            # What comes after it is made up for by a run that goes on from the checkpoint.
             CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            Evaluation(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            TrainingPictures(cfg) if main and cfg.VIS_PERIOD else None,
-            MetricsWriter(self.build_writers, period=cfg.LOG_PERIOD) if main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            TrainingPictures(cfg) if comm.is_main_process() and cfg.VIS_PERIOD else None,
         ]
 
     # ---- begin and end
 
+    def train(self) -> OrderedDict:
+        """Trains from ``start_iter`` to ``max_iter``; returns the final scores."""
+        super().train(self.start_iter, self.max_iter)
+        return self._last_eval_results
+
     def before_train(self) -> None:
-        metrics = Path(self.cfg.OUTPUT_DIR) / "metrics.json"
-        written = comm.is_main_process() and start_metrics(metrics, self.start_iter)
+        if comm.is_main_process():
+            start_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), self.cfg.LOG_PERIOD)])
         super().before_train()
-        if self.start_iter and not comm.all_gather(written)[0]:
-            self._finish_saved_iteration()
-
-    def _finish_saved_iteration(self) -> None:
-        """Evaluation and log line, which a kill or a request to stop came before."""
-        self.iter = self.storage.iter = self.start_iter - 1
-        put_back(self.storage, self._unwritten)
-        saved_by = next(i for i, hook in enumerate(self._hooks) if isinstance(hook, CheckpointHook))
-        for hook in self._hooks[saved_by + 1 :]:
-            hook.after_step()
-        self.iter = self.storage.iter = self.start_iter
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last iteration is done; for hooks, after training."""
-        return self.iter >= self.max_iter
 
     def after_train(self) -> None:
         self.iter = min(self.iter, self.max_iter)  # one more, if a finished run is resumed
         super().after_train()
-        if self._trainer._data_loader_iter_obj is not None:
-            self._trainer._data_loader_iter_obj.close()  # ends the workers
-
-    # ---- evaluation
+        if self._data_loader_iter_obj is not None:
+            self._data_loader_iter_obj.close()  # ends the workers
 
     def evaluate(self) -> OrderedDict:
         """Scores of both networks on DATASETS.TEST, see :func:`evaluate_models`."""
-        self._last_eval_results = evaluate_models(self.cfg, self.student, self.teacher)
+        self._last_eval_results = evaluate_models(
+            self.cfg,
+            self.student,
+            self.teacher,
+            build_test_loader=self.build_test_loader,
+            build_evaluator=self.build_evaluator,
+        )
         return self._last_eval_results
 
     # ---- state
 
     def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume)
+        """Starts from MODEL.WEIGHTS; with ``resume`` goes on from the newest checkpoint of
+        OUTPUT_DIR, if there is one."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1  # the checkpoint's iteration is done
         self.data_loader.seek(self.start_iter)
 
     def state_dict(self) -> dict:
@@ -337,11 +268,7 @@ class AdaptationTrainer(DefaultTrainer):
         return super().state_dict() | {
             "grad_scaler": self.grad_scaler.state_dict(),
             "run": run_identity(self.cfg),
-            "metrics": self.metrics.state_dict(),
             "guard": self.guard.state_dict(),
-            "unwritten": unwritten_scalars(self.storage, self.iter, self.cfg.LOG_PERIOD)
-            if hasattr(self, "storage")  # since training has begun
-            else {},
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -351,10 +278,17 @@ class AdaptationTrainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if state_dict["grad_scaler"]:  # empty after a run in another precision than float16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        if "guard" in state_dict:  # not in the checkpoints of earlier versions
-            self.metrics.load_state_dict(state_dict["metrics"], self.student.device)
-            self.guard.load_state_dict(state_dict["guard"])
-            self._unwritten = state_dict["unwritten"]
+        self.guard.load_state_dict(state_dict["guard"])
+
+
+def build_student(cfg) -> nn.Module:
+    model = build_model(cfg)
+    return synchronise_batch_norm(model, cfg.MODEL.DEVICE) if world_size() > 1 else model
+
+
+def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
+    """The student, and the teacher's network where there is one."""
+    return [trainer.student, *([trainer.teacher.model] if trainer.teacher is not None else [])]
 
 
 def ddp_options(cfg) -> dict:
@@ -364,3 +298,11 @@ def ddp_options(cfg) -> dict:
     if cfg.MODEL.DEVICE == "cpu":
         options["device_ids"] = None
     return options
+
+
+def precision_in_words(cfg) -> str:
+    """What the log says about the arithmetic of the forward passes."""
+    if cfg.SOLVER.AMP.ENABLED:
+        return f"{cfg.SOLVER.AMP.PRECISION} autocast forward, float32 losses and prototypes"
+    tf32 = cfg.MODEL.DEVICE != "cpu" and torch.backends.cuda.matmul.allow_tf32
+    return "float32" + (" (TF32 matrix products)" if tf32 else "")

@@ -11,16 +11,16 @@ from ..utils.colors import colorize, denormalize
 
 
 class TrainingPictures(HookBase):
-    """Every VIS_PERIOD iterations, the first image of the batch (of its last part, with
-    SOLVER.ACCUMULATE): source, target, pseudo-label, mixed, prediction."""
+    """Every VIS_PERIOD iterations, the first image of the batch: source, target, pseudo-label,
+    mixed, prediction."""
 
     def __init__(self, cfg) -> None:
         self.period = cfg.VIS_PERIOD
         self.colors = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_colors
 
     def after_step(self) -> None:
-        if self.trainer.iter % self.period or self.trainer.last_step is None:
-            return  # a resumed run has no step yet when it finishes a saved iteration
+        if self.trainer.iter % self.period:
+            return
         for name, picture in self.pictures().items():
             self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))
 
@@ -34,8 +34,8 @@ class TrainingPictures(HookBase):
         }
         if step.mixed is not None:
             pictures |= {
-                "target/image": denormalize(student, step.target[0]),
-                "target/pseudo_label": colorize(step.pseudo_label.label[0], self.colors),
+                "target/image": denormalize(student, step.target.images[0]),
+                "target/pseudo_label": colorize(step.target.label[0], self.colors),
                 "mixed/image": denormalize(student, step.mixed.images[0]),
                 "mixed/label": colorize(step.mixed.label[0], self.colors),
             }

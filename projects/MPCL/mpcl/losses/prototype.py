@@ -8,11 +8,108 @@ When nothing takes part, or N = 0, they are 0 and still attached to the graph, s
 runs the same backward pass.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..prototypes.base import Prototypes
 from ..prototypes.numerics import at_least_float32
+from ..structures.step import CONTEXT, DETAIL, Pixels
+
+VIEWS = ("source", "mixed", "target")
+
+
+@dataclass(kw_only=True)
+class PrototypeLosses:
+    """Contrast (15), (17) and consistency (12) against the prototypes, weighted and summed over the
+    scales as in (18).
+
+    Attributes:
+        prototypes: centroid or Gaussian.
+        temperature: tau.
+        contrast_weight, consistency_weight: lambda_1 and lambda_2.
+        contrast_views: some of ``source``, ``mixed``, ``target`` (the mixed view without its source
+            pixels).
+        in_class_negatives: whether siblings of the positive are negatives.
+        consistency_weighted: whether confidence weighs the consistency.
+        detail_weight: lambda_d of (18), where context and detail are both clustered.
+    """
+
+    prototypes: Prototypes
+    temperature: float
+    contrast_weight: float
+    consistency_weight: float
+    contrast_views: Sequence[str]
+    in_class_negatives: bool
+    consistency_weighted: bool
+    detail_weight: float
+
+    @classmethod
+    def from_config(cls, cfg: Any, head: Any) -> "PrototypeLosses | None":
+        """Of a student with this prototype head; None without one."""
+        if head is None:
+            return None
+        proto = cfg.PROTOTYPES
+        return cls(
+            prototypes=head.prototypes,
+            temperature=proto.TEMPERATURE,
+            contrast_weight=proto.CONTRAST_WEIGHT,
+            consistency_weight=proto.CONSISTENCY_WEIGHT,
+            contrast_views=tuple(proto.CONTRAST_VIEWS),
+            in_class_negatives=proto.IN_CLASS_NEGATIVES,
+            consistency_weighted=proto.CONSISTENCY_WEIGHTED,
+            detail_weight=cfg.MODEL.HRDA.DETAIL_WEIGHT,
+        )
+
+    def __call__(self, pixels: Mapping[str, Mapping[str, Pixels]]) -> dict[str, Tensor]:
+        """Both losses of the pixels by scale and view; 0 and attached where none has a cluster, so
+        that every parameter has a gradient from the first iteration on (DDP waits for them)."""
+        by_scale = {scale: self._of_scale(views) for scale, views in pixels.items()}
+        contrast, consistency = next(iter(by_scale.values()))
+        if len(by_scale) > 1:
+            contrast, consistency = (
+                (1 - self.detail_weight) * context + self.detail_weight * detail  # (18)
+                for context, detail in zip(by_scale[CONTEXT], by_scale[DETAIL])
+            )
+        return {
+            "loss_contrast": self.contrast_weight * contrast,
+            "loss_consistency": self.consistency_weight * consistency,
+        }
+
+    def _of_scale(self, views: Mapping[str, Pixels]) -> tuple[Tensor, Tensor]:
+        """Contrast and consistency of one scale, unweighted."""
+        similarity = {name: self.prototypes.similarity(view.rows) for name, view in views.items()}
+
+        def contrast(name: str) -> Tensor:
+            seen_in = "mixed" if name == "target" else name
+            view = views[seen_in]
+            weight = (
+                view.weight.masked_fill(view.from_source, 0) if name == "target" else view.weight
+            )
+            return pixel_prototype_contrast(
+                similarity[seen_in],
+                view.cluster.flatten(),
+                weight.flatten(),
+                self.temperature,
+                self.prototypes.started,
+                in_class_negatives=self.in_class_negatives,
+            )
+
+        mixed = views["mixed"]
+        weight = mixed.weight if self.consistency_weighted else torch.ones_like(mixed.weight)
+        consistency = prototype_consistency(
+            similarity["mixed"],
+            mixed.label.flatten(),
+            weight.flatten(),
+            self.temperature,
+            self.prototypes.started,
+        )
+        # A mean over the views, so that lambda_1 keeps its meaning with two of them.
+        return torch.stack([contrast(name) for name in self.contrast_views]).mean(), consistency
 
 
 def pixel_prototype_contrast(

@@ -13,7 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..structures.view import DetailOutputs, ViewOutputs
+from ..structures import Detail, Outputs
 from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
 from .inference import sliding_window
 from .scale_fusion import (
@@ -97,17 +97,17 @@ class HRDASegmentor(MPCLSegmentor):
         """The context: (B, 3, H/2, W/2)."""
         return context_image(images)
 
-    def forward_view(self, images: Tensor, embed: bool = True) -> ViewOutputs:
+    def forward_view(self, images: Tensor, embed: bool = True) -> Outputs:
         features = self.encode(images)
         context = self.forward_features(features, embed)
         box = sample_detail_box((images.shape[-2], images.shape[-1]), self.detail_size)
         detail = self.forward_features(self.backbone(box.crop(images)), embed)
         attention = self.scale_attention(features)
-        return ViewOutputs(
+        return Outputs(
             fuse_scales(context.logits, detail.logits, attention, box),
             context.embeddings,
             context.features,
-            DetailOutputs(box, detail.logits, detail.embeddings),
+            Detail(box, detail.logits, detail.embeddings),
         )
 
     def score(self, images: Tensor) -> Tensor:

@@ -9,10 +9,16 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..prototypes.bank import FeatureBank
+from ..prototypes.base import Prototypes
 from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.embedding import normalize_embeddings
 from ..prototypes.gaussian import GaussianPrototypes
 from .daformer_head import ContextAwareFusion
+
+TYPES: dict[str, type[Prototypes]] = {
+    "centroid": CentroidPrototypes,
+    "gauss": GaussianPrototypes,
+}  # by PROTOTYPES.TYPE
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -29,7 +35,7 @@ class PrototypeHead(nn.Module):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        prototypes: CentroidPrototypes,
+        prototypes: Prototypes,
         banks: Mapping[str, FeatureBank],
         fused_channels: int,
         separate: bool,
@@ -60,12 +66,6 @@ class PrototypeHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         head, proto = cfg.MODEL.SEM_SEG_HEAD, cfg.PROTOTYPES
-        common = {"momentum": proto.MOMENTUM, "scale": proto.SIMILARITY_SCALE}
-        shape = (head.NUM_CLASSES, proto.NUM_PER_CLASS, proto.DIM)
-        if proto.TYPE == "gauss":
-            prototypes = GaussianPrototypes(*shape, min_variance=proto.MIN_VARIANCE, **common)
-        else:
-            prototypes = CentroidPrototypes(*shape, distance=proto.DISTANCE, **common)
         banks = {
             scale: FeatureBank(
                 head.NUM_CLASSES,
@@ -77,7 +77,7 @@ class PrototypeHead(nn.Module):
         }
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
-            "prototypes": prototypes,
+            "prototypes": TYPES[proto.TYPE].from_config(cfg),
             "banks": banks,
             "fused_channels": head.CONVS_DIM,
             "separate": proto.HEAD == "separate",

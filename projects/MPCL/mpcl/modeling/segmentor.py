@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from torch import Tensor, nn
 
 from ..losses.segmentation import segmentation_loss
-from ..structures.view import ViewOutputs
+from ..structures import Outputs, View
 from .daformer_head import DAFormerHead
 from .inference import sliding_window, whole_image
 from .prototype_head import PrototypeHead
@@ -93,7 +93,7 @@ class MPCLSegmentor(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor] | list[dict], embed: bool = True):
         """Three contracts, told apart by the input and the mode.
 
-        - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: ViewOutputs}``. Views pass
+        - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: Outputs}``. Views pass
           one after the other, so that batch norm sees one domain at a time. ``embed`` False spares
           the prototype head.
         - list of dataset dicts, training: detectron2's contract, ``{"loss_sem_seg": scalar}``.
@@ -113,22 +113,23 @@ class MPCLSegmentor(nn.Module):
         """Encoder features of normalised images, by level."""
         return self.backbone(self.encoder_input(images))
 
-    def forward_view(self, images: Tensor, embed: bool = True) -> ViewOutputs:
+    def forward_view(self, images: Tensor, embed: bool = True) -> Outputs:
         return self.forward_features(self.encode(images), embed)
 
-    def forward_features(self, features: dict[str, Tensor], embed: bool = True) -> ViewOutputs:
+    def forward_features(self, features: dict[str, Tensor], embed: bool = True) -> Outputs:
         """What the heads say about encoder features; the prototype head only if ``embed``."""
         fused = self.sem_seg_head.fuse(features)
         embeddings = None
         if embed and self.prototype_head is not None:
             embeddings = self.prototype_head(features, fused)
         logits = self.sem_seg_head.classify(fused)
-        return ViewOutputs(logits, embeddings, features[self.deepest_feature])
+        return Outputs(logits, embeddings, features[self.deepest_feature])
 
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
         labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
-        outputs = self.forward_view(self.normalize(batch))
-        loss = segmentation_loss(outputs, labels, None, self.ignore_value, self.detail_weight)
+        view = View.of_source(self.normalize(batch), labels, self.ignore_value)
+        outputs = self.forward_view(view.images)
+        loss = segmentation_loss(outputs, view, self.ignore_value, self.detail_weight)
         return {"loss_sem_seg": loss}
 
     def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:

@@ -1,9 +1,9 @@
 """Normalised pixel embeddings.
 
-Legend: B images, C classes, K prototypes a class, D embedding size, N pixels.
+Legend: D embedding size, N pixels.
 """
 
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
@@ -43,35 +43,11 @@ def normalize_embeddings(x: Tensor, mode: str, dim: int = 1, eps: float = 1e-6) 
     """
     if mode not in NORMALIZATIONS:
         raise ValueError(f"mode is {mode!r}, expected one of {NORMALIZATIONS}")
-    x = x.float()
+    x, size = x.float(), x.shape[dim]
     if mode == "none":
         return x
-    size = x.shape[dim]
     if mode == "l2":
-        scaled: Tensor = F.normalize(x, dim=dim, eps=eps) * size**0.5
-        return scaled
+        return F.normalize(x, dim=dim, eps=eps).mul(math.sqrt(size))
     with torch.autocast(x.device.type, enabled=False):
-        rows = x.movedim(dim, -1)
-        if torch.is_grad_enabled() and x.requires_grad:
-            normalized: Tensor = _LayerNorm.apply(rows, eps)
-        else:
-            normalized = F.layer_norm(rows, (size,), eps=eps)
-    return normalized.movedim(-1, dim)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """Layer normalisation that keeps its output for the backward, as the similarities do, and not
-    its input: an embedding map is among the largest tensors of the step."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        normalized, _, scale = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        ctx.save_for_backward(normalized, scale)
-        return normalized
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        normalized, scale = ctx.saved_tensors
-        along = (gradient * normalized).mean(-1, keepdim=True)
-        centered = gradient - gradient.mean(-1, keepdim=True)
-        return centered.addcmul_(normalized, along, value=-1).mul_(scale), None
+        rows: Tensor = F.layer_norm(x.movedim(dim, -1), (size,), eps=eps)
+        return rows.movedim(-1, dim)

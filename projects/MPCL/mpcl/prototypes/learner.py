@@ -1,177 +1,205 @@
-"""Steps 4 and 5 of an iteration: cluster the pixels of all views, move the prototypes (Algorithm 1,
-lines 6-8). Pure.
+"""Algorithm 1, lines 6 to 8: cluster the pixels of all views, move the prototypes.
 
-B images, C classes, K prototypes a class, D embedding size, N pixels of a view on the embedding
-grid.
+Legend: B images, C classes, K prototypes a class, D embedding size, N pixels of all views at one
+scale, P places of a pool for each class.
 """
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..structures.step import AdaptationStep, PixelTargets, ScaleView
-from ..structures.view import CONTEXT, View, at_cell_centres
+from ..structures.step import CONTEXT, Pixels, Step
+from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
 from .bank import FeatureBank
-from .centroid import CentroidPrototypes
-from .clustering import Assignment, cluster_pixels
+from .base import Prototypes
 from .kmeans import kmeans, random_prototypes
+from .numerics import one_hot
+from .sampling import sample_per_group
+from .sinkhorn import assign, balance
 
 logger = logging.getLogger(__name__)
 
+POOLS = ("bank", "batch")
+STARTS = ("kmeans", "random")
 
+
+@dataclass(kw_only=True)
 class PrototypeLearner:
-    """Feeds the bank, starts prototypes, assigns pixels to them and updates them, without
-    gradients."""
+    """Feeds the banks, starts prototypes, assigns pixels to them and updates them, without
+    gradients.
 
-    def __init__(
-        self,
-        prototypes: CentroidPrototypes,
-        banks: Mapping[str, FeatureBank],
-        *,
-        pool: str,
-        pool_size: int,
-        epsilon: float,
-        sweeps: int,
-        start_iter: int,
-        start_method: str,
-        start_samples: int,
-        dead_after: int,
-        revive: bool,
-        check_period: int,
-        ignore_value: int,
-        seed: int,
-    ) -> None:
-        """
-        Args:
-            banks: of each scale (``context``, ``detail``) that shall be clustered; all scales move
-                the same prototypes.
-            start_iter: iteration at which the first prototypes start.
-            start_method: ``kmeans`` on the bank, or ``random``.
-            start_samples: banked embeddings a prototype that a class needs before it starts.
-            check_period: iterations between two looks at late classes and dead prototypes; these
-                read from the device.
-            seed: of the run; equal on all ranks.
-        """
-        self.prototypes = prototypes
-        self.banks = banks
-        self.pool = pool
-        self.pool_size = pool_size
-        self.epsilon = epsilon
-        self.sweeps = sweeps
-        self.start_iter = start_iter
-        self.start_method = start_method
-        self.start_samples = start_samples
-        self.dead_after = dead_after
-        self.revive = revive
-        self.check_period = check_period
-        self.ignore_value = ignore_value
-        self.seed = seed
-        self._waiting: list[tuple[Tensor, Tensor]] = []  # embeddings and clusters of earlier parts
+    The prototypes of each class are balanced on a pool of pixels that take part (their label is
+    trusted, their class has prototypes, their embedding is finite); then every labelled pixel is
+    assigned under that balance, and those that take part move the prototypes. The pool with the
+    bank is our reading of the paper's "feature bank": one batch may show a single mode of a class,
+    and equal shares within it would tear that mode apart.
 
-    @torch.no_grad()
-    def __call__(self, step: AdaptationStep) -> dict[str, Tensor]:
-        """Fills ``step.pixels`` once prototypes exist. Returns scalars for the log."""
-        seen = {scale: step.scales()[scale] for scale in self.banks}
-        grids = {
-            scale: {name: self._grid(view) for name, view in views.items()}
-            for scale, views in seen.items()
-        }
-        embeddings = {
-            scale: torch.cat([view.embeddings for view in views.values()])
-            for scale, views in seen.items()
-        }
-        for scale, bank in self.banks.items():
-            bank.push_(
-                embeddings[scale],
-                torch.cat([grid.trusted_label for grid in grids[scale].values()]),
+    Attributes:
+        prototypes: centroid or Gaussian; all scales move the same ones.
+        banks: of each scale (``context``, ``detail``) that shall be clustered.
+        pool: ``"batch"`` balances on the batch's pixels, the literal Eq. (13); ``"bank"`` on at
+            most ``pool_size`` over all ranks, with the same number of places for each class, half
+            of them from the batch and half from the bank.
+        pool_size: see above.
+        epsilon: entropic weight of Sinkhorn, in units of the similarity.
+        sweeps: of Sinkhorn.
+        start_iter: iteration at which the first prototypes start.
+        start_method: ``"kmeans"`` on the bank, or ``"random"``, at unit scale.
+        start_samples: banked embeddings a prototype that a class needs before it starts.
+        check_period: iterations between two looks at classes that wait for more embeddings; a look
+            reads from the device.
+        seed: of the run; equal on all ranks.
+
+    Raises:
+        ValueError: ``pool`` or ``start_method`` is unknown, or ``pool_size`` does not give every
+            class and rank a place in each half.
+    """
+
+    prototypes: Prototypes
+    banks: Mapping[str, FeatureBank]
+    pool: str = "bank"
+    pool_size: int = 20_000
+    epsilon: float
+    sweeps: int = 10
+    start_iter: int
+    start_method: str = "kmeans"
+    start_samples: int
+    check_period: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"pool is {self.pool!r}, expected one of {POOLS}")
+        if self.start_method not in STARTS:
+            raise ValueError(f"start_method is {self.start_method!r}, expected one of {STARTS}")
+        halves = 2 * self.prototypes.num_classes * world_size()
+        self.places = self.pool_size // halves  # of each class in each half of the pool, each rank
+        if self.places < 1:
+            raise ValueError(
+                f"pool_size is {self.pool_size}, expected at least {halves}: 2 halves x "
+                f"{self.prototypes.num_classes} classes x {world_size()} ranks"
             )
-        if step.iteration < self.start_iter:
-            return {}
-        if step.is_first and self._looks_at(step.iteration):
-            self._start_ready_classes(step.iteration)
-            if self.revive:
-                self.prototypes.revive_(*self._banked(), self.dead_after)
-        assignments = {}
-        for scale, bank in self.banks.items():
-            pixels = embeddings[scale].permute(0, 2, 3, 1).flatten(0, 2)
-            assignments[scale] = self._assign(pixels, grids[scale], bank)
-            self._waiting.append((pixels, assignments[scale].clustered))
-        step.pixels = {
-            scale: _targets(grids[scale], assignments[scale].cluster) for scale in self.banks
-        }
-        if not step.is_last:
-            return {}
-        # One update for all scales and all parts of the batch: they are assigned to the same
-        # prototypes, and move them together.
-        waiting, self._waiting = self._waiting, []
-        self.prototypes.update_(*(torch.cat(tensors) for tensors in zip(*waiting)))
-        return self._scalars(assignments)
 
-    def _grid(self, seen: ScaleView) -> "_Grid":
-        size = seen.embeddings.shape[-2:]
-        return _Grid(seen.view, size, self.prototypes.num_classes, self.ignore_value)
-
-    def _scalars(self, assignments: Mapping[str, Assignment]) -> dict[str, Tensor]:
-        scalars = self.prototypes.statistics(self.dead_after)
-        for scale, bank in self.banks.items():
-            suffix = "" if scale == CONTEXT else f"_{scale}"
-            fill = bank.fill / bank.size
-            scalars |= {
-                f"marginal_violation{suffix}": assignments[scale].violation,
-                f"bank_fill_mean{suffix}": fill.mean(),
-                f"bank_fill_min{suffix}": fill.min(),
-            }
-        return {f"prototypes/{name}": value for name, value in scalars.items()}
-
-    def _looks_at(self, iteration: int) -> bool:
-        return iteration == self.start_iter or (iteration + 1) % self.check_period == 0
-
-    def _assign(
-        self, pixels: Tensor, grids: Mapping[str, "_Grid"], bank: FeatureBank
-    ) -> Assignment:
-        label = torch.cat([grid.label.flatten() for grid in grids.values()])
-        trusted = torch.cat([grid.trusted.flatten() for grid in grids.values()])
-        return cluster_pixels(
-            self.prototypes,
-            bank,
-            pixels,
-            label,
-            trusted,
-            pool=self.pool,
-            pool_size=self.pool_size,
-            epsilon=self.epsilon,
-            sweeps=self.sweeps,
+    @classmethod
+    def from_config(cls, cfg: Any, head: Any) -> "PrototypeLearner | None":
+        """Of the student's prototype head; None without one."""
+        if head is None:
+            return None
+        proto = cfg.PROTOTYPES
+        num_bytes = sum(bank.num_bytes for bank in head.banks.values())
+        logger.info(
+            f"Feature banks ({', '.join(head.banks)}): {num_bytes / 2**20:.0f} MiB "
+            f"({head.prototypes.num_classes} classes x {proto.BANK.SIZE} embeddings of "
+            f"{proto.DIM} channels each)"
+        )
+        return cls(
+            prototypes=head.prototypes,
+            banks=dict(head.banks.items()),
+            pool=proto.CLUSTER_POOL,
+            pool_size=proto.POOL_SIZE,
+            epsilon=proto.SINKHORN.EPSILON,
+            sweeps=proto.SINKHORN.SWEEPS,
+            start_iter=proto.INIT.ITER,
+            start_method=proto.INIT.METHOD,
+            start_samples=proto.INIT.MIN_SAMPLES,
+            check_period=cfg.LOG_PERIOD,
+            seed=cfg.SEED,
         )
 
-    def _banked(self) -> tuple[Tensor, Tensor]:
-        """The embeddings of all banks (C, slots, D), and which slots hold one (C, slots)."""
-        banks = self.banks.values()
-        features = torch.cat([bank.features for bank in banks], dim=1)
-        return features, torch.cat([bank.filled for bank in banks], dim=1)
+    @torch.no_grad()
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        """Fills ``step.pixels``; no pixel has a cluster before prototypes exist. Every rank must
+        call it.
+
+        Returns: scalars for the log.
+        """
+        shape = self.prototypes.num_classes, self.prototypes.num_prototypes
+        step.pixels = {scale: step.embed(scale, *shape) for scale in self.banks}
+        scales = {scale: Pixels.cat([*views.values()]) for scale, views in step.pixels.items()}
+        for scale, pixels in scales.items():
+            trusted = torch.where(pixels.trusted, pixels.label, self.prototypes.num_classes)
+            self.banks[scale].push_(pixels.embeddings, trusted)
+        if step.iteration < self.start_iter:
+            return {}
+        if step.iteration == self.start_iter or (step.iteration + 1) % self.check_period == 0:
+            self._start_ready_classes(step.iteration)
+
+        logged, moving = {}, []
+        for scale, pixels in scales.items():  # lines 6, 7
+            moves, violation = self._cluster(pixels, self.banks[scale])
+            for view, cluster in zip(
+                step.pixels[scale].values(), torch.split(pixels.cluster, len(step.source.label))
+            ):
+                view.cluster = cluster
+            moving.append((pixels.rows, moves))
+            suffix = "" if scale == CONTEXT else f"_{scale}"
+            fill = self.banks[scale].fill / self.banks[scale].size
+            logged[f"marginal_violation{suffix}"] = violation
+            logged[f"bank_fill_mean{suffix}"] = fill.mean()
+            logged[f"bank_fill_min{suffix}"] = fill.min()
+        # All scales are assigned to the same prototypes, and move them together: line 8.
+        logged |= self.prototypes.update_(*(torch.cat(parts) for parts in zip(*moving)))
+        return {f"prototypes/{name}": value for name, value in logged.items()}
+
+    def _cluster(self, pixels: Pixels, bank: FeatureBank) -> tuple[Tensor, Tensor]:
+        """Assigns all labelled pixels of a scale, Eq. (13), (14), in ``pixels.cluster``.
+
+        Returns: the clusters (N,) of those that move prototypes, C*K for the others; and Sinkhorn's
+            violation of its marginals, for the log.
+        """
+        num_classes, num_prototypes = self.prototypes.num_classes, self.prototypes.num_prototypes
+        label, none = pixels.label.flatten(), num_classes * num_prototypes
+        similarity = self.prototypes.own_similarity(pixels.rows, label)
+        started = torch.cat([self.prototypes.started, self.prototypes.started.new_zeros(1)])
+        has_cluster = started[label] & similarity.isfinite().all(1)
+        takes_part = pixels.trusted.flatten() & has_cluster
+        pool = self._pool(similarity, torch.where(takes_part, label, num_classes), bank)
+        potentials, violation = balance(*pool, epsilon=self.epsilon, sweeps=self.sweeps)
+        own = assign(similarity, label, potentials, self.epsilon)
+        cluster = torch.where(has_cluster, label * num_prototypes + own, none)
+        pixels.cluster = cluster.view_as(pixels.label)
+        return torch.where(takes_part, cluster, none), violation
+
+    def _pool(self, similarity: Tensor, label: Tensor, bank: FeatureBank) -> tuple[Tensor, Tensor]:
+        """This rank's pool: similarities (K, C, P), and the places (C, P) that hold a pixel.
+
+        Args:
+            similarity: (N, K) of each pixel to the prototypes of its class.
+            label: (N,) in [0, C]; C takes no part.
+        """
+        num_classes = self.prototypes.num_classes
+        if self.pool == "batch":  # every pixel has a place in every class, valid in its own
+            everywhere = similarity.t().unsqueeze(1).expand(-1, num_classes, -1)
+            return everywhere, one_hot(label, num_classes, torch.bool).t()
+        index, valid = sample_per_group(label, num_classes, self.places)
+        points, filled = bank.sample(self.places)
+        banked = self.prototypes.class_similarity(points)
+        both = torch.cat([similarity[index], banked], dim=1)  # (C, P, K)
+        return both.permute(2, 0, 1).contiguous(), torch.cat([valid, filled], dim=1)
 
     def _start_ready_classes(self, iteration: int) -> None:
         classes, count, dim = self.prototypes.mean.shape
-        waiting = ~self.prototypes.started
-        if self.start_method == "random":
-            ready = waiting
-        else:
+        ready = ~self.prototypes.started
+        if self.start_method == "kmeans":
             banked = sum(bank.fill for bank in self.banks.values())
             capacity = sum(bank.size for bank in self.banks.values())
-            ready = waiting & (banked >= min(self.start_samples * count, capacity))
+            ready = ready & (banked >= min(self.start_samples * count, capacity))
         if not ready.any():
             return
         seed = fold_seed(self.seed, iteration)
         if self.start_method == "random":
-            mean, variance = random_prototypes(
-                classes, count, dim, seed=seed, device=waiting.device
-            )
+            mean, variance = random_prototypes(classes, count, dim, seed=seed, device=ready.device)
         else:
             which = ready.nonzero().flatten()
-            features, filled = self._banked()
-            result = kmeans(features[which], filled[which], count, seed=seed)
+            banks = self.banks.values()
+            features = torch.cat([bank.features[which] for bank in banks], dim=1)
+            filled = torch.cat([bank.filled[which] for bank in banks], dim=1)
+            result = kmeans(features, filled, count, seed=seed)
             mean, variance = torch.zeros(2, classes, count, dim, device=which.device)
             mean[which], variance[which] = result.mean, result.variance
         self.prototypes.start_(ready, mean, variance)
@@ -180,33 +208,3 @@ class PrototypeLearner:
             f"{ready.nonzero().flatten().tolist()}; {int(self.prototypes.started.sum())} of "
             f"{classes} classes have them"
         )
-
-
-class _Grid:
-    """One view's labels, weights and masks on the embedding grid of ``size`` (h, w)."""
-
-    def __init__(self, view: View, size: torch.Size, num_classes: int, ignore_value: int) -> None:
-        label = at_cell_centres(view.label, size)
-        everywhere = torch.ones_like(label, dtype=torch.bool)
-        weight, from_source = view.weight, view.from_source
-        self.num_classes = num_classes
-        self.label = torch.where(label == ignore_value, num_classes, label)
-        self.trusted = at_cell_centres(view.trusted, size) & (self.label < num_classes)
-        self.weight = everywhere.float() if weight is None else at_cell_centres(weight, size)
-        self.from_source = everywhere if from_source is None else at_cell_centres(from_source, size)
-
-    @property
-    def trusted_label(self) -> Tensor:
-        return torch.where(self.trusted, self.label, self.num_classes)
-
-    def targets(self, cluster: Tensor) -> PixelTargets:
-        return PixelTargets(
-            self.label.flatten(), self.weight.flatten(), cluster, self.from_source.flatten()
-        )
-
-
-def _targets(grids: Mapping[str, _Grid], cluster: Tensor) -> dict[str, PixelTargets]:
-    """``cluster`` holds the pixels of all views, one view after the other."""
-    sizes = [grid.label.numel() for grid in grids.values()]
-    parts = torch.split(cluster, sizes)
-    return {name: grid.targets(part) for (name, grid), part in zip(grids.items(), parts)}

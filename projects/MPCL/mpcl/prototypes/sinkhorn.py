@@ -1,7 +1,7 @@
 r"""Balanced assignment of pixels to the prototypes of their class (Sinkhorn), all classes and ranks
 at once.
 
-Legend: B images, C classes, K prototypes a class, D embedding size, N pixels.
+Legend: C classes, K prototypes a class, N pixels, P places of a pool for each class.
 
 For class c with L pixels the transport plan Q has pixel marginals 1 and prototype marginals L / K:
 
@@ -10,10 +10,9 @@ For class c with L pixels the transport plan Q has pixel marginals 1 and prototy
 
 Its solution is :math:`Q = \mathrm{softmax}_K(S / \epsilon + g_c)` with one *column potential* per
 (class, prototype). A sweep is a softmax over K (makes pixel marginals exact, cannot overflow) and a
-shift of the potentials by the log ratio of wanted and actual column sums. Pixels lie in tiles of
-one class each, whose sums a product with a one-hot table adds up, which unlike an indexed addition
-is deterministic on CUDA; so classes need no loop and no host read, and ranks need to sum one small
-table per sweep.
+shift of the potentials by the log ratio of wanted and actual column sums. Every class has the same
+number of places, some of which may be empty: so classes need no loop and no host read, and ranks
+need to sum one small table a sweep.
 
 Source: MPCL, Eqs. (13), (14). The paper names Greenkhorn, which reaches the same plan one row or
 column at a time.
@@ -25,13 +24,12 @@ import torch
 from torch import Tensor
 
 from ..utils.distributed import sum_over_ranks
-from .numerics import at_least_float32, full_float32, one_hot
-from .tiles import tile_by_class
+from .numerics import at_least_float32
 
 
 class Balance(NamedTuple):
     """Attributes:
-    potentials: (C + 1, K) column potentials, zero where nothing was balanced and in the last row.
+    potentials: (C, K) column potentials g, zero where nothing was balanced.
     violation: scalar, largest |column sum / (L / K) - 1| over the balanced classes; 0 if there is
         none.
     """
@@ -43,28 +41,28 @@ class Balance(NamedTuple):
 @torch.no_grad()
 def balance(
     similarity: Tensor,
-    label: Tensor,
-    num_classes: int,
+    valid: Tensor,
     *,
     epsilon: float,
     sweeps: int = 10,
     min_pixels_per_prototype: int = 4,
 ) -> Balance:
     """Column potentials under which each prototype of a class gets the same mass of the class's
-    pixels.
+    pixels. Every rank must call it.
 
     A class with fewer than ``min_pixels_per_prototype * K`` pixels (over all ranks) keeps zero
     potentials, that is, nearest-prototype assignment: with a single pixel the balanced plan is
     exactly uniform and its argmax is a tie.
 
     Args:
-        similarity: (N, K) of each pixel to the prototypes of its own class; float64 stays so, all
-            else is float32. A row that is not finite takes no part.
-        label: (N,) int64 in [0, C]; C takes no part.
-        num_classes: C.
+        similarity: (K, C, P) of the pixels in each class's places to the prototypes of that class;
+            float64 stays so, all else is float32. K comes first, because a softmax over a few
+            numbers side by side is slow.
+        valid: (C, P) bool, the places that hold a pixel. One whose similarities are not finite
+            takes no part.
         epsilon: entropic weight > 0, in units of the similarity.
         sweeps: number of sweeps >= 0; each is a row step, then a column step. The row step of
-            `assign` is the last.
+            :func:`assign` is the last.
         min_pixels_per_prototype: see above.
     Raises:
         ValueError: ``epsilon`` is not positive, ``sweeps`` is negative, or the shapes do not match.
@@ -72,37 +70,29 @@ def balance(
     _check_epsilon(epsilon)
     if sweeps < 0:
         raise ValueError(f"sweeps is {sweeps}, expected 0 or more")
-    if similarity.dim() != 2 or label.shape != similarity.shape[:1]:
+    if similarity.dim() != 3 or valid.shape != similarity.shape[1:]:
         raise ValueError(
-            f"similarity has shape {tuple(similarity.shape)} and label {tuple(label.shape)}, "
-            "expected (N, K) and (N,)"
+            f"similarity has shape {tuple(similarity.shape)} and valid {tuple(valid.shape)}, "
+            "expected (K, C, P) and (C, P)"
         )
     logits = at_least_float32(similarity) / epsilon
-    num_prototypes = logits.shape[1]
-    if len(label) == 0:  # every rank takes part in the sums
-        logits, label = logits.new_zeros(1, num_prototypes), label.new_full((1,), num_classes)
-    finite = logits.isfinite().all(1)
-    tiles = tile_by_class(torch.where(finite, label, num_classes), num_classes)
-    # (K, M, T): softmax and potentials then run along contiguous places.
-    logits = tiles.lay_out(logits).masked_fill_(~tiles.valid.unsqueeze(-1), 0)
-    logits = logits.permute(2, 0, 1).contiguous()
-    of_class = one_hot(tiles.label, num_classes, logits.dtype)
-    valid = tiles.valid.to(logits.dtype)
-    least_mass = torch.finfo(logits.dtype).tiny
-    potentials = logits.new_zeros(num_prototypes, num_classes + 1)
+    valid = valid & logits.isfinite().all(0)
+    logits, mass = torch.where(valid, logits, 0.0), valid.to(logits.dtype)
+    share = sum_over_ranks(mass.sum(1)) / len(logits)  # L / K
+    balanced = share >= min_pixels_per_prototype
+    potentials = logits.new_zeros(logits.shape[:2])  # (K, C)
 
     def column_sums() -> Tensor:
-        plan = (logits + potentials[:, tiles.label].unsqueeze(-1)).softmax(0)
-        return sum_over_ranks((plan * valid).sum(-1) @ of_class)
+        plan = (logits + potentials.unsqueeze(-1)).softmax(0)
+        return sum_over_ranks((plan * mass).sum(-1))
 
-    with full_float32(logits.device):
-        share = sum_over_ranks(valid.sum(1) @ of_class) / num_prototypes
-        balanced = share >= min_pixels_per_prototype
-        for _ in range(sweeps):
-            step = share.log() - column_sums().clamp_min(least_mass).log()
-            potentials[:, :-1] += torch.where(balanced, step, 0.0)
-        excess = (column_sums() / share - 1).abs()
-    return Balance(potentials.t().contiguous(), torch.where(balanced, excess, 0.0).amax())
+    least = torch.finfo(logits.dtype).tiny
+    for _ in range(sweeps):
+        step = share.log() - column_sums().clamp_min(least).log()
+        potentials += torch.where(balanced, step, 0.0)
+    excess = (column_sums() / share - 1).abs()
+    violation = torch.where(balanced, excess, 0.0).amax()
+    return Balance(potentials.t().contiguous(), violation)
 
 
 @torch.no_grad()
@@ -113,16 +103,16 @@ def assign(similarity: Tensor, label: Tensor, potentials: Tensor, epsilon: float
     Args:
         similarity: (N, K) of each pixel to the prototypes of its own class.
         label: (N,) int64 in [0, C].
-        potentials: (C + 1, K) from `balance`.
-        epsilon: the value given to `balance`.
+        potentials: (C, K) from :func:`balance`.
+        epsilon: the value given to :func:`balance`.
     Returns:
-        (N,) int64 in [0, K). Pixels with label C get their nearest prototype; the caller masks
-        them.
+        (N,) int64 in [0, K). What pixels with label C get has no meaning.
     Raises:
         ValueError: ``epsilon`` is not positive.
     """
     _check_epsilon(epsilon)
-    return (at_least_float32(similarity) / epsilon + potentials[label]).argmax(1)
+    own = potentials[label.clamp(max=len(potentials) - 1)]
+    return (at_least_float32(similarity) / epsilon + own).argmax(1)
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -6,6 +6,8 @@ Legend: B images, C classes, (H, W) pixels.
 import torch
 from torch import Tensor
 
+from ..structures import View
+
 
 @torch.no_grad()
 def sample_class_mask(
@@ -52,24 +54,13 @@ def sample_class_mask(
     return chosen.gather(1, slot).view(label.shape)
 
 
-def class_mix(mask: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Source where the mask is True, target elsewhere.
+def class_mix(mask: Tensor, source: View, target: View) -> View:
+    """Source where the mask is True, target elsewhere: images, labels, weights and all.
 
     Args:
-        mask: (B, H, W) bool of ``sample_class_mask``.
-        source, target: images (B, 3, H, W), labels or weights (B, H, W); neither is changed.
-
-    Returns:
-        A new tensor of their shape. Gradients reach both.
-
-    Raises:
-        ValueError: the shapes do not belong together.
+        mask: (B, H, W) bool of :func:`sample_class_mask`.
+        source, target: of the same shape; neither is changed.
     """
-    pixels = (*target.shape[:1], *target.shape[-2:])
-    if source.shape != target.shape or target.dim() not in (3, 4) or mask.shape != pixels:
-        shapes = [tuple(t.shape) for t in (mask, source, target)]
-        raise ValueError(
-            "mask (B, H, W), source and target (B, [channels,] H, W) must agree, "
-            f"got shapes {shapes}"
-        )
-    return torch.where(mask if target.dim() == 3 else mask.unsqueeze(1), source, target)
+    return source.join(
+        target, lambda s, t: torch.where(mask if s.dim() == 3 else mask[:, None], s, t)
+    )

@@ -3,9 +3,60 @@
 Legend: B images, (H, W) pixels.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..structures import View
+
+IMAGES = ("target", "pair")
+
+
+@dataclass(kw_only=True)
+class Masking:
+    """The masked view of MIC: labels and weights are as if nothing were hidden.
+
+    Attributes:
+        block_size: side of a hidden block, pixels.
+        ratio: share of hidden blocks.
+        images: ``target`` = all target images; ``pair`` = the first image of each domain.
+        augment: whether the images are strongly augmented before they are masked.
+    """
+
+    block_size: int
+    ratio: float
+    images: str
+    augment: bool
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> "Masking | None":
+        """None where the masked view weighs nothing."""
+        masked = cfg.SELF_TRAINING.MASKED
+        if masked.WEIGHT == 0:
+            return None
+        return cls(
+            block_size=masked.BLOCK_SIZE,
+            ratio=masked.RATIO,
+            images=masked.IMAGES,
+            augment=masked.AUGMENT,
+        )
+
+    def __call__(self, source: View, target: View, augment: Callable[[Tensor], Tensor]) -> View:
+        """
+        Args:
+            source, target: both labelled, the target by the teacher.
+            augment: the strong augmentation of a batch of images.
+        """
+        view = target
+        if self.images == "pair":
+            view = source.join(target, lambda s, t: torch.cat([s[:1], t[:1]]))
+        images = augment(view.images) if self.augment else view.images
+        hidden = hide_blocks(images, block_size=self.block_size, ratio=self.ratio)
+        return replace(view, images=hidden)
 
 
 @torch.no_grad()

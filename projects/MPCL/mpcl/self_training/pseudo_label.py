@@ -1,118 +1,113 @@
-"""Teacher logits -> hard labels, their probability, and one confidence weight a batch.
+"""Teacher logits -> hard labels, and one confidence weight a batch.
 
 Legend: B images, C classes, (h, w) logit grid, (H, W) pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..structures import View
 from ..utils.distributed import sum_over_ranks, world_size
 
 SCOPES = ("batch", "image")
 
 
-@dataclass(frozen=True)
-class PseudoLabel:
-    """What the teacher says about a batch of target images. No tensor has a gradient.
-
-    Attributes:
-        label: (B, H, W) int64 in [0, C): the most probable class. Every pixel has one, however
-            unsure.
-        probability: (B, H, W) float32 in [1/C, 1]: probability of that class.
-        weight: (B, H, W) float32 in [0, 1]: confident share, 0 within the margins.
-        confident: (B, H, W) bool: probability reaches the threshold, and the pixel is outside the
-            margins.
-        confident_fraction: scalar float32 in [0, 1]: share of all pixels of the batch, margins
-            included, whose probability reaches the threshold (with ``scope="image"``: mean of the
-            images' shares).
-    """
-
-    label: Tensor
-    probability: Tensor
-    weight: Tensor
-    confident: Tensor
-    confident_fraction: Tensor
-
-    def split(self, parts: int) -> list["PseudoLabel"]:
-        """Equal parts of the images; each keeps the share of the whole batch."""
-        maps = (self.label, self.probability, self.weight, self.confident)
-        return [
-            PseudoLabel(label, probability, weight, confident, self.confident_fraction)
-            for label, probability, weight, confident in zip(*(m.chunk(parts) for m in maps))
-        ]
-
-
 @torch.no_grad()
-def pseudo_label(
-    logits: Tensor,
-    size: tuple[int, int],
-    *,
-    threshold: float = 0.968,
-    scope: str = "batch",
-    ignore_top: float = 0.0,
-    ignore_bottom: float = 0.0,
-    valid: Tensor | None = None,
-) -> PseudoLabel:
-    r"""Labels every pixel and weighs all of them by the share of confident ones.
+def most_probable(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Probability (B, H, W) float32 in [1/C, 1] and label (B, H, W) int64 of the best class.
+
+    Args:
+        logits: (B, C, h, w), any floating-point type; upsampled before the softmax.
+        size: (H, W) of the labels.
+    """
+    upsampled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    probability, label = upsampled.softmax(dim=1).max(dim=1)
+    return probability, label
+
+
+@dataclass(kw_only=True)
+class PseudoLabels:
+    r"""Labels every pixel of target images and weighs all of them by the share of confident ones.
 
     .. math:: q = \frac{1}{BHW} \sum_{b,i} [\max_c p_{b,i,c} \ge \theta]
 
-    Unsure pixels are kept: the share scales the target's influence as a whole. The logits are
-    upsampled before the softmax. Margins (the bonnet and the sky border of rectified images) get
-    weight 0, but do count in the share. With several ranks a batch is what all of them hold, so
-    that N ranks equal one large batch; all must call.
+    Unsure pixels are kept: the share scales the target's influence as a whole. Margins (the bonnet
+    and the sky border of rectified images) get weight 0, but do count in the share. With several
+    ranks a batch is what all of them hold, so that N ranks equal one large batch; all must call.
 
     Source: MPCL Eq. (16); DAFormer, arXiv:2111.14887 (and DACS, arXiv:2007.08702, before it).
 
-    Args:
-        logits: (B, C, h, w) of the teacher, any floating-point type; computed on in float32.
-        size: (H, W) of the labels.
+    Attributes:
         threshold: theta in [0, 1], inclusive.
         scope: "batch": one share for the batch; "image": one for each image.
         ignore_top, ignore_bottom: margins as fractions of the height, rounded to whole rows.
-        valid: (B, H, W) bool, False where the weight shall be 0 as in a margin; None = nowhere.
 
     Raises:
-        ValueError: ``logits`` has not four dimensions, ``threshold`` is outside [0, 1], ``scope``
-            is unknown, or the margins are negative or leave no row.
+        ValueError: ``threshold`` is outside [0, 1], ``scope`` is unknown, or the margins are
+            negative or leave no row.
     """
-    _check(logits, threshold, scope, ignore_top, ignore_bottom)
-    upsampled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-    probability, label = upsampled.softmax(dim=1).max(dim=1)
-    reached = probability >= threshold
-    share = reached.float().mean(dim=(1, 2), keepdim=True)
-    confident_fraction = sum_over_ranks(share.mean()) / world_size()
-    inside = _inside_margins(size[0], ignore_top, ignore_bottom, logits.device)
-    if valid is not None:
-        inside = inside & valid
-    weight = (confident_fraction if scope == "batch" else share) * inside
-    return PseudoLabel(
-        label=label,
-        probability=probability,
-        weight=weight.expand_as(probability).contiguous(),
-        confident=reached & inside,
-        confident_fraction=confident_fraction,
-    )
 
+    threshold: float = 0.968
+    scope: str = "batch"
+    ignore_top: float = 0.0
+    ignore_bottom: float = 0.0
 
-def _inside_margins(height: int, top: float, bottom: float, device: torch.device) -> Tensor:
-    """(1, H, 1) bool: rows between the margins. Compared, not sliced: [-0:] would be every row."""
-    row = torch.arange(height, device=device).view(1, -1, 1)
-    return (row >= round(top * height)) & (row < height - round(bottom * height))
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope must be one of {SCOPES}, got {self.scope!r}")
+        top, bottom = self.ignore_top, self.ignore_bottom
+        if not (top >= 0.0 and bottom >= 0.0 and top + bottom < 1.0):
+            raise ValueError(
+                "ignore_top and ignore_bottom must be non-negative fractions with a sum below 1, "
+                f"got {top} and {bottom}"
+            )
 
-
-def _check(logits: Tensor, threshold: float, scope: str, top: float, bottom: float) -> None:
-    if logits.dim() != 4:
-        raise ValueError(f"logits must be (B, C, h, w), got {tuple(logits.shape)}")
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {SCOPES}, got {scope!r}")
-    if not (top >= 0.0 and bottom >= 0.0 and top + bottom < 1.0):
-        raise ValueError(
-            "ignore_top and ignore_bottom must be non-negative fractions with a sum below 1, "
-            f"got {top} and {bottom}"
+    @classmethod
+    def from_config(cls, cfg: Any) -> "PseudoLabels":
+        st = cfg.SELF_TRAINING
+        return cls(
+            threshold=st.CONFIDENCE_THRESHOLD,
+            scope=st.CONFIDENCE,
+            ignore_top=st.IGNORE_TOP,
+            ignore_bottom=st.IGNORE_BOTTOM,
         )
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, target: View) -> tuple[View, Tensor]:
+        """
+        Args:
+            logits: (B, C, h, w) of the teacher, any floating-point type; computed on in float32.
+            target: unlabelled; its weight is 0 where pseudo-labels shall weigh nothing, else 1.
+
+        Returns:
+            the target with a label of every pixel, however unsure, the confident share as its
+            weight, and as trusted pixels those outside the margins that reach the threshold; and
+            the share of all pixels of the batch, margins included, that reach it, a scalar in [0,
+            1] (with ``scope="image"``: the mean of the images' shares).
+
+        Raises:
+            ValueError: ``logits`` has not four dimensions.
+        """
+        if logits.dim() != 4:
+            raise ValueError(f"logits must be (B, C, h, w), got {tuple(logits.shape)}")
+        height, width = target.images.shape[-2:]
+        probability, label = most_probable(logits, (height, width))
+        reached = probability >= self.threshold
+        share = reached.float().mean(dim=(1, 2), keepdim=True)
+        confident_fraction = sum_over_ranks(share.mean()) / world_size()
+        inside = self._inside_margins(height, logits.device) * target.weight
+        weight = (confident_fraction if self.scope == "batch" else share) * inside
+        view = replace(target, label=label, weight=weight, trusted=reached & (inside > 0))
+        return view, confident_fraction
+
+    def _inside_margins(self, height: int, device: torch.device) -> Tensor:
+        """(1, H, 1) bool: rows between the margins. Compared, as the slice [-0:] is every row."""
+        row = torch.arange(height, device=device).view(1, -1, 1)
+        top, bottom = round(self.ignore_top * height), round(self.ignore_bottom * height)
+        return (row >= top) & (row < height - bottom)

@@ -9,6 +9,7 @@ libraries define them otherwise.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,17 @@ class StrongAugmentation:
         self.jitter_strength = jitter_strength
         self.blur_probability = blur_probability
         self.blur_sigma = blur_sigma
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> "StrongAugmentation":
+        st = cfg.SELF_TRAINING
+        return cls(
+            cfg.MODEL.PIXEL_MEAN,
+            cfg.MODEL.PIXEL_STD,
+            jitter_probability=st.JITTER_PROBABILITY,
+            jitter_strength=st.JITTER_STRENGTH,
+            blur_probability=st.BLUR_PROBABILITY,
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class EMATeacher(nn.Module):
         self.train()
 
     @classmethod
-    def from_config(cls, cfg: Any, student: nn.Module) -> "EMATeacher":
+    def from_config(cls, cfg: Any, student: Any) -> "EMATeacher":
         """A copy of the student without its prototype head, on the same device."""
         head = student.prototype_head
         return cls(

@@ -1,1 +1,8 @@
-"""What travels between the rooms in a training step (pure, no detectron2)."""
+"""What travels between the rooms in a training step: :class:`View`, :class:`Outputs`, :class:`Step`
+(pure, no detectron2)."""
+
+from .outputs import Detail, Outputs
+from .step import Pixels, Step
+from .view import Box, View
+
+__all__ = ["Box", "Detail", "Outputs", "Pixels", "Step", "View"]

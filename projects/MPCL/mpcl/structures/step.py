@@ -1,140 +1,145 @@
 """Everything that one iteration knows: the only channel between trainer, hook and criterion.
 
-C classes, K prototypes a class, N pixels of a view on the embedding grid.
+Legend: B images, C classes, K prototypes a class, D embedding size, N pixels.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..self_training.pseudo_label import PseudoLabel
-from .view import CONTEXT, DETAIL, View, ViewOutputs
+from .outputs import Outputs
+from .view import View, at_cell_centres
+
+# The scales at which a student embeds a view: the whole of it (at half size, if there are several),
+# and its detail crop.
+CONTEXT, DETAIL = "context", "detail"
 
 
 @dataclass
-class ScaleView:
-    """What one scale of the student sees of a view, and its embeddings of that.
+class Pixels:
+    """A view on the grid of its embeddings.
 
     Attributes:
-        view: the view, or the part that the detail crop shows.
         embeddings: (B, D, h, w) float32; h and w may be any fraction of the view's size.
+        label: (B, h, w) int64 in [0, C]; C = ignored.
+        weight, trusted, from_source: (B, h, w), see :class:`View`; ignored pixels are not trusted.
+        cluster: (B, h, w) int64 in [0, C*K], class * K + k: the assigned prototype; C*K = none.
     """
 
-    view: View
     embeddings: Tensor
+    label: Tensor
+    weight: Tensor
+    trusted: Tensor
+    from_source: Tensor
+    cluster: Tensor
+
+    @classmethod
+    def of(cls, view: View, embeddings: Tensor, num_classes: int, num_prototypes: int) -> "Pixels":
+        """Labels, weights and masks where the embeddings are; no cluster is assigned yet."""
+        size = embeddings.shape[-2:]
+        # The ignore value lies above all classes.
+        label = at_cell_centres(view.label, size).clamp(max=num_classes)
+        weight, trusted, from_source = (
+            at_cell_centres(pixel_map, size)
+            for pixel_map in (view.weight, view.trusted, view.from_source)
+        )
+        trusted = trusted & (label < num_classes)
+        cluster = torch.full_like(label, num_classes * num_prototypes)
+        return cls(embeddings, label, weight, trusted, from_source, cluster)
+
+    @classmethod
+    def cat(cls, views: Sequence["Pixels"]) -> "Pixels":
+        """The images of several views, one view after the other."""
+        return cls(*(torch.cat(fields) for fields in zip(*(vars(view).values() for view in views))))
 
     @property
-    def pixels(self) -> Tensor:
-        """(B*h*w, D) embeddings in (B, h, w) order."""
+    def rows(self) -> Tensor:
+        """(N, D) embeddings in (B, h, w) order, in which the other maps are when flattened."""
         return self.embeddings.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @dataclass
-class PixelTargets:
-    """What the prototype losses ask of the pixels of one view, flattened in (B, h, w) order.
-
-    Attributes:
-        label: (N,) int64 in [0, C]; C = takes no part.
-        weight: (N,) float32.
-        cluster: (N,) int64 in [0, C*K]: the assigned prototype; C*K = none.
-        from_source: (N,) bool.
-    """
-
-    label: Tensor
-    weight: Tensor
-    cluster: Tensor
-    from_source: Tensor
-
-
-@dataclass
-class AdaptationStep:
+class Step:
     """Filled from top to bottom in the course of an iteration, and dropped before the next.
 
     Attributes:
         iteration: of the run, from 0.
         source: images and ground truth.
-        target: (B, 3, H, W) normalised target images, as the teacher sees them; None in source-only
-            training.
-        target_valid: (B, H, W) bool, False where pseudo-labels are not to be trusted: beyond the
-            margins of the image; None = nowhere.
+        target: the target images; the teacher fills in their labels. None in source-only training.
         files: names of the batch's images, for messages.
-        pseudo_label: the teacher's, of ``target``.
         mixed: source classes pasted onto ``target``, strongly augmented.
-        masked: images with hidden blocks (MIC); None = not used.
+        masked: images with hidden blocks (MIC); None = not used. Has a forward of its own.
         reference_features: the frozen ImageNet encoder's deepest features of the source images.
-        outputs: the student's, by view name.
-        pixels: targets of the prototype losses by scale and view name; empty until prototypes
-            exist.
-        batch_label: labels of the source images of all parts; None = there are no parts.
-        is_first, is_last: of the parts that the student sees one after the other; see
-            :meth:`split`.
+        outputs: the student's, by the name of the view.
+        pixels: of the prototype losses, by scale and name of the view.
     """
 
     iteration: int
     source: View
-    target: Tensor | None = None
-    target_valid: Tensor | None = None
+    target: View | None = None
     files: tuple[str, ...] = ()
-    pseudo_label: PseudoLabel | None = None
     mixed: View | None = None
     masked: View | None = None
     reference_features: Tensor | None = None
-    outputs: dict[str, ViewOutputs] = field(default_factory=dict)
-    pixels: dict[str, dict[str, PixelTargets]] = field(default_factory=dict)
-    batch_label: Tensor | None = None
-    is_first: bool = True
-    is_last: bool = True
+    outputs: dict[str, Outputs] = field(default_factory=dict)
+    pixels: dict[str, dict[str, Pixels]] = field(default_factory=dict)
 
-    def split(self, parts: int) -> list["AdaptationStep"]:
-        """The step in equal parts of its images, for a student that has no memory for all at once.
-        What the teacher said, it said of all of them.
+    @classmethod
+    def from_batch(
+        cls,
+        iteration: int,
+        batch: Mapping[str, Sequence[Mapping[str, Any]]],
+        normalize: Callable[[Any], Tensor],
+        ignore_value: int,
+    ) -> "Step":
+        """The images of the paired loader on the device.
 
-        Raises:
-            ValueError: the images do not divide.
+        Args:
+            batch: dataset dicts of ``source``, and of ``target`` unless training is source-only.
+            normalize: the student's, from dataset dicts to images on its device.
         """
-        if parts == 1:
-            return [self]
-        fields = ("source", "mixed", "masked", "pseudo_label")
-        chunks = {name: value.split(parts) for name in fields if (value := getattr(self, name))}
-        for name in ("target", "target_valid", "reference_features"):
-            if (value := getattr(self, name)) is not None:
-                chunks[name] = value.chunk(parts)
-        return [
-            replace(
-                self,
-                **{name: chunk[i] for name, chunk in chunks.items()},
-                outputs={},
-                pixels={},
-                batch_label=self.source.label,
-                is_first=i == 0,
-                is_last=i == parts - 1,
-            )
-            for i in range(parts)
-        ]
 
-    def views(self) -> Iterator[tuple[str, View]]:
-        """The views of the main forward that exist by now, in the order in which the student sees
-        them. The masked view has a forward of its own."""
-        for name, view in (("source", self.source), ("mixed", self.mixed)):
-            if view is not None:
-                yield name, view
+        def stacked(records: Sequence[Mapping[str, Any]], key: str, images: Tensor) -> Tensor:
+            # In this order: the loader's tensors are pinned, a stack of them would be waited for.
+            values = [record[key].to(images.device, non_blocking=True) for record in records]
+            return torch.stack(values)
+
+        files = tuple(record["file_name"] for records in batch.values() for record in records)
+        images = normalize(batch["source"])
+        label = stacked(batch["source"], "sem_seg", images)
+        source = View.of_source(images, label, ignore_value)
+        if "target" not in batch:
+            return cls(iteration, source, files=files)
+        images = normalize(batch["target"])
+        if "valid" in batch["target"][0]:
+            valid = stacked(batch["target"], "valid", images)
+        else:
+            valid = torch.ones_like(images[:, 0], dtype=torch.bool)
+        return cls(iteration, source, View.of_target(images, valid, ignore_value), files)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The views of the main forward, in the order in which the student sees them."""
+        views = {"source": self.source, "mixed": self.mixed}
+        return {name: view for name, view in views.items() if view is not None}
 
     @property
     def images(self) -> dict[str, Tensor]:
         """The student's input."""
-        return {name: view.images for name, view in self.views()}
+        return {name: view.images for name, view in self.views.items()}
 
-    def scales(self) -> dict[str, dict[str, ScaleView]]:
-        """Views and their embeddings by scale and name: ``context``, and ``detail`` where the
-        student has several resolutions. Empty without a prototype head."""
-        seen: dict[str, dict[str, ScaleView]] = {}
-        for name, view in self.views():
+    def embed(self, scale: str, num_classes: int, num_prototypes: int) -> dict[str, Pixels]:
+        """The pixels of each view at a scale of the student, ``context`` or ``detail``."""
+        pixels = {}
+        for name, view in self.views.items():
             outputs = self.outputs[name]
-            detail = outputs.detail
-            if outputs.embeddings is not None:
-                seen.setdefault(CONTEXT, {})[name] = ScaleView(view, outputs.embeddings)
-            if detail is not None and detail.embeddings is not None:
-                part = ScaleView(view.crop(detail.box), detail.embeddings)
-                seen.setdefault(DETAIL, {})[name] = part
-        return seen
+            seen, embeddings = view, outputs.embeddings
+            if scale == DETAIL:
+                assert outputs.detail is not None
+                seen, embeddings = view.crop(outputs.detail.box), outputs.detail.embeddings
+            assert embeddings is not None
+            pixels[name] = Pixels.of(seen, embeddings, num_classes, num_prototypes)
+        return pixels

@@ -1,20 +1,15 @@
-"""The two ends of a training forward: a view that goes into the student, and what the student says
-about it.
+"""A batch of images with what the losses need to know of each pixel.
 
-B images, C classes, D embedding size.
+Legend: B images, (H, W) pixels.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-# The scales at which a student embeds a view: the whole of it (at half size, if there are several),
-# and its detail crop.
-CONTEXT, DETAIL = "context", "detail"
 
 
 class Box(NamedTuple):
@@ -42,79 +37,53 @@ class Box(NamedTuple):
 
 @dataclass
 class View:
-    """A batch of images of one kind (source, mixed, ...) with what the losses need to know.
+    """Images of one kind: source, target, mixed or masked.
 
     Attributes:
         images: (B, 3, H, W) normalised.
-        label: (B, H, W) int64, ignore value included.
-        weight: (B, H, W) float32 weight of each pixel's loss; None = 1 everywhere.
+        label: (B, H, W) int64 in [0, C), or the ignore value: ground truth where the pixel is the
+            source's, else the teacher's pseudo-label.
+        weight: (B, H, W) float32 in [0, 1], of each pixel's loss: 1 for ground truth, the teacher's
+            confidence for pseudo-labels.
         trusted: (B, H, W) bool, pixels whose label may move prototypes: ground truth, or a
             confident pseudo-label.
-        from_source: (B, H, W) bool, pixels that show the source domain; None = all of them.
+        from_source: (B, H, W) bool, pixels that show the source domain.
     """
 
     images: Tensor
     label: Tensor
-    weight: Tensor | None
+    weight: Tensor
     trusted: Tensor
-    from_source: Tensor | None = None
+    from_source: Tensor
+
+    @classmethod
+    def of_source(cls, images: Tensor, label: Tensor, ignore_value: int) -> "View":
+        """Images with their ground truth, all of which is trusted."""
+        everywhere = torch.ones_like(label, dtype=torch.bool)
+        return cls(images, label, everywhere.float(), label != ignore_value, everywhere)
+
+    @classmethod
+    def of_target(cls, images: Tensor, valid: Tensor, ignore_value: int) -> "View":
+        """Images whose labels nobody knows yet.
+
+        Args:
+            valid: (B, H, W) bool, False where a pseudo-label shall weigh nothing.
+        """
+        nowhere = torch.zeros_like(valid)
+        label = torch.full_like(valid, ignore_value, dtype=torch.int64)
+        return cls(images, label, valid.float(), nowhere, nowhere)
 
     def crop(self, box: Box) -> "View":
         """The part of all images that a box in pixels shows; no copy."""
-        return self._each(box.crop)
+        return self.each(box.crop)
 
-    def split(self, parts: int) -> list["View"]:
-        """Its images in ``parts`` equal views, one after the other; no copy.
+    def each(self, change: Callable[[Tensor], Tensor]) -> "View":
+        """A view of the changed tensors."""
+        return replace(self, **{name: change(value) for name, value in vars(self).items()})
 
-        Raises:
-            ValueError: the images do not divide.
-        """
-        if len(self.images) % parts:
-            raise ValueError(
-                f"{len(self.images)} images do not make {parts} equal parts (SOLVER.ACCUMULATE)"
-            )
-        size = len(self.images) // parts
-        return [
-            self._each(itemgetter(slice(begin, begin + size)))
-            for begin in range(0, len(self.images), size)
-        ]
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "View":
-        fields = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: change(value) for name, value in fields.items()})
-
-
-@dataclass
-class DetailOutputs:
-    """What a multi-resolution student says about its high-resolution crop of a view.
-
-    Attributes:
-        box: the crop, in pixels of the view; one for all images.
-        logits: (B, C, h, w) of the crop alone, before fusion.
-        embeddings: (B, D, h, w) float32; None without a prototype head.
-    """
-
-    box: Box
-    logits: Tensor
-    embeddings: Tensor | None
-
-
-@dataclass
-class ViewOutputs:
-    """What the student says about one view.
-
-    Attributes:
-        logits: (B, C, h, w) class logits at stride 4.
-        embeddings: (B, D, h, w) float32 normalised embeddings at stride 4 (of a multi-resolution
-            student: of its half-size context, at stride 8); None without a prototype head.
-        features: (B, C4, h/8, w/8) deepest encoder features (half of that for the context).
-        detail: the high-resolution crop of a multi-resolution student; None = there is one scale.
-    """
-
-    logits: Tensor
-    embeddings: Tensor | None
-    features: Tensor
-    detail: DetailOutputs | None = None
+    def join(self, other: "View", join: Callable[[Tensor, Tensor], Tensor]) -> "View":
+        """A view made of this one's and the other's tensors, two by two."""
+        return View(*(join(*pair) for pair in zip(vars(self).values(), vars(other).values())))
 
 
 def at_cell_centres(pixel_map: Tensor, size: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..checkpoint.weight_files import read
-from ..engine.prototype_start import START, read_start
+from ..prototypes.base import Prototypes
 from .prototype_geometry import (
     assign_to_own_class,
     drift,
@@ -43,7 +43,7 @@ class Prototype:
     Attributes:
         number: from 1.
         idle: updates since it got its last pixel in training.
-        dead: idle for PROTOTYPES.DEAD_AFTER updates or more.
+        dead: idle for 1,000 updates or more.
         pixels: by domain, labelled pixels of its class that are nearest to it.
         share: of all of these of its class.
         purity: by domain, of the labelled pixels that are nearer to it than to any other prototype
@@ -112,7 +112,6 @@ def inspect(
     number: int = 20,
     patches: int = 4,
     weights: Sequence[Path] = (),
-    folder: Path | None = None,
 ) -> Inspection:
     """Looks at source images and at labelled target images (DATASETS.TEST).
 
@@ -120,7 +119,6 @@ def inspect(
         number: of images of each domain.
         patches: nearest pixels of each prototype.
         weights: earlier checkpoints to measure the drift from, oldest first.
-        folder: of the run, which may know where the prototypes started.
 
     Raises:
         ValueError: the network has no prototypes, or none has started.
@@ -131,7 +129,7 @@ def inspect(
     sets = dict(zip(("source", "target"), (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST[:1])))
     seen = {role: _look(networks, load_scenes(cfg, name, number)) for role, name in sets.items()}
     names = list(networks.metadata.stuff_classes)
-    moved = _drifts(head.prototypes.mean.cpu(), weights, folder)
+    moved = _drifts(head.prototypes, weights)
     prototypes, kept = _describe(networks, names, seen, moved, patches)
     distance = pairwise_distance(head.prototypes.mean.cpu())[kept][:, kept]
     waiting = [name for name, on in zip(names, head.prototypes.started.tolist()) if not on]
@@ -184,13 +182,12 @@ def _describe(
     patches: int,
 ) -> tuple[list[Prototype], list[int]]:
     """The prototypes of started classes, and their indices."""
-    bank, cfg = networks.student.prototype_head.prototypes, networks.cfg
+    bank = networks.student.prototype_head.prototypes
     shape, started = bank.idle.shape, bank.started.cpu()
     near = nearest_neighbours(pairwise_distance(bank.mean.cpu()), shape[1], started)
     total = sum(pixels.count for pixels in seen.values())
     squares = sum(pixels.squares for pixels in seen.values())
     share = usage_share(torch.as_tensor(total).view(shape))
-    dead = bank.dead(cfg.PROTOTYPES.DEAD_AFTER)
     stored = bank.variance.mean(-1).sqrt() if hasattr(bank, "variance") else None
     kept = [c * shape[1] + k for c in started.nonzero().flatten().tolist() for k in range(shape[1])]
     found = []
@@ -206,7 +203,7 @@ def _describe(
                 class_name=names[c],
                 number=k + 1,
                 idle=int(bank.idle[c, k]),
-                dead=bool(dead[c, k]),
+                dead=bool(bank.dead[c, k]),
                 pixels={role: int(each.count[index]) for role, each in seen.items()},
                 share=float(share[c, k]),
                 purity={
@@ -234,12 +231,10 @@ def _finite(value: Tensor) -> float | None:
     return float(value) if bool(value.isfinite()) else None
 
 
-def _drifts(mean: Tensor, weights: Sequence[Path], folder: Path | None) -> dict[str, Tensor]:
+def _drifts(prototypes: Prototypes, weights: Sequence[Path]) -> dict[str, Tensor]:
     """By what it is measured from, (C, K) drift; NaN for classes that had not started then."""
-    origins: dict[str, tuple[Tensor, Tensor]] = {}
-    start = None if folder is None else read_start(folder / START)
-    if start is not None:
-        origins["start"] = start
+    mean = prototypes.mean.cpu()
+    origins = {"start": (prototypes.start_mean.cpu(), prototypes.started.cpu())}
     for path in weights:
         state = read(str(path))
         model = state.get("model", state)

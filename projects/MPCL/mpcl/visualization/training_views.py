@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
-from ..engine.build import build_adaptation_hook
-from ..self_training.pseudo_label import PseudoLabel, pseudo_label
+from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
-from ..structures.view import View
+from ..structures import Step, View
 from ..utils.colors import IGNORED_COLOR, colorize, denormalize
 from ..utils.seeding import fold_seed
 from .canvas import Picture, fit, grid, heat, with_legend
@@ -46,7 +45,7 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
     cfg.defrost()
     cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT = 0.0  # no picture shows it
     cfg.DATALOADER.NUM_WORKERS = 0
-    hook = build_adaptation_hook(cfg, networks.student, teacher)
+    hook = AdaptationHook(cfg, networks.student, teacher)
     teacher.train()  # batch norm as in training
     colors = networks.metadata.stuff_colors
     rows = list(islice(_mixed_rows(cfg, networks.student, hook, colors), number))
@@ -58,31 +57,26 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
 def _mixed_rows(
     cfg, student: nn.Module, hook: AdaptationHook, colors: list
 ) -> Iterator[list[Picture]]:
-    """Without end."""
+    """A row of pictures for each image of each batch; the iterator has no end."""
     ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     for iteration, batch in enumerate(build_paired_loader(cfg)):
         seed_all_rng(fold_seed(cfg.SEED, 0, iteration))
-        label = torch.stack([r["sem_seg"] for r in batch["source"]]).to(student.device)
-        source = View(student.normalize(batch["source"]), label, None, trusted=label != ignore)
-        target = student.normalize(batch["target"])
-        pseudo = hook.label_target(target, _valid(batch["target"], student.device))
-        mixed = hook.mix(source, target, pseudo)
-        for i in range(len(label)):
+        step = Step.from_batch(iteration, batch, student.normalize, ignore)
+        source = step.source
+        logits = hook.teacher.model.score(step.target.images)
+        target, _ = hook.pseudo_labels(logits, step.target)
+        probability, _ = most_probable(logits, target.label.shape[-2:])
+        mixed = hook.mix(source, target)
+        for i in range(len(source.label)):
             yield [
                 denormalize(student, source.images[i]),
-                colorize(label[i], colors),
-                denormalize(student, target[i]),
-                colorize(pseudo.label[i], colors),
-                heat(pseudo.probability[i].cpu().numpy()),
+                colorize(source.label[i], colors),
+                denormalize(student, target.images[i]),
+                colorize(target.label[i], colors),
+                heat(probability[i].cpu().numpy()),
                 denormalize(student, mixed.images[i]),
                 colorize(mixed.label[i], colors),
             ]
-
-
-def _valid(records: list[dict[str, Any]], device: torch.device) -> Tensor | None:
-    if "valid" not in records[0]:
-        return None
-    return torch.stack([record["valid"] for record in records]).to(device)
 
 
 class PseudoLabelQuality(NamedTuple):
@@ -113,15 +107,15 @@ def pseudo_label_figure(
     rows: list[list[Picture]] = []
     counts = np.zeros(4, np.int64)
     for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
-        pseudo = _label(scene, teacher, cfg)
-        label = colorize(pseudo.label[0], colors)
-        confident = pseudo.confident[0].cpu().numpy()
-        sure = np.where(confident[..., None], label, IGNORED_COLOR).astype(np.uint8)
-        shown = [scene.image, label, heat(pseudo.probability[0].cpu().numpy()), sure]
+        target, probability = _label(scene, teacher, cfg)
+        label, confident = target.label[0].cpu().numpy(), target.trusted[0].cpu().numpy()
+        picture = colorize(label, colors)
+        sure = np.where(confident[..., None], picture, IGNORED_COLOR).astype(np.uint8)
+        shown = [scene.image, picture, heat(probability[0].cpu().numpy()), sure]
         if scene.truth is not None:
             refuse_other_classes(cfg, cfg.DATASETS.TRAIN_TARGET[0])
             shown.append(colorize(scene.truth, colors))
-            counts += _count(pseudo.label[0].cpu().numpy(), confident, scene.truth)
+            counts += _count(label, confident, scene.truth)
         rows.append([fit(picture, width, nearest=True) for picture in shown])
     captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
@@ -129,16 +123,14 @@ def pseudo_label_figure(
     return picture, _quality(*counts.tolist())
 
 
-def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> PseudoLabel:
-    """Of the image at its own size."""
-    logits = teacher.model([scene.record])[0]["sem_seg"]
-    return pseudo_label(
-        logits[None],
-        logits.shape[-2:],
-        threshold=cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD,
-        ignore_top=cfg.SELF_TRAINING.IGNORE_TOP,
-        ignore_bottom=cfg.SELF_TRAINING.IGNORE_BOTTOM,
-    )
+def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tensor]:
+    """The image at its own size, labelled by the teacher, and the probability of its labels."""
+    logits = teacher.model([scene.record])[0]["sem_seg"][None]
+    size = logits.shape[-2:]
+    everywhere = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    unlabelled = View.of_target(logits[:, :3], everywhere, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
+    return target, most_probable(logits, size)[0]
 
 
 def _count(label: np.ndarray, confident: np.ndarray, truth: np.ndarray) -> list[int]:

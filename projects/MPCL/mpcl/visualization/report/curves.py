@@ -40,7 +40,7 @@ _KNOWN = {
         "share",
         "evenness within a class: 1 = all prototypes alike, 0 = a single one",
     ),
-    "prototypes/dead": ("Dead prototypes", "", "without a pixel for PROTOTYPES.DEAD_AFTER updates"),
+    "prototypes/dead": ("Dead prototypes", "", "without a pixel for 1,000 updates"),
     "prototypes/started": ("Classes with prototypes", "", ""),
     "prototypes/drift": ("Prototype drift", "", "root mean square step of an update"),
     "prototypes/variance": ("Prototype variance", "", "mean stored variance"),

@@ -1,0 +1,100 @@
+"""What the hook of self-training does around the student's forward."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from mpcl.engine import AdaptationHook
+from mpcl.engine.metrics import DeviceMetrics
+from mpcl.self_training.teacher import EMATeacher
+from mpcl.structures import Step, View
+
+
+def build_hook(cfg) -> AdaptationHook:
+    torch.manual_seed(0)
+    student = build_model(cfg)
+    hook = AdaptationHook(cfg, student, EMATeacher.from_config(cfg, student))
+    hook.trainer = SimpleNamespace(
+        iter=0,
+        storage=EventStorage(0),
+        start_iter=0,
+        metrics=DeviceMetrics(),
+        autocast=lambda: torch.autocast("cpu", enabled=False),
+    )
+    hook.before_train()
+    return hook
+
+
+@pytest.fixture
+def hook(tiny_cfg):
+    return build_hook(tiny_cfg("daformer"))
+
+
+def make_step(label=None) -> Step:
+    label = torch.randint(0, 4, (2, 64, 64)) if label is None else label
+    valid = torch.ones(2, 64, 64, dtype=torch.bool)
+    return Step(
+        0,
+        View.of_source(torch.randn(2, 3, 64, 64), label, 255),
+        View.of_target(torch.randn(2, 3, 64, 64), valid, 255),
+    )
+
+
+def test_target_is_labelled_by_the_teacher_and_mixed_is_pasted_onto_it_then_augmented(hook):
+    hook.augment = lambda images: images + 100
+    step = make_step()
+    given = [view.each(torch.clone) for view in (step.source, step.target)]
+    hook.before_forward(step)
+    with torch.no_grad():
+        logits = hook.teacher.model.score(given[1].images)
+    logits = F.interpolate(logits, size=(64, 64), mode="bilinear")
+    assert torch.equal(step.target.label, logits.argmax(1))
+    assert not step.target.weight.requires_grad
+    pasted = step.mixed.from_source
+    assert pasted.any() and not pasted.all()
+    for name in ("label", "weight", "trusted"):
+        source, target, mixed = (
+            getattr(view, name) for view in (step.source, step.target, step.mixed)
+        )
+        assert torch.equal(mixed, torch.where(pasted, source, target))
+    images = torch.where(pasted[:, None], step.source.images, step.target.images)
+    assert torch.equal(step.mixed.images, images + 100)
+    assert list(step.images) == ["source", "mixed"]
+    # What came from the loader is not written to.
+    assert all(torch.equal(v, vars(given[0])[k]) for k, v in vars(step.source).items())
+    assert torch.equal(step.target.images, given[1].images)
+
+
+def test_all_ignored_source_leaves_a_usable_step(hook):
+    step = make_step(torch.full((2, 64, 64), 255))
+    hook.before_forward(step)
+    assert torch.isfinite(step.mixed.images).all()
+    assert not (step.mixed.trusted & (step.mixed.label == 255)).any()
+
+
+def test_teacher_follows_after_the_step(hook):
+    start = hook.teacher.model.sem_seg_head.classifier.weight.clone()
+    with torch.no_grad():
+        hook.student.sem_seg_head.classifier.weight.add_(1.0)
+    hook.after_step()
+    torch.testing.assert_close(hook.teacher.model.sem_seg_head.classifier.weight, start + 0.5)
+
+
+def test_masked_view_hides_the_unmixed_target_and_passes_apart(tiny_cfg):
+    hook = build_hook(tiny_cfg("mic_daformer", "SELF_TRAINING.MASKED.AUGMENT", False))
+    step = make_step()
+    hook.before_forward(step)
+    hidden = step.masked.images == 0
+    images = (step.target if hook.masking.images == "target" else step.source).images
+    assert hidden.any() and torch.equal(step.masked.images[0][~hidden[0]], images[0][~hidden[0]])
+    assert "masked" not in step.images
+
+
+def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
+    hook = build_hook(tiny_cfg("hrda"))
+    hook.reference_encoder = lambda images: {hook.student.deepest_feature: images}
+    assert hook._reference_features(torch.randn(2, 3, 64, 64)).shape == (2, 3, 32, 32)
