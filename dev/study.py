@@ -6,8 +6,9 @@
   python dev/study.py streets --only daformer daformer_gauss K1 --seeds 0 1 2
   python dev/study.py streets --list              # the commands, without running any
 
-All runs go on from a common start, trained on the source alone (in place of ImageNet weights). Runs
-of one scale go on from `start`; runs at two scales (MIC and its control) from `start_two_scales`,
+The encoder is trained on ImageNet (docs/BACKBONES.md). All runs go on from a common start, trained
+on the source alone; without feature distance, which would compare with that start. Runs of one
+scale go on from `start`; runs at two scales (MIC and its control) from `start_two_scales`,
 the same network trained further on the source at both, and are shorter. source_only is the
 baselines' recipe; source_only_balanced and source_only_two_scales are DAFormer and HRDA without
 self-training, with their rare-class sampling.
@@ -47,8 +48,8 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "streets": Benchmark(4000, 300, 300, 200),
-    "camvid": Benchmark(4000, 300, 300, 100, ceiling=("oracle",)),
+    "streets": Benchmark(800, 300, 2000, 200),
+    "camvid": Benchmark(800, 300, 1000, 100, ceiling=("oracle",)),
 }
 ONE_SCALE = (
     "source_only",
@@ -108,7 +109,7 @@ def options(name: str, benchmark: str, folder: Path) -> list[str]:
     if name == START:
         balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True"]
         return [*balanced, "SOLVER.MAX_ITER", str(sizes.start), "TEST.EVAL_PERIOD", "0"]
-    start, iterations, period = START, sizes.one_scale_run, 100
+    start, iterations, period = START, sizes.one_scale_run, 500
     if name == START_TWO_SCALES:
         iterations, period = sizes.start_two_scales, 0
     elif name in TWO_SCALES:  # inference takes too long to look more than once
@@ -116,7 +117,8 @@ def options(name: str, benchmark: str, folder: Path) -> list[str]:
     elif name in ABLATIONS:
         period = 0
     opts = ["MODEL.WEIGHTS", str(folder / start / "seed_0" / "model_final.pth")]
-    opts += ["SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", "50"]
+    opts += ["SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", str(iterations // 10)]
+    opts += ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"]
     opts += ["SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", str(period)]
     opts += ["SELF_TRAINING.ENABLED", "False"] if name in SUPERVISED_PART else []
     return [*opts, *ABLATIONS.get(name, ())]

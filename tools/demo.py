@@ -1,150 +1,280 @@
 #!/usr/bin/env python
-"""Trains source-only, self-training and self-training + Gaussian prototypes on Streets; shows what
-each is worth.
+"""Trains source-only, self-training and self-training + Gaussian prototypes; shows what each is
+worth.
 
-Makes the embedded data if it is not there, trains the three configs of
-projects/MPCL/configs/streets/ one after the other from random initialisation, evaluates each on the
-target's validation images, and ends with a table, results.json, a picture of predictions beside
-ground truth, and a report of the three runs to open in a browser.
+    python tools/demo.py                             # on Streets, which it draws: 8 minutes
+    python tools/demo.py --data my_data/data.yaml    # on your own images
+
+The encoder was trained on ImageNet. One common start learns the source; each of the three methods
+of projects/MPCL/configs/streets/ goes on from it, as many at a time as there are cores, and is
+evaluated on the target's validation images. Ends with a table, results.json, a picture of
+predictions beside ground truth, and a report of the three runs to open in a browser.
+
+Of your own data (docs/GETTING_STARTED.md, step 2) the first labelled split is the source, the one
+without labels the target, and the second labelled one the test; --splits names others.
 """
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from mpcl.utils.cli import add_debug_option, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
 # Of the common start, and of each run after it: together minutes on two cores.
-PRETRAINING_ITERATIONS = 1600
-ITERATIONS = 300
-ADAPTATION = ["SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", "50"]
+ITERATIONS = (800, 400)
+# Of the user's own images: the longer side, pixels, and the largest crop.
+LONGER_SIDE, LARGEST_CROP = 256, 160
+ADAPTATION = [
+    *("SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", "50"),
+    # It would compare with MODEL.WEIGHTS, which are those of the common start here.
+    *("SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"),
+]
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="YAML file of your own data")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "output" / "demo", help="default: output/demo"
+        "--splits",
+        nargs=3,
+        metavar=("SOURCE", "TARGET", "TEST"),
+        help="splits of --data to take",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="default: output/demo, of your own data output/demo_NAME"
     )
     parser.add_argument(
         "--iterations",
         type=int,
         nargs=2,
         metavar=("START", "RUN"),
-        default=(PRETRAINING_ITERATIONS, ITERATIONS),
-        help="of the common start and of each run (default: %(default)s)",
+        help=f"of the common start and of each run (default: {ITERATIONS[0]} {ITERATIONS[1]}, "
+        "fewer where you have few images)",
     )
     parser.add_argument(
         "--keep-data", action="store_true", help="use Streets as it is, whatever its parameters"
     )
     parser.add_argument("--images", type=int, default=3, help="rows of the picture (default: 3)")
+    add_debug_option(parser)
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         help="KEY VALUE pairs for every run, such as SEED 1",
     )
-    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser.parse_args(argv)
 
 
-def make_data() -> None:
+# ---- data
+
+
+def make_streets() -> None:
     """Streets under DETECTRON2_DATASETS; a second run finds it complete."""
-    os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
     subprocess.run([sys.executable, str(ROOT / "datasets" / "prepare_streets.py")], check=True)
 
 
-def train(name: str, folder: Path, opts: list[str]):
-    """One config from its initial weights to its evaluation; returns the finished trainer."""
+def own_data(file: Path, splits: Sequence[str] | None) -> tuple[list[str], tuple[int, int]]:
+    """Config options for a user's own data, and iterations that suit the number of its images.
 
-    from mpcl.config import get_cfg_from
-    from mpcl.engine import AdaptationTrainer
-    from mpcl.evaluation.run_record import record_session
+    Raises:
+        FileNotFoundError, ValueError: the description is wrong, or does not say which split is the
+            source, the target and the test.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    config_file = str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
-    cfg = get_cfg_from(config_file, [*opts, "OUTPUT_DIR", str(folder)])
-    cfg.freeze()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(cfg.dump())
-    record_session(cfg, config_file)
-    trainer = AdaptationTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer
+    from mpcl.data.sets.custom import register_from_yaml
 
-
-def scores(trainer) -> dict[str, float | None]:
-    """mIoU in percent of both networks; without self-training there is no teacher."""
-    from detectron2.evaluation.testing import flatten_results_dict
-
-    from mpcl.evaluation.evaluator import mean_metrics
-    from mpcl.evaluation.runs import scores_by_dataset
-
-    test, headline = trainer.cfg.DATASETS.TEST, mean_metrics(trainer.cfg.TEST.CLASS_SUBSETS)[0]
-    scores = scores_by_dataset(flatten_results_dict(trainer._last_eval_results), test)[test[0]]
-    return {name: scores.get(name, {}).get(headline) for name in ("student", "teacher")}
-
-
-def write_page(folder: Path, images: int) -> Path | str:
-    """The report about the three runs; without plotly, how to get it."""
-    from mpcl.visualization.report.page import write_report
-
-    page = folder / "report.html"
-    try:
-        write_report([folder / name for name in RUNS], page, images=images)
-    except ValueError as error:
-        return f"none ({error})"
-    return page
+    source, target, test = _roles(file, register_from_yaml(file), splits)
+    records = {name: DatasetCatalog.get(name) for name in (source, target, test)}
+    sizes = [_fitted_size(record) for name in (source, target) for record in _some(records[name])]
+    crop = min(LARGEST_CROP, min(map(min, sizes)) // 32 * 32)
+    if crop == 0:
+        raise ValueError(f"{file}: images of {min(sizes, key=min)} pixels are too small")
+    box = max(map(max, sizes))
+    number = len(records[source])
+    start = max(200, min(ITERATIONS[0], 4 * number))
+    print(
+        f"{file}: source {source} ({number} images), target {target} ({len(records[target])}), "
+        f"test {test} ({len(records[test])}).\nImages are fitted into {box}x{box} pixels, crops "
+        f"are {crop}x{crop}; {start} iterations of the common start, {start // 2} of each run.\n"
+        "Larger images and longer runs give better models: docs/GETTING_STARTED.md."
+    )
+    classes = len(MetadataCatalog.get(source).stuff_classes)
+    options = {
+        "DATASETS.FILES": (str(file.resolve()),),
+        "DATASETS.TRAIN": (source,),
+        "DATASETS.TRAIN_TARGET": (target,),
+        "DATASETS.TEST": (test,),
+        "INPUT.SOURCE_SIZE": (box, box),
+        "INPUT.TARGET_SIZE": (box, box),
+        "INPUT.CROP.SIZE": (crop, crop),
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": classes,
+    }
+    return [str(word) for pair in options.items() for word in pair], (start, start // 2)
 
 
-def main(argv=None) -> None:
-    args = parse_args(argv)
-    if not args.keep_data:
-        make_data()
+def _roles(file: Path, names: list[str], splits: Sequence[str] | None) -> tuple[str, str, str]:
+    """Registered names of the source, the target and the test set."""
+    labelled = {n.partition("_sem_seg_")[2]: n for n in names if "_sem_seg_" in n}
+    unlabelled = {n.partition("_images_")[2]: n for n in names if n not in labelled.values()}
+    if splits is None:
+        if len(labelled) != 2 or len(unlabelled) != 1:
+            raise ValueError(
+                f"{file} describes the labelled splits {list(labelled)} and {list(unlabelled)} "
+                "without labels; expected two (source, then test) and one (target), or name them: "
+                "--splits SOURCE TARGET TEST"
+            )
+        (source, test), (target,) = labelled, unlabelled
+    else:
+        source, target, test = splits
+    for split, known in ((source, labelled), (target, unlabelled), (test, labelled)):
+        if split not in known:
+            kind = "labelled split" if known is labelled else "split without labels"
+            raise ValueError(f"{file} has no {kind} {split!r}; it has {', '.join(known)}")
+    return labelled[source], unlabelled[target], labelled[test]
 
-    import torch
-    from detectron2.utils.logger import setup_logger
-    from tabulate import tabulate
 
-    from mpcl.visualization.comparison import comparison
+def _some(records: list[dict], number: int = 50) -> list[dict]:
+    return records[:: -(-len(records) // number)]
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    for package in ("detectron2", "fvcore", "mpcl"):
-        setup_logger(str(args.output), name=package)
-    start = time.perf_counter()
-    start_iterations, run_iterations = (["SOLVER.MAX_ITER", str(n)] for n in args.iterations)
-    common_start = args.output / "common_start"
+
+def _fitted_size(record: dict) -> tuple[int, int]:
+    """(width, height) of an image whose longer side is brought down to LONGER_SIDE."""
+    from PIL import Image
+
+    with Image.open(record["file_name"]) as image:
+        scale = min(1.0, LONGER_SIDE / max(image.size))
+        return round(scale * image.width), round(scale * image.height)
+
+
+# ---- training
+
+
+def train(name: str, folder: Path, opts: Sequence[str], threads: int) -> None:
+    """One config, by tools/train_net.py in a process of its own; shows how far it is.
+
+    Raises: ValueError: it failed; the message is the end of what it said.
+    """
+    config_file = ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml"
+    command = [str(ROOT / "tools" / "train_net.py"), "--config-file", str(config_file)]
+    command += ["OUTPUT_DIR", str(folder), *opts]
+    print(f"{folder.name}: python {shlex.join(command)}\n", flush=True)
+    last: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", *command],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line)
+            if "  iter: " in line:
+                print(f"{folder.name:>14}: {line.partition('eta: ')[2].rstrip()}", flush=True)
+    if process.returncode:
+        raise ValueError(f"{folder.name} failed:\n{''.join(last)}")
+
+
+def train_all(output: Path, iterations: Sequence[int], opts: Sequence[str]) -> None:
+    """The common start with all cores, then the runs beside each other, the longest first."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    start, run = (["SOLVER.MAX_ITER", str(number)] for number in iterations)
     # Classes that a random crop seldom shows must be known before anything is adapted.
     balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True", "DATASETS.TEST", "()"]
-    train("source_only", common_start, [*args.opts, *start_iterations, *balanced])
-    opts = [*ADAPTATION, *args.opts, *run_iterations]
-    opts += ["MODEL.WEIGHTS", str(common_start / "model_final.pth")]
-    trainers = {name: train(name, args.output / name, opts) for name in RUNS}
-    runs = {name: scores(trainer) for name, trainer in trainers.items()}
-    networks = {name: (t.cfg, t.teacher or t.student) for name, t in trainers.items()}
-    picture = args.output / "predictions.png"
-    comparison(networks, number=args.images).save(picture)
-    device = trainers[RUNS[0]].cfg.MODEL.DEVICE
+    train("source_only", output / "common_start", [*opts, *start, *balanced], cores)
+    opts = [*ADAPTATION, *opts, *run, "MODEL.WEIGHTS", str(output / "common_start/model_final.pth")]
+    at_once = min(cores, len(RUNS))
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = [
+            pool.submit(train, name, output / name, opts, cores // at_once)
+            for name in reversed(RUNS)
+        ]
+    for job in jobs:
+        job.result()
+
+
+# ---- results
+
+
+def scores(folder: Path) -> dict[str, float | None]:
+    """mIoU in percent of both networks; without self-training there is no teacher."""
+    from mpcl.evaluation.runs import read_run
+
+    found = next(iter((read_run(folder).scores or {}).values()), {})
+    return {name: found.get(name, {}).get("mIoU") for name in ("student", "teacher")}
+
+
+def draw_predictions(folders: Sequence[Path], images: int, file: Path) -> None:
+    from mpcl.predict.predictor import load_network
+    from mpcl.visualization.comparison import comparison
+
+    loaded = {folder.name: load_network(folder) for folder in folders}
+    networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
+    comparison(networks, number=images).save(file)
+
+
+def write_page(folders: Sequence[Path], images: int, file: Path) -> Path | str:
+    """The report about the runs; without plotly, how to get it."""
+    from mpcl.visualization.report.page import write_report
+
+    try:
+        write_report(list(folders), file, images=images)
+    except ValueError as error:
+        return f"none ({error})"
+    return file
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    start = time.perf_counter()
+    os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
+    if args.data:
+        opts, iterations = own_data(args.data, args.splits)
+        subject = str(args.data)
+    else:
+        opts, iterations, subject = [], ITERATIONS, "Streets"
+        if not args.keep_data:
+            make_streets()
+    name = f"demo_{args.data.stem}" if args.data else "demo"
+    output = args.output or ROOT / "output" / name
+    output.mkdir(parents=True, exist_ok=True)
+    train_all(output, args.iterations or iterations, [*opts, *args.opts])
+
+    import torch
+    from tabulate import tabulate
+
+    folders = [output / name for name in RUNS]
+    runs = {folder.name: scores(folder) for folder in folders}
+    picture = output / "predictions.png"
+    draw_predictions(folders, args.images, picture)
+    page = write_page(folders, args.images, output / "report.html")
     results = {
-        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "seconds": round(time.perf_counter() - start, 1),
         "runs": runs,
     }
-    (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    page = write_page(args.output, args.images)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     rows = [(name, run["student"], run["teacher"]) for name, run in runs.items()]
-    print("\nmIoU in percent on the target's validation images (Streets):\n")
+    print(f"\nmIoU in percent on the target's validation images ({subject}):\n")
     print(tabulate(rows, headers=["run", "student", "teacher"], floatfmt=".1f", missingval="-"))
     print(f"\n{results['seconds']:.0f} s on {results['device']}. Picture: {picture}")
     print(f"Report, to open in a browser: {page}")
-    print(f"Numbers: {args.output / 'results.json'}. TensorBoard: --logdir {args.output}")
+    print(f"Numbers: {output / 'results.json'}. TensorBoard: --logdir {output}")
 
 
 if __name__ == "__main__":
-    from mpcl.utils.cli import command_line
-
-    command_line(main)()
+    main()

