@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,25 +65,17 @@ def test_a_map_outside_8_bits_is_refused(label_map):
         lookup_table(label_map)
 
 
-def save_rgb(path):
-    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
-
-
-def save_16_bit(path):
-    cv2.imwrite(str(path), np.zeros((2, 2), np.uint16))
-
-
-def save_grey_and_alpha(path):
-    Image.new("LA", (2, 2)).save(path)
-
-
 @pytest.mark.parametrize(
-    ("save", "modes"),  # Pillow 10 calls a 16-bit PNG "I", newer ones "I;16"
-    [(save_rgb, ["RGB"]), (save_16_bit, ["I;16", "I"]), (save_grey_and_alpha, ["LA"])],
+    ("pixels", "modes"),  # Pillow 10 calls a 16-bit PNG "I", newer ones "I;16"
+    [
+        (np.zeros((2, 2, 3), np.uint8), ["RGB"]),
+        (np.zeros((2, 2), np.uint16), ["I;16", "I"]),
+        (np.zeros((2, 2, 2), np.uint8), ["LA"]),
+    ],
 )
-def test_a_file_without_class_ids_is_refused_by_name_and_mode(tmp_path, save, modes):
+def test_a_file_without_class_ids_is_refused_by_name_and_mode(tmp_path, pixels, modes):
     path = tmp_path / "wrong.png"
-    save(path)
+    Image.fromarray(pixels).save(path)
     for read in (read_label, inspect_label):
         with pytest.raises(ValueError, match="expected an 8-bit grey or palette") as caught:
             read(path)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.data import mapper as mapper_module
-from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, keep_aspect_size, read_image
+from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, keep_aspect_size
 from mpcl.data.sampler import Draw
 
 MEAN = (124, 116, 104)
@@ -330,33 +330,6 @@ def test_source_target_and_test_images_are_resized_alike(tmp_path):
 
 
 # ---- files that are not what they should be
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no image", "half"])
-def test_unreadable_images_are_named(tmp_path, content):
-    record = write(tmp_path, noise())
-    path = Path(record["file_name"])
-    if content is None:
-        path.unlink()
-    else:
-        data = path.read_bytes()
-        path.write_bytes(data[: len(data) // 2] if content == "half" else content)
-    for read in (lambda: read_image(str(path)), lambda: target_mapper()(record, Draw(0, 0))):
-        with pytest.raises(ValueError, match=r"a\.png"):
-            read()
-
-
-@pytest.mark.parametrize("content", [None, b"no image", "half"])
-def test_unreadable_labels_are_named(tmp_path, content):
-    record = write(tmp_path, noise(), noise()[..., 0])
-    path = Path(record["sem_seg_file_name"])
-    if content is None:
-        path.unlink()
-    else:
-        data = path.read_bytes()
-        path.write_bytes(data[: len(data) // 2] if content == "half" else content)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"a_label\.png"):
-        source_mapper()(record, Draw(0, 0))
 
 
 def test_image_and_label_of_different_sizes_are_named_with_both_sizes(tmp_path):

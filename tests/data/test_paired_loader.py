@@ -1,7 +1,6 @@
 import itertools
 import os
 import pickle
-import re
 import signal
 import time
 import uuid
@@ -124,13 +123,6 @@ def test_a_sought_loader_goes_on_like_a_straight_one(cfg, num_workers):
     assert_same(straight[4:], [next(iterator) for _ in range(3)])
 
 
-def test_iterations_differ(cfg):
-    first, second = take(build_paired_loader(cfg), 2)
-    for domain in first:
-        a, b = (torch.stack([image["image"] for image in x[domain]]) for x in (first, second))
-        assert not torch.equal(a, b)
-
-
 def test_source_and_target_are_drawn_independently(cfg):
     cfg.DATALOADER.RARE_CLASS.ENABLED = False
     batches = take(build_paired_loader(cfg), 3)
@@ -174,29 +166,13 @@ def test_loading_leaves_the_global_generators_alone(cfg, num_workers):
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-def test_the_seed_changes_the_stream(cfg):
-    (first,) = take(build_paired_loader(cfg), 1)
+def test_iterations_and_seeds_differ(cfg):
+    first, second = take(build_paired_loader(cfg), 2)
     cfg.SEED = 1
-    (second,) = take(build_paired_loader(cfg), 1)
+    (third,) = take(build_paired_loader(cfg), 1)
     for domain in first:
-        a, b = (torch.stack([image["image"] for image in x[domain]]) for x in (first, second))
-        assert not torch.equal(a, b)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("domain", ["source", "target"])
-def test_a_corrupt_image_is_named_wherever_it_is_read(cfg, tmp_path, num_workers, domain):
-    for path in (tmp_path / domain).glob("?.png"):
-        path.write_bytes(b"broken")
-    cfg.DATALOADER.NUM_WORKERS = num_workers
-    message = ""
-    try:
-        take(build_paired_loader(cfg), 1)
-    except ValueError as error:
-        message = str(error)
-        # The traceback holds the iterator in a cycle: torch waits ten seconds for such workers.
-        error.__traceback__ = None
-    assert re.search(rf"{domain}/\d\.png", message)
+        images = [torch.stack([i["image"] for i in x[domain]]) for x in (first, second, third)]
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(images, 2))
 
 
 def test_nothing_is_read_before_the_first_batch(cfg, monkeypatch):
@@ -337,16 +313,16 @@ def spoil(folder, *numbers):
     return [str(file) for file in files]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_image_ends_training_with_the_same_words_in_any_process(cfg, tmp_path, workers):
-    (bad,) = spoil(tmp_path / "target", 4)
+@pytest.mark.parametrize(("workers", "domain"), [(0, "source"), (2, "target")])
+def test_a_corrupt_image_ends_training_with_the_same_words_in_any_process(
+    cfg, tmp_path, workers, domain
+):
+    bad = spoil(tmp_path / domain, *range(NUM_IMAGES))
     cfg.DATALOADER.NUM_WORKERS = workers
     with pytest.raises(BadFile) as caught:
-        take(build_paired_loader(cfg), 3)
-    assert caught.value.file == bad
-    assert str(caught.value).startswith(f"{bad} cannot be decoded") and "worker" not in str(
-        caught.value
-    )
+        take(build_paired_loader(cfg), 1)
+    assert caught.value.file in bad and "worker" not in str(caught.value)
+    assert str(caught.value).startswith(f"{caught.value.file} cannot be decoded")
 
 
 def test_skipped_files_are_replaced_counted_and_reported(cfg, tmp_path):

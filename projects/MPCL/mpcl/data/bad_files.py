@@ -7,7 +7,7 @@ Counts = dict[str, tuple[int, str]]
 
 
 def add_counts(parts: Iterable[Counts]) -> Counts:
-    """The sums, in the order in which files were met."""
+    """Adds up the counts of several processes, in the order in which files were met."""
     total: Counts = {}
     for part in parts:
         for file, (count, reason) in part.items():
@@ -19,7 +19,7 @@ class BadFiles:
     """The files that the loaders of a job have skipped, as far as this process knows.
 
     Args:
-        limit: this many different files are borne.
+        limit: how many different files may be skipped.
 
     Attributes:
         shared: what all processes know: counts by file up to the last :meth:`share`.
@@ -33,7 +33,7 @@ class BadFiles:
 
     @property
     def counts(self) -> Counts:
-        """By file, in the order in which they were met."""
+        """All that is known, in the order in which files were met."""
         return add_counts([self.shared, self.own])
 
     def share(self, gather: Callable[[Counts], list[Counts]]) -> None:
@@ -65,7 +65,7 @@ class BadFiles:
         return new
 
     def report(self) -> str:
-        """A line for each file; "" if there are none."""
+        """Writes a line for each file; "" if there are none."""
         counts = self.counts
         if not counts:
             return ""

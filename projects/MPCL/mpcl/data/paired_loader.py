@@ -120,14 +120,15 @@ class PairedLoader:
     ranks together are the batch of a single process.
 
     Args:
-        streams: by domain. Without a target set there is only ``"source"``, also in the batches.
+        streams: the stream of each domain. Without a target set there is only ``"source"``.
         batch_size: images of each domain in an iteration, over all ranks.
-        num_workers: of this rank; 0 loads in the calling process.
-        rank, world_size: of this process, and their number.
+        num_workers: worker processes of this rank; 0 loads in the calling process.
+        rank: number of this process.
+        world_size: number of processes.
         max_bad_files: different files that may be skipped before iterating raises ValueError.
 
     Attributes:
-        bad_files: those skipped in the batches that were handed out so far.
+        bad_files: what was skipped in the batches that were handed out so far.
 
     Raises:
         ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
@@ -171,18 +172,28 @@ class PairedLoader:
                 generator=torch.Generator(),  # else it would draw from the global one
             )
         )
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                codes = [worker.exitcode for worker in batches._workers]
-                raise RuntimeError(explain_death(codes)) from error
-            if isinstance(batch, BadFile):
-                raise batch
-            self._count_bad_files(batch)
-            yield batch
+        try:
+            while True:
+                batch = self._next(batches)
+                self._count_bad_files(batch)
+                yield batch
+        finally:
+            del batches  # a traceback would keep the workers alive for many seconds
+
+    @staticmethod
+    def _next(batches: Iterator[Batch | BadFile]) -> Batch:
+        try:
+            batch = next(batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            codes = [worker.exitcode for worker in batches._workers]
+            raise RuntimeError(explain_death(codes)) from error
+        finally:
+            del batches
+        if isinstance(batch, BadFile):
+            raise batch
+        return batch
 
     def _count_bad_files(self, batch: Batch) -> None:
         for record in (record for records in batch.values() for record in records):

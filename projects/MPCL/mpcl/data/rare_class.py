@@ -105,6 +105,6 @@ class RareClassSampler:
             )
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """One draw: (class, file index)."""
+        """Draws a class, then a file that shows it; returns (class, index of the file)."""
         drawn = int(rng.choice(len(self.probabilities), p=self.probabilities))
         return drawn, int(rng.choice(self.candidates[drawn]))

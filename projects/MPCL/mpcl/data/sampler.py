@@ -74,16 +74,24 @@ class UniformDraws:
         return Draw(int(self._order[place]), seed)
 
     def instead(self, position: int, attempt: int) -> Draw:
-        """An evenly drawn image; see :class:`Draws`."""
+        """Draws evenly among all images; see :class:`Draws`."""
         seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
         return Draw(int(np.random.default_rng(seed).integers(self.num_images)), seed)
 
 
+@dataclass(frozen=True)
 class RareClassDraws:
-    """Independent draws of a rare-class sampler. Arguments as for :class:`UniformDraws`."""
+    """Independent draws of a rare-class sampler.
 
-    def __init__(self, sampler: RareClassSampler, *, seed: int, stream: int = 0) -> None:
-        self.sampler, self.seed, self.stream = sampler, seed, stream
+    Attributes:
+        sampler: draws a class and an image.
+        seed: of the run, not negative.
+        stream: keeps streams of one run apart, not negative.
+    """
+
+    sampler: RareClassSampler
+    seed: int
+    stream: int = 0
 
     def __getitem__(self, position: int) -> Draw:
         """Draw ``position``. Raises ValueError if it is negative."""
@@ -93,7 +101,7 @@ class RareClassDraws:
         return Draw(index, seed, rare_class)
 
     def instead(self, position: int, attempt: int) -> Draw:
-        """Another class and image; see :class:`Draws`."""
+        """Draws a class and an image anew; see :class:`Draws`."""
         seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
         rare_class, index = self.sampler.draw(np.random.default_rng(seed))
         return Draw(index, seed, rare_class)

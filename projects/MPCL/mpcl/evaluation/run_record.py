@@ -47,7 +47,7 @@ def record_session(
     Args:
         config_file: the run's base; the keys in which ``cfg`` differs from it are kept with both
             values (none of them where the base is incomplete without them).
-        command: default: this process's own.
+        command: the command line; by default this process's own.
     """
     file = Path(cfg.OUTPUT_DIR) / RECORD
     sessions = read_sessions(file.parent) if resume else []
@@ -111,7 +111,7 @@ def git_state(source: Path) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide on numbers."""
+    """Versions of Python and of the packages that decide on numbers."""
     # Detectron2's packages go by several names.
     found = {"python": platform.python_version(), "detectron2": detectron2.__version__}
     for name in _PACKAGES:
