@@ -308,6 +308,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("a colour of two classes", described(lambda d: d.update(label_colors={"box": [1, 2, 3], "sky": [1, 2, 3]})), r"label_colors\.sky.*every colour once"),
     ("a colour of no class", described(lambda d: d.update(label_colors={"roda": [1, 2, 3]})), r"label_colors\.roda.*a class name"),
     ("a colour of two numbers", described(lambda d: d.update(label_colors={"box": [1, 2]})), r"label_colors\.box.*\[red, green, blue\]"),
+    ("labels and pixels without data", described(lambda d: d["splits"]["source"].update(nodata=[0, 0, 0])), r"splits\.source\.nodata.*labels that say ignore"),
     ("colours and ids", described(lambda d: d.update(label_colors={"box": [1, 2, 3]}, ignore=9)), r"'ignore'.*beside label_colors"),
     # what is no image, or more than one
     ("a pipe as an image", lambda w: os.mkfifo(w.root / "target/0a.png"), r"0a\.png is no regular file"),

@@ -18,7 +18,9 @@ from detectron2.data import MetadataCatalog
 from mistakes import World
 from PIL import Image
 
+from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
+from mpcl.data.paired_loader import build_paired_loader
 from mpcl.data.sets.custom import register_from_yaml
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 
@@ -150,6 +152,20 @@ def test_colour_masks_train_as_their_ids_do(world, capsys, mode):
     label_map = MetadataCatalog.get(f"{world.name}_sem_seg_source").label_map
     found = read_label(world.root / "source_labels/1.png", label_map)
     np.testing.assert_array_equal(found, expected)
+    train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "2", "VIS_PERIOD", "0"))
+
+
+def test_target_pixels_without_data_get_no_weight_in_training(world):
+    for i in range(2):
+        image = world.pixels(f"target/{i}.png").clip(1)
+        image[:, :32] = 0
+        world.save(image, f"target/{i}.png")
+    world.description["splits"]["target"]["nodata"] = [0, 0, 0]
+    args = train_net.parse_args(world.command("INPUT.RANDOM_FLIP", "none"))
+    cfg = get_cfg_from(args.config_file, args.opts)
+    batch = next(iter(build_paired_loader(cfg)))
+    for record in batch["target"]:
+        assert torch.equal(record["valid"], record["image"].any(0)) and not record["valid"].all()
     train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "2", "VIS_PERIOD", "0"))
 
 

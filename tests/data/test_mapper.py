@@ -308,6 +308,15 @@ def test_target_images_do_not_depend_on_the_label_files_beside_them(tmp_path, mo
     assert set(after) == {"image", "file_name", "height", "width"}
 
 
+def test_pixels_without_data_and_those_that_they_are_mixed_into_are_not_valid(tmp_path):
+    image = noise(64, 64) // 2 + 1
+    image[:, :21] = 0  # halved, columns 0..9 are bare and column 10 is a mixture
+    record = {**write(tmp_path, image), "dataset": "tiles"}
+    mapper = target_mapper(size=(32, 32), nodata={"tiles": (0, 0, 0)})
+    assert mapper(record, Draw(0, 0))["valid"].all(0).tolist() == [False] * 11 + [True] * 21
+    assert mapper({**record, "dataset": "other"}, Draw(0, 0))["valid"].all()
+
+
 def test_test_images_are_whole_resized_and_remember_their_native_size(tmp_path):
     record = write(tmp_path, noise(48, 64), stripes(48, 64))
     result = TestMapper(size=(32, 24))(record)

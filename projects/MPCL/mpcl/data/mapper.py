@@ -12,7 +12,7 @@ only the accepted one is cut from the image.
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .decoding import BadFile, check_pair, read_image, stored_size
-from .labels import IGNORE_LABEL, LabelMap, check_label, read_label
+from .labels import IGNORE_LABEL, Color, LabelMap, check_label, read_label
 from .sampler import NO_CLASS, Draw
 
 _TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class
@@ -131,9 +131,10 @@ def _crop_settings(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _label_maps(names: Iterable[str]) -> dict[str, LabelMap]:
-    maps = {name: MetadataCatalog.get(name).get("label_map") for name in names}
-    return {name: label_map for name, label_map in maps.items() if label_map is not None}
+def _described(names: Iterable[str], key: str) -> dict[str, Any]:
+    """What the metadata of sets holds under a key, by the names of those that have it."""
+    found = {name: MetadataCatalog.get(name).get(key) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class SourceMapper(_CropMapper):
     def from_config(cls, cfg: CfgNode) -> "SourceMapper":
         return cls(
             size=tuple(cfg.INPUT.SOURCE_SIZE),
-            label_maps=_label_maps(cfg.DATASETS.TRAIN),
+            label_maps=_described(cfg.DATASETS.TRAIN, "label_map"),
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
             min_crop_fraction=cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
@@ -268,19 +269,26 @@ class TargetMapper(_CropMapper):
 
     Attributes:
         margins: top, bottom, left and right shares of the image that pseudo-labels are not to be
-            trusted in; see ``valid`` of the result. All 0: the result has none.
+            trusted in; see ``valid`` of the result.
+        nodata: RGB of pixels that show nothing, by the name of the data set; they are not valid
+            either. Without margins and nodata the result has no ``valid``.
     """
 
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    nodata: Mapping[str, Color] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TargetMapper":
-        margins = tuple(cfg.SELF_TRAINING.IGNORE_MARGINS)
-        return cls(size=tuple(cfg.INPUT.TARGET_SIZE), margins=margins, **_crop_settings(cfg))
+        return cls(
+            size=tuple(cfg.INPUT.TARGET_SIZE),
+            margins=tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
+            nodata=_described(cfg.DATASETS.TRAIN_TARGET, "nodata"),
+            **_crop_settings(cfg),
+        )
 
     def __call__(self, record: Record, draw: Draw) -> Record:
-        """As :meth:`SourceMapper.__call__`, without ``sem_seg``; with margins, ``valid`` (h, w)
-        bool is False in them and in the padding.
+        """As :meth:`SourceMapper.__call__`, without ``sem_seg``; ``valid`` (h, w) bool is False in
+        the margins, where there is no data, and in the padding.
 
         Raises:
             ValueError: the record names a label file.
@@ -295,8 +303,13 @@ class TargetMapper(_CropMapper):
         if flip:
             crop = cv2.flip(crop, 1)
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
-        if any(self.margins):
-            valid = _inside_margins(size, self.margins)[box]
+        if any(self.margins) or self.nodata:
+            valid = _inside_margins(size, self.margins)
+            if color := self.nodata.get(record.get("dataset", "")):
+                empty = cv2.inRange(image, color[::-1], color[::-1])
+                # Bilinear as the image: a pixel into which one without data is mixed shows neither.
+                valid &= _resize(empty, size, cv2.INTER_LINEAR) == 0
+            valid = valid[box]
             valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
             result["valid"] = torch.from_numpy(valid.astype(bool))
         return result

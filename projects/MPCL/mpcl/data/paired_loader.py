@@ -206,9 +206,13 @@ class PairedLoader:
             yield list(rank_positions(iteration, self._batch_size, self._rank, self._world_size))
 
 
+def _named_records(names: Sequence[str]) -> list[Record]:
+    """Records of sets; each names its set, whose metadata decide how its files are read."""
+    return [{**record, "dataset": name} for name in names for record in load_records([name])]
+
+
 def _labelled_records(names: Sequence[str]) -> list[Record]:
-    """Records of the source sets; each names its set, which decides how its label is read."""
-    records = [{**record, "dataset": name} for name in names for record in load_records([name])]
+    records = _named_records(names)
     for record in records:
         if "sem_seg_file_name" not in record:
             raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
@@ -285,7 +289,7 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     _log_scale_factors(names, cfg.INPUT.SOURCE_SIZE)
     streams = {"source": DomainStream(records, draws, SourceMapper.from_config(cfg), skip)}
     if cfg.SELF_TRAINING.ENABLED:
-        targets = [without_label(r) for r in load_records(cfg.DATASETS.TRAIN_TARGET)]
+        targets = [without_label(r) for r in _named_records(cfg.DATASETS.TRAIN_TARGET)]
         _log_scale_factors(cfg.DATASETS.TRAIN_TARGET, cfg.INPUT.TARGET_SIZE)
         uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
         streams["target"] = DomainStream(targets, uniform, TargetMapper.from_config(cfg), skip)

@@ -25,11 +25,11 @@ from detectron2.data import DatasetCatalog
 
 from ...utils.short import short, shown
 from ..files import IMAGE_SUFFIXES, Record, image_records, labelled_records, list_files
-from ..labels import IGNORE_LABEL, LabelMap, identity_except
+from ..labels import IGNORE_LABEL, Color, LabelMap, identity_except
 from .registration import set_metadata
 
 _KEYS = ("name", "classes", "colors", "label_map", "label_colors", "ignore", "absent", "splits")
-_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix", "root", "absent")
+_SPLIT_KEYS = ("images", "labels", "image_suffix", "label_suffix", "root", "absent", "nodata")
 _registered: dict[str, tuple[Path, Any]] = {}  # name -> its file and what the file said
 
 
@@ -62,6 +62,7 @@ class _Split:
     label_suffix: str
     root: Path | None  # of the files that lists name; None: the folder of each list
     absent: tuple[str, ...]  # classes that may have no pixel
+    nodata: Color | None  # of pixels of unlabelled images that show nothing
 
     def records(self) -> list[Record]:
         try:
@@ -157,12 +158,12 @@ def register_from_yaml(path: str | Path) -> list[str]:
         if registered not in DatasetCatalog:
             DatasetCatalog.register(registered, split.records)
             described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
-            set_metadata(registered, classes, colors, *described)
+            set_metadata(registered, classes, colors, *described, split.nodata)
             _registered[registered] = (file, description)
     return list(splits)
 
 
-def distinct_colors(count: int) -> list[tuple[int, int, int]]:
+def distinct_colors(count: int) -> list[Color]:
     """``count`` RGB colours that differ: hues by the golden angle, brightness in three levels."""
     colors = []
     for index in range(count):
@@ -211,7 +212,7 @@ def _classes(file: Path, value: object) -> list[str]:
     return value
 
 
-def _colors(file: Path, value: object, num_classes: int) -> list[tuple[int, int, int]]:
+def _colors(file: Path, value: object, num_classes: int) -> list[Color]:
     if value is None:
         return distinct_colors(num_classes)
     if not isinstance(value, list) or len(value) != num_classes:
@@ -219,7 +220,7 @@ def _colors(file: Path, value: object, num_classes: int) -> list[tuple[int, int,
     return [_color(file, "colors", color) for color in value]
 
 
-def _color(file: Path, key: str, value: object) -> tuple[int, int, int]:
+def _color(file: Path, key: str, value: object) -> Color:
     levels = value if isinstance(value, list) else []
     if len(levels) != 3 or not all(_is_id(level) for level in levels):
         raise _Fault(file, key, value, "[red, green, blue], each in 0..255")
@@ -266,13 +267,11 @@ def _label_map(
     return {raw: _class_index(file, raw, target, classes) for raw, target in value.items()}
 
 
-def _color_map(
-    file: Path, value: object, classes: Sequence[str]
-) -> dict[tuple[int, int, int], int]:
+def _color_map(file: Path, value: object, classes: Sequence[str]) -> dict[Color, int]:
     if not isinstance(value, dict) or not value:
         expected = "a mapping from class names, and ignore, to [red, green, blue], or lists of such"
         raise _Fault(file, "label_colors", value, expected)
-    found: dict[tuple[int, int, int], int] = {}
+    found: dict[Color, int] = {}
     for name, colors in value.items():
         key = f"label_colors.{name}"
         if name not in classes and name != "ignore":
@@ -321,7 +320,11 @@ def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> _Spl
         raise _Fault(file, f"{key}.root", entry["root"], "a folder, for images that are a list")
     suffix = entry.get("label_suffix", ".png")
     absent = _absent(file, f"{key}.absent", entry.get("absent"), classes)
-    return _Split(file, key, images, labels, suffixes, suffix, root and root.resolve(), absent)
+    nodata = _color(file, f"{key}.nodata", entry["nodata"]) if "nodata" in entry else None
+    if nodata and labels:
+        raise _Fault(file, f"{key}.nodata", entry["nodata"], "labels that say ignore there instead")
+    folder = root and root.resolve()
+    return _Split(file, key, images, labels, suffixes, suffix, folder, absent, nodata)
 
 
 def _existing(file: Path, key: str, value: object) -> Path:

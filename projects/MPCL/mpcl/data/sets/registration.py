@@ -18,7 +18,7 @@ import detectron2.data.datasets  # noqa: F401  (registers Cityscapes)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..files import Record, image_records, labelled_records, list_files
-from ..labels import IGNORE_LABEL, LabelMap
+from ..labels import IGNORE_LABEL, Color, LabelMap
 from .driving_classes import (
     CAMVID_CLASSES,
     CAMVID_COLORS,
@@ -123,6 +123,7 @@ def set_metadata(
     colors: Sequence[tuple[int, int, int]],
     label_map: LabelMap | None,
     absent: Sequence[str] = (),
+    nodata: Color | None = None,
 ) -> None:
     """Describes a set in ``MetadataCatalog``.
 
@@ -133,6 +134,7 @@ def set_metadata(
         label_map: raw id, or colour, of the label files -> class index; None if they hold class
             indices.
         absent: classes that may have no pixel in the set; of others that is a fault.
+        nodata: RGB of the pixels of unlabelled images that show nothing.
     """
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes),
@@ -141,6 +143,7 @@ def set_metadata(
         evaluator_type="sem_seg",
         label_map=None if label_map is None else dict(label_map),
         absent=tuple(absent),
+        nodata=nodata,
     )
 
 
