@@ -110,7 +110,7 @@ def test_prediction_by_prototypes_picks_the_nearest_class(tiny_cfg):
     item = record()
     with torch.no_grad():
         scores = model.score(model.normalize([item]))
-        embeddings = model.forward_view(model.normalize([item])).embeddings
+        embeddings = model({"view": model.normalize([item])})["view"].embeddings
     points = embeddings.permute(0, 2, 3, 1).reshape(-1, 1, 16)
     distance = torch.stack([((points - mean[c]) ** 2).mean(-1).amin(1) for c in (0, 1, 3)])
     nearest = torch.tensor([0, 1, 3])[distance.argmin(0)]

@@ -193,12 +193,11 @@ def _classes_of_colors(
         return blue | green << 8 | red << 16
 
     pixels = code(*np.moveaxis(bgr.astype(np.int32), -1, 0))
-    table = np.full(2**24, -1, np.int16)
-    for (red, green, blue), index in label_map.items():
-        table[code(blue, green, red)] = index
-    classes = table[pixels]
-    if classes.min() < 0:
-        strangers, count = np.unique(pixels[classes < 0], return_counts=True)
+    known = sorted((code(blue, green, red), i) for (red, green, blue), i in label_map.items())
+    codes, classes = np.array(known, np.int32).T
+    place = np.searchsorted(codes, pixels).clip(max=len(codes) - 1)
+    strangers, count = np.unique(pixels[codes[place] != pixels], return_counts=True)
+    if len(strangers):
         shown = [[int(c >> 16), int(c >> 8 & 255), int(c & 255)] for c in strangers[:4]]
         raise BadFile(
             path,
@@ -206,4 +205,4 @@ def _classes_of_colors(
             f"{pixels.size} pixels, such as {shown}; expected the colours of classes or of ignore. "
             "Name them, or export the mask without smooth edges",
         )
-    return classes.astype(np.uint8)
+    return classes.astype(np.uint8)[place]

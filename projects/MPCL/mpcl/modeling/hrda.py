@@ -6,14 +6,14 @@ Legend: B images, C classes, (H, W) pixels.
 Source: Hoyer et al., HRDA (ECCV 2022), arXiv:2204.13132.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from ..structures import Detail, Outputs
+from ..structures import Box, Detail, Outputs
 from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
 from .inference import sliding_window
 from .scale_fusion import (
@@ -97,11 +97,25 @@ class HRDASegmentor(MPCLSegmentor):
         """The context: (B, 3, H/2, W/2)."""
         return context_image(images)
 
-    def forward_view(self, images: Tensor, embed: bool = True) -> Outputs:
-        features = self.encode(images)
+    def forward_views(self, views: Mapping[str, Tensor], embed: bool = True) -> dict[str, Outputs]:
+        """Contexts and details of all views pass the encoder together, where they have one size."""
+        sizes = [(images.shape[-2], images.shape[-1]) for images in views.values()]
+        boxes = [sample_detail_box(size, self.detail_size) for size in sizes]
+        contexts = [self.encoder_input(images) for images in views.values()]
+        details = [box.crop(images) for box, images in zip(boxes, views.values())]
+        features = self.encode_all([*contexts, *details])
+        by_view = zip(views, boxes, features[: len(views)], features[len(views) :])
+        return {name: self._fuse(*each, embed) for name, *each in by_view}
+
+    def _fuse(
+        self,
+        box: Box,
+        features: dict[str, Tensor],
+        detail_features: dict[str, Tensor],
+        embed: bool,
+    ) -> Outputs:
         context = self.forward_features(features, embed)
-        box = sample_detail_box((images.shape[-2], images.shape[-1]), self.detail_size)
-        detail = self.forward_features(self.backbone(box.crop(images)), embed)
+        detail = self.forward_features(detail_features, embed)
         attention = self.scale_attention(features)
         return Outputs(
             fuse_scales(context.logits, detail.logits, attention, box),

@@ -1,7 +1,7 @@
 """Meta-architecture: views in, logits and embeddings out in training; dataset dicts in, predictions
 out at test time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..losses.segmentation import segmentation_loss
 from ..structures import Outputs, View
@@ -56,6 +57,7 @@ class MPCLSegmentor(nn.Module):
         self.prototype_head = prototype_head
         shapes = backbone.output_shape()
         self.deepest_feature = max(shapes, key=lambda name: shapes[name].stride)
+        self.encoder_has_batch_norm = any(isinstance(m, _BatchNorm) for m in backbone.modules())
         self.inference = inference
         self.predict_by_prototypes = predict_by_prototypes
         self.ignore_value = ignore_value
@@ -93,14 +95,13 @@ class MPCLSegmentor(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor] | list[dict], embed: bool = True):
         """Three contracts, told apart by the input and the mode.
 
-        - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: Outputs}``. Views pass
-          one after the other, so that batch norm sees one domain at a time. ``embed`` False spares
-          the prototype head.
+        - ``{view name: normalised images (B, 3, H, W)}``: ``{view name: Outputs}``. ``embed`` False
+          spares the prototype head.
         - list of dataset dicts, training: detectron2's contract, ``{"loss_sem_seg": scalar}``.
         - list of dataset dicts, evaluation: ``[{"sem_seg": (C, height, width) logits}]``.
         """
         if isinstance(inputs, Mapping):
-            return {name: self.forward_view(images, embed) for name, images in inputs.items()}
+            return self.forward_views(inputs, embed)
         if self.training:
             return self.supervised_losses(inputs)
         return self.predict(inputs)
@@ -113,8 +114,31 @@ class MPCLSegmentor(nn.Module):
         """Encoder features of normalised images, by level."""
         return self.backbone(self.encoder_input(images))
 
-    def forward_view(self, images: Tensor, embed: bool = True) -> Outputs:
-        return self.forward_features(self.encode(images), embed)
+    def encode_all(self, inputs: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Encoder features of several batches, in one call for all of one size: a few large
+        operations in place of many small ones.
+
+        An encoder with batch norm of its own sees one batch after the other, so that it normalises
+        one domain at a time.
+        """
+        if self.encoder_has_batch_norm:
+            return [self.backbone(images) for images in inputs]
+        features: list[dict[str, Tensor]] = [{} for _ in inputs]
+        by_size: dict[torch.Size, list[int]] = {}
+        for index, images in enumerate(inputs):
+            by_size.setdefault(images.shape[1:], []).append(index)
+        for indices in by_size.values():
+            together = self.backbone(torch.cat([inputs[index] for index in indices]))
+            for level, maps in together.items():
+                parts = maps.split([len(inputs[index]) for index in indices])
+                for index, part in zip(indices, parts):
+                    features[index][level] = part
+        return features
+
+    def forward_views(self, views: Mapping[str, Tensor], embed: bool = True) -> dict[str, Outputs]:
+        """The heads have batch norm, and see one view after the other."""
+        features = self.encode_all([self.encoder_input(images) for images in views.values()])
+        return {name: self.forward_features(each, embed) for name, each in zip(views, features)}
 
     def forward_features(self, features: dict[str, Tensor], embed: bool = True) -> Outputs:
         """What the heads say about encoder features; the prototype head only if ``embed``."""
@@ -128,7 +152,7 @@ class MPCLSegmentor(nn.Module):
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
         labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
         view = View.of_source(self.normalize(batch), labels, self.ignore_value)
-        outputs = self.forward_view(view.images)
+        outputs = self.forward_views({"source": view.images})["source"]
         loss = segmentation_loss(outputs, view, self.ignore_value, self.detail_weight)
         return {"loss_sem_seg": loss}
 
