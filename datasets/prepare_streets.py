@@ -28,6 +28,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -248,6 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":  # not in the processes that draw, which need no mpcl
-    from mpcl.utils.cli import command_line
+    from mpcl.utils.cli import DEBUG, user_errors
 
-    command_line(main)()
+    with user_errors(Path(__file__).name, debug=DEBUG in sys.argv):
+        main()

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from benchmarks import backbone, evaluate, inference, loader, sinkhorn, step, timing
 
-from mpcl.utils.cli import add_debug_option, command_line
 from mpcl.utils.host_memory import keep_freed_memory
 
 COMMANDS = {
@@ -33,7 +32,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_debug_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         command = commands.add_parser(
@@ -49,7 +47,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@command_line
 def main(argv=None) -> None:
     args = parse_args(argv)
     if args.device == "cpu":

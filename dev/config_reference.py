@@ -11,8 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mpcl.utils.cli import add_debug_option, command_line
-
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "projects/MPCL/mpcl/config/keys.py"
 REFERENCE = ROOT / "docs/CONFIG.md"
@@ -82,11 +80,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
-@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     text = render(SOURCE.read_text())

@@ -30,7 +30,6 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
-from mpcl.utils.cli import add_debug_option, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "projects" / "MPCL" / "configs" / "mic_gauss.yaml"
@@ -87,7 +86,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "output" / "soak", help="default: output/soak"
     )
-    add_debug_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both runs")
     args = parser.parse_args(argv)
     if args.steps < 2 or not 0 <= args.nans < args.steps or not 0 <= args.corrupt <= IMAGES // 2:
@@ -316,7 +314,6 @@ def failures(args: argparse.Namespace, figures: dict) -> list[str]:
     return wrong
 
 
-@command_line
 def main(argv=None) -> int:
     args = parse_args(argv)
     get_cfg_from(str(args.config_file), args.opts)  # a mistake is better said here than by the runs

@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 from mpcl.evaluation.runs import read_experiments
 from mpcl.evaluation.tables import compare, report
-from mpcl.utils.cli import add_debug_option, command_line
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 CONFIGS = TOOLS.parent / "projects" / "MPCL" / "configs"
@@ -194,7 +193,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config keys of every run; with another --output: finished runs are not run again",
     )
-    add_debug_option(parser)
     args = parser.parse_args(argv)
     known = experiments(args.benchmark)
     if unknown := [name for name in args.only or () if name not in known]:
@@ -206,7 +204,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@command_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     starts, runs = plan(args)

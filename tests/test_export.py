@@ -11,8 +11,7 @@ import mpcl
 from mpcl.engine.evaluate import evaluate_checkpoint
 from mpcl.modeling import mit
 from mpcl.predict.export import FORMATS, export_network, save_slim
-from mpcl.predict.loading import load_run
-from mpcl.predict.predictor import load_network
+from mpcl.predict.loading import load_networks
 
 SIZE = (64, 96)
 TINY = ("MODEL.MIT.VARIANT", "tiny")
@@ -33,7 +32,7 @@ def test_slim_weights_evaluate_to_identical_numbers(tiny_cfg, tmp_path, method):
     )
     for student, task in ((False, "sem_seg"), (True, "sem_seg_student")):
         path = tmp_path / f"{task}.pth"
-        assert save_slim(load_network(run, student=student), path) > 176
+        assert save_slim(load_networks(run, student=student), path) > 176
         slim = evaluate_checkpoint(tiny_cfg(method, "MODEL.WEIGHTS", str(path)))
         assert set(slim) == {"sem_seg"}
         assert slim["sem_seg"] == pytest.approx(whole[task], abs=0, nan_ok=True)
@@ -42,12 +41,12 @@ def test_slim_weights_evaluate_to_identical_numbers(tiny_cfg, tmp_path, method):
 
 def test_a_slim_file_holds_one_network_its_config_and_nothing_of_this_machine(tiny_cfg, tmp_path):
     run = save_run(tiny_cfg("daformer_gauss"))
-    save_slim(load_network(run), tmp_path / "slim.pth")
+    save_slim(load_networks(run), tmp_path / "slim.pth")
     content = torch.load(tmp_path / "slim.pth", weights_only=True)
     assert set(content) == {"model", "config", "classes", "role"}
     assert content["role"] == "teacher"
     assert not any(name.startswith("prototype_head.") for name in content["model"])
-    teacher = load_run(run)[2].model.state_dict()
+    teacher = load_networks(run).teacher.model.state_dict()
     assert content["model"].keys() == teacher.keys()
     assert all(torch.equal(content["model"][name], tensor) for name, tensor in teacher.items())
     assert str(tmp_path) not in content["config"] and "tiny_" not in content["config"]
@@ -55,8 +54,8 @@ def test_a_slim_file_holds_one_network_its_config_and_nothing_of_this_machine(ti
 
 
 def test_a_slim_file_can_be_made_slim_again(tiny_cfg, tmp_path):
-    save_slim(load_network(save_run(tiny_cfg("daformer"))), tmp_path / "one.pth")
-    save_slim(load_network(tmp_path / "one.pth"), tmp_path / "two.pth")
+    save_slim(load_networks(save_run(tiny_cfg("daformer"))), tmp_path / "one.pth")
+    save_slim(load_networks(tmp_path / "one.pth"), tmp_path / "two.pth")
     image, _ = draw_scene(np.random.default_rng(0), "target")
     one, two = (mpcl.Predictor(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert one.role == two.role == "teacher"
@@ -86,7 +85,7 @@ def test_an_exported_network_computes_the_same_at_any_size(tiny_cfg, tmp_path, e
         pytest.skip("needs torch >= 2.6")
     run = save_run(tiny_cfg("daformer_gauss", *TINY))
     path = tmp_path / f"network{FORMATS[export_format]}"
-    exported = export_network(load_network(run), path, export_format, SIZE)
+    exported = export_network(load_networks(run), path, export_format, SIZE)
     assert exported.dynamic and len(exported.differences) == 2
     assert max(exported.differences.values()) < 1e-4
     network, predictor = RUNNERS[export_format](str(path)), mpcl.Predictor(run)
@@ -102,7 +101,7 @@ HRDA = (*TINY, "TEST.INFERENCE", "whole", "MODEL.HRDA.DETAIL_SIZE", (64, 64))
 
 def test_hrda_is_exported_at_one_size(tiny_cfg, tmp_path):
     run = save_run(tiny_cfg("hrda_gauss", *HRDA))
-    exported = export_network(load_network(run), tmp_path / "net.pt", "torchscript", (64, 72))
+    exported = export_network(load_networks(run), tmp_path / "net.pt", "torchscript", (64, 72))
     assert not exported.dynamic and list(exported.differences) == [(1, 3, 64, 72)]
     batch = images(64, 72)
     with torch.no_grad():
@@ -117,7 +116,7 @@ def test_onnxruntime_computes_the_same(tiny_cfg, tmp_path, method):
     pytest.importorskip("onnxscript")
     run = save_run(tiny_cfg(method, *HRDA))
     path = tmp_path / "network.onnx"
-    exported = export_network(load_network(run), path, "onnx", (64, 72))
+    exported = export_network(load_networks(run), path, "onnx", (64, 72))
     assert exported.dynamic == (method == "daformer")
     assert max(exported.differences.values()) < 1e-4
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -131,7 +130,7 @@ def test_onnxruntime_computes_the_same(tiny_cfg, tmp_path, method):
 
 def test_what_cannot_be_exported_is_refused(tiny_cfg, tmp_path):
     run = save_run(tiny_cfg("hrda_gauss"))
-    loaded = load_network(run)
+    loaded = load_networks(run)
     for options, message in (
         (("tflite", SIZE), "format is 'tflite'; expected one of torchscript, export, onnx"),
         (("export", (64, 90)), r"size is \(64, 90\); expected at least 64 .* multiples of 8"),
@@ -139,7 +138,7 @@ def test_what_cannot_be_exported_is_refused(tiny_cfg, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             export_network(loaded, tmp_path / "network", *options)
-    by_prototypes = load_network(run, opts=("TEST.OUTPUT", "prototypes"))
+    by_prototypes = load_networks(run, opts=("TEST.OUTPUT", "prototypes"))
     with pytest.raises(ValueError, match=r"TEST\.OUTPUT is prototypes"):
         save_slim(by_prototypes, tmp_path / "slim.pth")
     assert not (tmp_path / "slim.pth").exists()

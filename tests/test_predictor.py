@@ -12,8 +12,7 @@ from run_fixtures import save_run
 import mpcl
 from mpcl.data.mapper import TestMapper
 from mpcl.predict.export import save_slim
-from mpcl.predict.loading import load_run
-from mpcl.predict.predictor import load_network
+from mpcl.predict.loading import load_networks
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def evaluated(network, cfg, path) -> torch.Tensor:
 
 def test_logits_are_those_of_the_evaluation(run, tmp_path):
     Image.fromarray(scene(size=(50, 130))).save(tmp_path / "a.png")
-    cfg, student, teacher = load_run(run)
+    cfg, student, teacher, *_ = load_networks(run)
     for chosen, expected in ((False, teacher.eval()), (True, student.eval())):
         predictor = mpcl.Predictor(run, student=chosen)
         found = predictor(str(tmp_path / "a.png"))["sem_seg"]
@@ -125,8 +124,8 @@ def test_prototypes_predict_with_the_student_if_they_were_started(run, tiny_cfg,
 def test_sources_of_every_kind_load_the_same_network(run, tmp_path):
     expected = mpcl.Predictor(run)(scene())["sem_seg"]
     weights = run / "model_final.pth"
-    save_slim(load_network(run), tmp_path / "slim.pth")
-    cfg = load_run(run)[0]
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    cfg = load_networks(run).cfg
     cfg.MODEL.WEIGHTS = str(weights)
     for predictor in (
         mpcl.Predictor(cfg),
@@ -174,7 +173,7 @@ def test_bad_arguments_are_named(run, tmp_path):
 
 
 def test_the_config_in_a_weight_file_runs_no_code(run, tmp_path):
-    save_slim(load_network(run), tmp_path / "slim.pth")
+    save_slim(load_networks(run), tmp_path / "slim.pth")
     content = torch.load(tmp_path / "slim.pth", weights_only=True)
     trace = tmp_path / "trace"
     content["config"] += f"\nHARM: !!python/object/apply:os.mkdir ['{trace}']\n"

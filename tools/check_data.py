@@ -13,19 +13,13 @@ Data sets are found below $DETECTRON2_DATASETS (default: datasets); see datasets
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog
-
-from mpcl.data.sets.checking import check_dataset, summary
-from mpcl.data.sets.custom import register_from_yaml
-from mpcl.data.sets.registration import registered_names
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import command_line, make_parser
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="DATASET", help="registered names")
     parser.add_argument(
         "--file",
@@ -41,15 +35,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default=min(16, os.cpu_count() or 1),
         help="files to read side by side (default: %(default)s)",
     )
-    add_debug_option(parser)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(argv)
     if not (parsed.names or parsed.file or parsed.list):
         parser.error("name a data set, or give --file or --list")
     return parsed
 
 
 def check(name: str, num_workers: int) -> bool:
-    """Prints the report of one set; whether it is free of faults."""
+    """Prints the report of one set.
+
+    Returns: whether it is free of faults.
+    """
+    from detectron2.data import DatasetCatalog
+
+    from mpcl.data.sets.checking import check_dataset, summary
+
     if name not in DatasetCatalog:
         print(f"FAULT {name!r} is no registered data set; --list shows the names")
         return False
@@ -62,20 +62,22 @@ def check(name: str, num_workers: int) -> bool:
     return not report.faults
 
 
-@command_line
-def main(arguments: list[str] | None = None) -> int:
-    parsed = parse_arguments(arguments)
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> int:
+    from mpcl.data.sets.custom import register_from_yaml
+    from mpcl.data.sets.registration import registered_names
+
     own: list[str] = []
-    for file in parsed.file:
+    for file in args.file:
         try:
             own += register_from_yaml(file)
         except (FileNotFoundError, ValueError) as error:
             print(f"FAULT {error}")
             return 1
-    if parsed.list:
+    if args.list:
         print("\n".join(registered_names()))
         return 0
-    faultless = [check(name, parsed.workers) for name in parsed.names or own]
+    faultless = [check(name, args.workers) for name in args.names or own]
     return 0 if all(faultless) else 1
 
 

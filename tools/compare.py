@@ -12,18 +12,14 @@ share a column. What keeps runs from being comparable is said below the tables.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.evaluation.runs import read_experiments
-from mpcl.evaluation.tables import NETWORKS, compare, report, write_csv
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import command_line, make_parser
 
 
-@command_line
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     parser.add_argument(
         "--metric",
@@ -31,11 +27,17 @@ def main(argv=None) -> None:
         default=[],
         help="such as mIoU, mIoU-16, pACC, IoU-road; repeatable (default: all mean IoUs)",
     )
-    parser.add_argument("--network", choices=NETWORKS, help="default: both")
+    parser.add_argument("--network", choices=("teacher", "student"), help="default: both")
     parser.add_argument("--per-class", action="store_true", help="IoU of each class as well")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers there as well")
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
+    from mpcl.evaluation.runs import read_experiments
+    from mpcl.evaluation.tables import NETWORKS, compare, report, write_csv
+
     experiments = read_experiments(args.runs)
     networks = [args.network] if args.network else NETWORKS
     rows = compare(experiments, args.metric, networks, args.per_class)

@@ -22,15 +22,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.checkpoint.foreign import Foreign, convert_checkpoint
-from mpcl.checkpoint.weight_files import some
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import command_line, make_parser
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("src", help="file, Hugging Face folder, or package://NAME")
     parser.add_argument("dst", type=Path, help="the .pth file to write")
     parser.add_argument(
@@ -42,12 +38,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--timm", default="", metavar="NAME", help="the timm encoder of the file")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
-    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
-def report(foreign: Foreign) -> str:
-    """What matched, what is missing and what was left out."""
+def report(foreign) -> str:
+    """What of a :class:`mpcl.checkpoint.foreign.Foreign` matched, is missing and was left out."""
+    from mpcl.checkpoint.weight_files import some
+
     lines = [foreign.kind]
     for network, state in foreign.networks.items():
         lines.append(f"matched   {len(state)} tensors of the {network}, all of the expected shape")
@@ -57,9 +54,10 @@ def report(foreign: Foreign) -> str:
     return "\n".join([*lines, foreign.note] if foreign.note else lines)
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
+    from mpcl.checkpoint.foreign import convert_checkpoint
+
     if args.dst.exists() and not args.overwrite:
         raise ValueError(f"{args.dst} exists; name another file, or add --overwrite")
     foreign = convert_checkpoint(args.src, args.dst, part=args.part, timm_name=args.timm)

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import command_line, make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
@@ -41,10 +41,8 @@ ADAPTATION = [
 ]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE", help="YAML file of your own data")
     parser.add_argument(
         "--splits",
@@ -67,7 +65,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--keep-data", action="store_true", help="use Streets as it is, whatever its parameters"
     )
     parser.add_argument("--images", type=int, default=3, help="rows of the picture (default: 3)")
-    add_debug_option(parser)
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
@@ -218,10 +215,10 @@ def scores(folder: Path) -> dict[str, float | None]:
 
 
 def draw_predictions(folders: Sequence[Path], images: int, file: Path) -> None:
-    from mpcl.predict.predictor import load_network
+    from mpcl.predict.loading import load_networks
     from mpcl.visualization.comparison import comparison
 
-    loaded = {folder.name: load_network(folder) for folder in folders}
+    loaded = {folder.name: load_networks(folder) for folder in folders}
     networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
     comparison(networks, number=images).save(file)
 
@@ -237,9 +234,8 @@ def write_page(folders: Sequence[Path], images: int, file: Path) -> Path | str:
     return file
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
     if args.data:

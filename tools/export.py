@@ -20,20 +20,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.modeling.hrda import HRDASegmentor
-from mpcl.predict.arguments import add_network_arguments, network_arguments
-from mpcl.predict.export import FORMATS, export_network, save_slim
-from mpcl.predict.predictor import Loaded, load_network
-from mpcl.utils.cli import add_debug_option, command_line
-
-EXAMPLE = (256, 512)  # of networks of any size
+from command_line import add_network_arguments, command_line, make_parser, network_arguments
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--format", choices=list(FORMATS), required=True)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--format", required=True, help="slim, torchscript, export or onnx")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--size",
@@ -47,33 +39,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing OUTPUT")
     add_network_arguments(parser)
-    add_debug_option(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.network = network_arguments(parser, args)
+    return args
 
 
-def size_of(args: argparse.Namespace, loaded: Loaded) -> tuple[int, int]:
-    if args.size:
-        return (args.size[0], args.size[1])
-    multi_resolution = isinstance(loaded.network, HRDASegmentor)
-    return tuple(loaded.cfg.TEST.SLIDE.CROP) if multi_resolution else EXAMPLE
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> int:
+    from mpcl.predict.export import FORMATS, export_network, save_slim
+    from mpcl.predict.loading import load_networks
 
-
-@command_line
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    if args.format not in FORMATS:
+        raise ValueError(f"--format is {args.format}; expected one of {', '.join(FORMATS)}")
     if args.output.suffix != FORMATS[args.format]:
         raise ValueError(f"--output of {args.format} must end in {FORMATS[args.format]}")
     if args.output.exists() and not args.overwrite:
         raise ValueError(f"{args.output} exists; name another file, or add --overwrite")
-    loaded = load_network(**network_arguments(args))
+    networks = load_networks(**args.network)
     if args.format == "slim":
-        count = save_slim(loaded, args.output)
+        count = save_slim(networks, args.output)
         size = args.output.stat().st_size / 2**20
-        print(f"{args.output}: {loaded.role}, {count} tensors, {size:.1f} MiB")
+        print(f"{args.output}: {networks.role}, {count} tensors, {size:.1f} MiB")
         return 0
-    exported = export_network(loaded, args.output, args.format, size_of(args, loaded))
+    exported = export_network(networks, args.output, args.format, args.size)
     sizes = "any size from 64 pixels a side" if exported.dynamic else "this size and number only"
-    print(f"{args.output}: {loaded.role} as {args.format}, {sizes}")
+    print(f"{args.output}: {networks.role} as {args.format}, {sizes}")
     for shape, difference in exported.differences.items():
         print(f"  images {'x'.join(map(str, shape))}: largest difference {difference:.2e}")
     return int(max(exported.differences.values()) > args.tolerance)

@@ -19,35 +19,29 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.utils.cli import add_debug_option, command_line
-from mpcl.visualization.prototype_inspection import inspect, table
-from mpcl.visualization.prototype_pictures import distance_figure, gallery
-from mpcl.visualization.scenes import load
+from command_line import add_network_arguments, command_line, make_parser, network_arguments
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, help="output folder of a run")
-    parser.add_argument("--config-file", type=Path, help="with --weights, instead of a run")
-    parser.add_argument("--weights", type=Path, help="checkpoint (default: the run's newest)")
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--since", type=Path, nargs="+", default=[], help="earlier checkpoints")
     parser.add_argument("--images", type=int, default=20, help="of each domain (default: 20)")
     parser.add_argument("--patches", type=int, default=4, help="of each prototype (default: 4)")
     parser.add_argument("--output", type=Path, help="folder (default: RUN/prototypes)")
-    add_debug_option(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    return parser.parse_args(argv)
+    add_network_arguments(parser, student=False)
+    args = parser.parse_args(argv)
+    args.network = network_arguments(parser, args)
+    return args
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    if bool(args.run) == bool(args.config_file):
-        raise ValueError("name a network: --run FOLDER, or --config-file FILE with --weights FILE")
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.prototype_inspection import inspect, table
+    from mpcl.visualization.prototype_pictures import distance_figure, gallery
+
     since = args.since or (sorted(args.run.glob("model_[0-9]*.pth")) if args.run else [])
-    networks = load(args.run or args.config_file, args.weights or "", args.opts)
+    networks = load_networks(**args.network)
     inspection = inspect(
         networks, number=args.images, patches=args.patches, weights=since, folder=args.run
     )

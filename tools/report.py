@@ -15,16 +15,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpcl.evaluation.runs import find_runs
-from mpcl.utils.cli import add_debug_option, command_line
-from mpcl.visualization.report.page import write_report
+from command_line import command_line, make_parser
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("runs", metavar="OUTPUT_DIR", type=Path, nargs="+")
     parser.add_argument(
         "--output", type=Path, help="file to write (default: report.html in the first OUTPUT_DIR)"
@@ -32,8 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=6, help="predicted (default: 6; 0: none)")
     parser.add_argument("--patches", type=int, default=3, help="of each prototype (default: 3)")
     parser.add_argument("--width", type=int, default=512, help="of pictures, at most (pixels)")
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
+    from mpcl.evaluation.runs import find_runs
+    from mpcl.visualization.report.page import write_report
+
     output = args.output or args.runs[0] / "report.html"
     notes = write_report(
         find_runs(args.runs), output, images=args.images, patches=args.patches, width=args.width

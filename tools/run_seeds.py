@@ -11,30 +11,23 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-import yaml
-
-from mpcl.config import get_cfg_from
-from mpcl.evaluation.runs import differences, read_experiments, read_run
-from mpcl.evaluation.tables import compare, report
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import command_line, make_parser
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--seeds", nargs="+", required=True, help="whole numbers")
     parser.add_argument(
         "--output", type=Path, help="folder of the seeds (default: OUTPUT_DIR of the config)"
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run (default: 1)")
-    add_debug_option(parser)
     # REMAINDER: values such as -1 are the config's, not ours.
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args(argv)
@@ -53,6 +46,10 @@ def is_finished(folder: Path, cfg) -> bool:
 
     Says on the terminal if it was trained under other settings.
     """
+    import yaml
+
+    from mpcl.evaluation.runs import differences, read_run
+
     if not (folder / "model_final.pth").is_file() or not (folder / "config.yaml").is_file():
         return False
     run = read_run(folder, cfg.SOLVER.MAX_ITER)
@@ -71,9 +68,12 @@ def command(args: argparse.Namespace, seed: int, folder: Path) -> list[str]:
     return [*start, "--num-gpus", str(args.num_gpus), *args.opts, *own]
 
 
-@command_line
-def main(argv=None) -> int:
-    args = parse_args(argv)
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> int:
+    from mpcl.config import get_cfg_from
+    from mpcl.evaluation.runs import read_experiments
+    from mpcl.evaluation.tables import compare, report
+
     cfg = get_cfg_from(args.config_file, args.opts)
     output = args.output or Path(cfg.OUTPUT_DIR)
     for seed in args.seeds:

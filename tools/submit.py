@@ -23,64 +23,54 @@ give them with --names, for instance "{frame}_gt_labelTrainIds.png".
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-from mpcl.config import get_cfg_from
-from mpcl.predict.loading import load_networks, load_run
-from mpcl.predict.submission import NAMES, check_submission, folders_of, frames_of, write_submission
-from mpcl.utils.cli import add_debug_option, command_line
+from command_line import add_network_arguments, command_line, make_parser, network_arguments
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="output folder of a run; its newest checkpoint")
-    what.add_argument("--config-file", help="with --weights, instead of a run")
-    what.add_argument("--check", type=Path, metavar="ZIP", help="check this package and stop")
-    parser.add_argument("--weights", help="checkpoint for --config-file")
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--check", type=Path, metavar="ZIP", help="check this package and stop")
     parser.add_argument(
         "--dataset",
         required=True,
         help="acdc_images_test, acdc_{fog,night,rain,snow}_images_test or dark_zurich_images_test",
     )
     parser.add_argument("--output", type=Path, help="zip to write (default: <dataset>.zip)")
-    parser.add_argument(
-        "--student", action="store_true", help="predict with the student (default: the teacher)"
-    )
-    parser.add_argument("--names", default=NAMES, help="of the files (default: %(default)s)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="of the config")
-    add_debug_option(parser)
+    parser.add_argument("--names", help="of the files (default: {folder}/{frame}_rgb_anon.png)")
+    add_network_arguments(parser)
     args = parser.parse_args(argv)
-    if (args.config_file is None) != (args.weights is None):
-        parser.error("--config-file and --weights go together")
+    if not args.check:
+        args.network = network_arguments(parser, args)
+    elif args.run or args.config_file or args.weights:
+        parser.error("--check looks at a package that is there, and takes no network")
     return args
 
 
-def load(args: argparse.Namespace):
-    """(config, network) of the run or checkpoint."""
-    if args.run is not None:
-        cfg, student, teacher = load_run(args.run, args.opts)
-    else:
-        cfg = get_cfg_from(args.config_file, [*args.opts, "MODEL.WEIGHTS", args.weights])
-        student, teacher = load_networks(cfg)
-    return cfg, student if args.student or teacher is None else teacher
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> int:
+    from detectron2.utils.logger import setup_logger
 
+    from mpcl.predict.loading import load_networks
+    from mpcl.predict.submission import (
+        NAMES,
+        check_submission,
+        folders_of,
+        frames_of,
+        write_submission,
+    )
 
-@command_line
-def main(argv=None) -> int:
-    args = parse_args(argv)
     package = args.check or args.output or Path(f"{args.dataset}.zip")
     folders = ", ".join(folders_of(args.dataset))
     number = f"{len(frames_of(args.dataset))} images, {folders}"
-    if args.check is not None:
+    if args.check:
         faults = check_submission(package, args.dataset)
     else:
         setup_logger(name="mpcl")
-        faults = write_submission(package, *load(args), args.dataset, args.names)
+        networks = load_networks(**args.network)
+        names = args.names or NAMES
+        faults = write_submission(package, networks.cfg, networks.network, args.dataset, names)
     print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
     print(f"{package}: {args.dataset}, {number}: {len(faults) or 'no'} faults")
     return int(bool(faults))

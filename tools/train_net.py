@@ -18,6 +18,7 @@ import sys
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from mpcl.engine.build import precision_in_words
 
 from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.config import get_cfg_from
@@ -65,7 +66,9 @@ def main(args):
             trainer.resume_or_load(resume=args.resume)
     with user_errors("train_net.py", args.debug):  # such as a bad file, which one process meets
         try:
-            return evaluate_models(cfg, *networks) if args.eval_only else trainer.train()
+            if args.eval_only:
+                return evaluate_models(cfg, networks.student, networks.teacher)
+            return trainer.train()
         except Diverged as error:
             raise SystemExit(EXIT_DIVERGED) from error  # the trainer has logged it
 

@@ -19,44 +19,46 @@ features needs pip install -e '.[report]'.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
-from PIL import Image
-
-from mpcl.config import get_cfg_from
-from mpcl.evaluation.runs import read_experiments, shortest_names
-from mpcl.predict.predictor import load_network
-from mpcl.utils.cli import add_debug_option, command_line
-from mpcl.visualization.activations import activation_figure
-from mpcl.visualization.comparison import comparison
-from mpcl.visualization.feature_map import METHODS, feature_figure
-from mpcl.visualization.rare_classes import frequencies, rare_class_figure
-from mpcl.visualization.scenes import Networks, first_test_set, load
-from mpcl.visualization.score_curves import score_figure
-from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
+from command_line import add_network_arguments, command_line, make_parser, network_arguments
 
 
-def compare(args: argparse.Namespace) -> Image.Image:
+def compare(args: argparse.Namespace) -> Any:
+    from mpcl.evaluation.runs import shortest_names
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.comparison import comparison
+
     opts = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
     names = shortest_names(args.runs)
-    loaded = {name: load_network(run, opts=opts) for name, run in zip(names, args.runs)}
+    loaded = {name: load_networks(run, opts=opts) for name, run in zip(names, args.runs)}
     networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
     return comparison(networks, number=args.images, errors=args.errors, width=args.width)
 
 
-def curves(args: argparse.Namespace) -> Figure:
+def curves(args: argparse.Namespace) -> Any:
+    from mpcl.evaluation.runs import read_experiments
+    from mpcl.visualization.score_curves import score_figure
+
     return score_figure(read_experiments(args.runs), args.network, args.metric)
 
 
-def activations(args: argparse.Namespace) -> Image.Image:
-    networks = networks_of(args)
+def activations(args: argparse.Namespace) -> Any:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.activations import activation_figure
+    from mpcl.visualization.scenes import first_test_set
+
+    networks = load_networks(**args.networks)
     dataset = args.dataset or first_test_set(networks.cfg)
     return activation_figure(networks, dataset, args.class_name, number=args.images)
 
 
-def features(args: argparse.Namespace) -> Figure:
+def features(args: argparse.Namespace) -> Any:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.feature_map import feature_figure
+
     return feature_figure(
-        networks_of(args),
+        load_networks(**args.networks),
         method=args.method,
         classes=args.classes,
         number=args.images,
@@ -64,12 +66,18 @@ def features(args: argparse.Namespace) -> Figure:
     )
 
 
-def class_mix(args: argparse.Namespace) -> Image.Image:
-    return class_mix_figure(networks_of(args), number=args.images)
+def class_mix(args: argparse.Namespace) -> Any:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.training_views import class_mix_figure
+
+    return class_mix_figure(load_networks(**args.networks), number=args.images)
 
 
-def pseudo_labels(args: argparse.Namespace) -> Image.Image:
-    figure, quality = pseudo_label_figure(networks_of(args), number=args.images)
+def pseudo_labels(args: argparse.Namespace) -> Any:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.training_views import pseudo_label_figure
+
+    figure, quality = pseudo_label_figure(load_networks(**args.networks), number=args.images)
     if quality is not None:
         print(f"Right: {quality.right:.1%} of all pseudo-labels", end="")
         if quality.confident_right is None:
@@ -81,25 +89,16 @@ def pseudo_labels(args: argparse.Namespace) -> Image.Image:
     return figure
 
 
-def rare_classes(args: argparse.Namespace) -> Figure:
-    file = args.config_file or (args.run / "config.yaml" if args.run else None)
-    if file is None:
-        raise ValueError("name a config: --run FOLDER, or --config-file FILE")
-    cfg = get_cfg_from(str(file), args.opts)
+def rare_classes(args: argparse.Namespace) -> Any:
+    from mpcl.config import get_cfg_from
+    from mpcl.visualization.rare_classes import frequencies, rare_class_figure
+
+    cfg = get_cfg_from(str(args.config_file or args.run / "config.yaml"), args.opts)
     return rare_class_figure(cfg, frequencies(cfg))
 
 
-def networks_of(args: argparse.Namespace) -> Networks:
-    if bool(args.run) == bool(args.config_file):
-        raise ValueError("name a network: --run FOLDER, or --config-file FILE with --weights FILE")
-    return load(args.run or args.config_file, args.weights or "", args.opts)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_debug_option(parser)
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="figure", required=True)
 
     def add(figure, images: int, text: str) -> argparse.ArgumentParser:
@@ -110,10 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if images:
             command.add_argument("--images", type=int, default=images, help="default: %(default)s")
         if figure not in (compare, curves):
-            command.add_argument("--run", type=Path, help="output folder of a run")
-            command.add_argument("--config-file", type=Path, help="instead of a run")
-            command.add_argument("--weights", type=Path, help="checkpoint (default: the newest)")
-            command.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+            add_network_arguments(command, student=False)
         return command
 
     command = add(compare, 3, "predictions of several runs, ground truth and errors")
@@ -129,7 +125,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--class-name", required=True, help="such as car")
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
     command = add(features, 16, "pixel features of both domains with the prototypes, in the plane")
-    command.add_argument("--method", choices=METHODS, default="tsne")
+    command.add_argument("--method", default="tsne", help="tsne or pca (default: tsne)")
     command.add_argument(
         "--classes", nargs="+", default=[], help="default: the 8 most frequent with prototypes"
     )
@@ -137,15 +133,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(class_mix, 4, "samples as self-training makes them")
     add(pseudo_labels, 4, "the teacher's labels of target images and their confidence")
     add(rare_classes, 0, "how often each class is there, and is drawn")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.make is rare_classes and not (args.run or args.config_file):
+        parser.error("name a config: --run FOLDER, or --config-file FILE")
+    if args.make not in (compare, curves):
+        args.networks = network_arguments(parser, args)
+    return args
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    picture = args.make(args)
-    if isinstance(picture, Figure):
+    picture = args.make(args)  # matplotlib's or Pillow's
+    if hasattr(picture, "savefig"):
         picture.savefig(args.output, dpi=130)
     else:
         picture.save(args.output)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.evaluate import evaluate_checkpoint
 from mpcl.evaluation.runs import differences, read_run
-from mpcl.predict.loading import load_run
+from mpcl.predict.loading import load_networks
 
 SUBSETS = [["3", ["ground", "hedge", "sky"]], ["1", ["box"]]]
 SHORT = (*SMALLEST, "SOLVER.MAX_ITER", 2, "VIS_PERIOD", 0, "TEST.CLASS_SUBSETS", SUBSETS)
@@ -92,7 +92,7 @@ def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
             )
         # Subsets keep their order through the file, so the headline stays the headline.
         assert [name for name, _ in run.config["TEST"]["CLASS_SUBSETS"]] == ["3", "1"]
-        loaded, _, teacher = load_run(Path(cfg.OUTPUT_DIR))
+        loaded, _, teacher, *_ = load_networks(Path(cfg.OUTPUT_DIR))
         assert differences(yaml.safe_load(loaded.dump()), yaml.safe_load(cfg.dump())) == {}
         assert loaded.OUTPUT_DIR == cfg.OUTPUT_DIR and (teacher is None) == (len(networks) == 1)
 

@@ -14,7 +14,7 @@ from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
 from mpcl.engine import AdaptationTrainer
 from mpcl.evaluation.run_record import git_state, read_sessions, record_session
-from mpcl.utils.colors import predict
+from mpcl.predict.predictor import predict
 
 CONFIG = str(CONFIGS / "streets" / "daformer.yaml")
 
@@ -82,7 +82,7 @@ def test_each_evaluation_leaves_the_confusion_matrix_of_its_network(tiny_cfg):
     for role, network in (("teacher", trainer.teacher), ("student", trainer.student)):
         file = Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], f"confusion_{role}.json")
         content = json.loads(file.read_text())
-        predicted = np.stack([predict(network, batch[0]).numpy() for batch in loader])
+        predicted = np.stack([predict(network, batch[0]) for batch in loader])
         expected = confusion_matrix(
             truth[truth < 255], predicted[truth < 255], labels=range(len(content["classes"]))
         )

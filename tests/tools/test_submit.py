@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from mpcl.engine import AdaptationTrainer
-from mpcl.predict.loading import load_run
+from mpcl.predict.loading import load_networks
+from mpcl.predict.predictor import predict
 from mpcl.predict.submission import check_submission, folders_of, frames_of, write_submission
-from mpcl.utils.colors import predict
 
 SIZES = {"fog": (80, 48), "night": (80, 48), "rain": (64, 48), "snow": (80, 64)}  # width, height
 
@@ -96,7 +96,7 @@ def test_package_holds_the_teachers_train_ids_at_native_size(
     assert tool.main(arguments) == 0
     assert f"{images} images" in capsys.readouterr().out
     assert not list(package.parent.glob("*.partial"))
-    _, _, teacher = load_run(run_folder)
+    teacher = load_networks(run_folder).teacher
     with zipfile.ZipFile(package) as archive:
         names = archive.namelist()
         assert {name.split("/")[0] for name in names} == folders
@@ -111,7 +111,7 @@ def test_package_holds_the_teachers_train_ids_at_native_size(
             if found.shape == (64, 80):  # fed as it is: neither resized nor scaled down
                 tensor = torch.from_numpy(image).permute(2, 0, 1)
                 record = {"image": tensor, "height": 64, "width": 80}
-                assert (found == predict(teacher, record).numpy()).mean() > 0.99
+                assert (found == predict(teacher, record)).mean() > 0.99
             if "confidence" in folders:
                 invalid = archive.read(f"labelTrainIds_invalid/{frame}_rgb_anon.png")
                 np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(invalid))), found)
@@ -207,7 +207,7 @@ def test_dark_zurich_needs_its_three_folders(trees):
 def test_an_interrupt_leaves_the_earlier_package_as_it_was(run_folder, trees):
     package = trees / "p.zip"
     package.write_bytes(b"the earlier one")
-    cfg, _, teacher = load_run(run_folder)
+    cfg, _, teacher, *_ = load_networks(run_folder)
     images = []
 
     def interrupt(module, inputs):

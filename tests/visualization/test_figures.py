@@ -13,13 +13,14 @@ from PIL import Image
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.evaluation.runs import read_experiments
+from mpcl.predict.loading import load_networks
 from mpcl.self_training.pseudo_label import PseudoLabels
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
-from mpcl.visualization.scenes import embed, evenly_spaced, load, load_scenes
+from mpcl.visualization.scenes import embed, evenly_spaced, load_scenes
 from mpcl.visualization.score_curves import score_curve, score_figure
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
@@ -28,7 +29,7 @@ NO_TEST = ["DATASETS.TEST", "()"]
 
 @pytest.fixture
 def gauss(trained_runs):
-    return load(trained_runs["daformer_gauss"])
+    return load_networks(trained_runs["daformer_gauss"])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_checkpoints_of_a_run_are_compared_on_a_named_set(trained_runs, tmp_path
     visualize.main(["compare", *words, "--images", "1", "--output", str(file)])
     picture = np.asarray(Image.open(file))
     assert picture.shape[1] == 4 * 96 + 3 * 4
-    source = np.asarray(Image.open(load_scenes(load(run).cfg, "tiny_source", 1)[0].file))
+    source = np.asarray(Image.open(load_scenes(load_networks(run).cfg, "tiny_source", 1)[0].file))
     assert np.array_equal(picture[20 : 20 + 64, :96], source)
 
 
@@ -265,7 +266,7 @@ def test_class_mix_shows_the_first_crops_of_the_run_and_their_margins(
 ):
     opts = ["SELF_TRAINING.IGNORE_MARGINS", margins, "SELF_TRAINING.IGNORE_TOP", 0.0]
     opts += ["SELF_TRAINING.IGNORE_BOTTOM", 0.0]
-    networks = load(trained_runs["daformer_gauss"], opts=opts)
+    networks = load_networks(trained_runs["daformer_gauss"], opts=opts)
     seen = []
     label = PseudoLabels.__call__
 

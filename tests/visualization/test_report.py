@@ -14,14 +14,15 @@ import yaml
 from detectron2.data import MetadataCatalog
 
 from mpcl.evaluation.runs import find_runs
-from mpcl.utils.colors import predict
+from mpcl.predict.loading import load_networks
+from mpcl.predict.predictor import predict
 from mpcl.visualization.report import page as page_module
 from mpcl.visualization.report.contents import read_contents, settings_that_differ
 from mpcl.visualization.report.curves import MOST_POINTS, quality_charts, thin_out, training_charts
 from mpcl.visualization.report.page import write_report
 from mpcl.visualization.report.samples import run_lengths, samples
 from mpcl.visualization.report.tables import duration, summary
-from mpcl.visualization.scenes import load, load_scenes
+from mpcl.visualization.scenes import load_scenes
 
 
 class Page(HTMLParser):
@@ -85,11 +86,11 @@ def test_samples_hold_truth_and_predictions_pixel_by_pixel(page, trained_runs):
     shown = page.data["samples"]
     assert len(shown["images"]) == 3
     for index, folder in enumerate(trained_runs.values()):
-        networks = load(folder)
+        networks = load_networks(folder)
         for image, scene in zip(shown["images"], load_scenes(networks.cfg, "tiny_val", 3)):
             size = image["height"], image["width"]
             assert np.array_equal(decode(image["truth"], size), scene.truth)
-            predicted = predict(networks.predictor, scene.record).numpy()
+            predicted = predict(networks.network, scene.record)
             (own,) = (p for p in image["predictions"] if p["run"] == index)
             assert np.array_equal(decode(own["ids"], size), predicted)
             known = scene.truth != 255
@@ -98,12 +99,12 @@ def test_samples_hold_truth_and_predictions_pixel_by_pixel(page, trained_runs):
 
 
 def test_each_run_is_shown_the_size_of_its_own_config(trained_runs):
-    networks = load(trained_runs["source_only"])
+    networks = load_networks(trained_runs["source_only"])
     cfg = networks.cfg.clone()
     cfg.defrost()
     cfg.INPUT.TARGET_SIZE = (48, 32)
     shown = []
-    hook = networks.predictor.register_forward_pre_hook(
+    hook = networks.network.register_forward_pre_hook(
         lambda module, inputs: shown.append(tuple(inputs[0][0]["image"].shape[1:]))
     )
     samples({0: networks, 1: networks._replace(cfg=cfg)}, number=1, width=96)

@@ -4,8 +4,13 @@ detectron2.
 Importing the package registers its data sets, backbone, heads and meta-architecture.
 """
 
-from . import data, modeling
-from .config import add_mpcl_config, get_cfg_from
-from .predict.predictor import Predictor
+import warnings
+
+# fvcore and detectron2 call it while they are imported, where no user can change anything.
+warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+
+from . import data, modeling  # noqa: E402
+from .config import add_mpcl_config, get_cfg_from  # noqa: E402
+from .predict.predictor import Predictor  # noqa: E402
 
 __all__ = ["Predictor", "add_mpcl_config", "data", "get_cfg_from", "modeling"]

@@ -8,18 +8,21 @@ from colours says so.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from .decoding import BadFile, Size, check_mode, opened, orientation, raw_mode, to_bgr
 
 IGNORE_LABEL = 255
 """Class index of pixels that take no part in losses and scores, in every data set."""
+
+IGNORED_COLOR = (0, 0, 0)
 
 Color = tuple[int, int, int]
 LabelMap = Mapping[int, int] | Mapping[Color, int]
@@ -184,6 +187,15 @@ def _read_ids(
         ids = np.array(image, dtype=np.uint8)
         _check_upright(path, image)
         return ids, bytes(image.getpalette("RGB")) if image.mode == "P" else None
+
+
+def colorize(
+    label: Tensor | NDArray[np.integer], colors: Sequence[Sequence[int]]
+) -> NDArray[np.uint8]:
+    """(H, W) class ids to an (H, W, 3) uint8 RGB picture; ids without a colour are black."""
+    palette = np.array([*map(tuple, colors), IGNORED_COLOR], np.uint8)
+    ids = label.cpu().numpy() if isinstance(label, Tensor) else label
+    return palette[np.minimum(ids, len(colors))]
 
 
 def _classes_of_colors(

@@ -81,4 +81,5 @@ def evaluate_network(
 
 def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
     """``--eval-only``: evaluates what a checkpoint holds; see :func:`load_networks`."""
-    return evaluate_models(cfg, *load_networks(cfg, resume))
+    networks = load_networks(cfg, resume=resume)
+    return evaluate_models(cfg, networks.student, networks.teacher)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 
-from ..utils.colors import colorize, denormalize
+from ..data.labels import colorize
 
 
 class TrainingPictures(HookBase):
@@ -29,14 +29,14 @@ class TrainingPictures(HookBase):
         """(H, W, 3) uint8 RGB pictures by name."""
         step, student = self.trainer.last_step, self.trainer.student
         pictures = {
-            "source/image": denormalize(student, step.source.images[0]),
+            "source/image": student.denormalize(step.source.images[0]),
             "source/label": colorize(step.source.label[0], self.colors),
         }
         if step.mixed is not None:
             pictures |= {
-                "target/image": denormalize(student, step.target.images[0]),
+                "target/image": student.denormalize(step.target.images[0]),
                 "target/pseudo_label": colorize(step.target.label[0], self.colors),
-                "mixed/image": denormalize(student, step.mixed.images[0]),
+                "mixed/image": student.denormalize(step.mixed.images[0]),
                 "mixed/label": colorize(step.mixed.label[0], self.colors),
             }
         for name, outputs in step.outputs.items():

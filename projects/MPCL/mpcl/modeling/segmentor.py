@@ -4,6 +4,7 @@ out at test time."""
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -195,6 +196,11 @@ class MPCLSegmentor(nn.Module):
         # One by one: a loader's images are pinned, a stack of them is not, and would be waited for.
         images = [record["image"].to(self.device, non_blocking=True) for record in batch]
         return (torch.stack(images).float() - self.pixel_mean) / self.pixel_std
+
+    def denormalize(self, image: Tensor) -> np.ndarray:
+        """A normalised image (3, H, W) as an (H, W, 3) uint8 RGB picture."""
+        pixels = (image * self.pixel_std + self.pixel_mean).clamp(0, 255).byte()
+        return pixels.permute(1, 2, 0).cpu().numpy()
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

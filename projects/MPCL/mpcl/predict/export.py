@@ -9,7 +9,7 @@ it, remain the caller's.
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..checkpoint.foreign import write_checkpoint
 from ..modeling.hrda import HRDASegmentor
 from ..modeling.segmentor import MPCLSegmentor
-from .predictor import SLIM_CLASSES, SLIM_CONFIG, SLIM_ROLE, Loaded
+from .loading import SLIM_CLASSES, SLIM_CONFIG, SLIM_ROLE, Networks
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ FORMATS = {"slim": ".pth", "torchscript": ".pt", "export": ".pt2", "onnx": ".onn
 
 MIN_SIDE = 64  # pixels; below it a level of the encoder has a single row, which is a special case
 _OPSET = 18
+_EXAMPLE = (256, 512)  # height and width
 _PROTOTYPES = "prototype_head."
 
 # What the config of a slim file must not depend on: data, other files, and training.
@@ -66,7 +67,7 @@ class ImageNetwork(nn.Module):
         return F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def save_slim(loaded: Loaded, path: str | Path) -> int:
+def save_slim(networks: Networks, path: str | Path) -> int:
     """Writes one network without prototypes, optimizer and the other network.
 
     The file is a checkpoint like any other (MODEL.WEIGHTS), and holds the config and the classes,
@@ -75,26 +76,29 @@ def save_slim(loaded: Loaded, path: str | Path) -> int:
     Returns: the number of tensors.
     Raises: ValueError: the config predicts by prototypes, which would not be in the file.
     """
-    _refuse_prototypes(loaded)
-    cfg = loaded.cfg.clone()
+    _refuse_prototypes(networks)
+    cfg = networks.cfg.clone()
     cfg.defrost()
     cfg.merge_from_list([word for pair in _PREDICTION_ONLY.items() for word in pair])
     state = {
         name: tensor.detach().cpu().clone()
-        for name, tensor in loaded.network.state_dict().items()
+        for name, tensor in networks.network.state_dict().items()
         if not name.startswith(_PROTOTYPES)
     }
     classes = {
-        "names": list(loaded.metadata.stuff_classes),
-        "colors": [list(map(int, color)) for color in loaded.metadata.stuff_colors],
+        "names": list(networks.metadata.stuff_classes),
+        "colors": [list(map(int, color)) for color in networks.metadata.stuff_colors],
     }
-    config = {SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, SLIM_ROLE: loaded.role}
+    config = {SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, SLIM_ROLE: networks.role}
     write_checkpoint({"model": state, **config}, path)
     return len(state)
 
 
 def export_network(
-    loaded: Loaded, path: str | Path, export_format: str, size: tuple[int, int]
+    networks: Networks,
+    path: str | Path,
+    export_format: str,
+    size: Sequence[int] | None = None,
 ) -> Exported:
     """Writes the network in another format, reads it back, and compares it with the eager one.
 
@@ -103,7 +107,8 @@ def export_network(
 
     Args:
         export_format: ``torchscript``, ``export`` or ``onnx``.
-        size: (H, W) of the example, at least 64 a side; of HRDA multiples of 8.
+        size: (H, W) of the example, at least 64 a side; of HRDA multiples of 8. None stands for
+            HRDA's test window, and for 256x512 of other networks.
 
     Raises:
         ImportError: ONNX without the packages of the extra ``export``.
@@ -112,17 +117,20 @@ def export_network(
     writers = {"torchscript": _torchscript, "export": _export, "onnx": _onnx}
     if export_format not in writers:
         raise ValueError(f"format is {export_format!r}; expected one of {', '.join(writers)}")
-    _refuse_prototypes(loaded)
-    divisor = loaded.network.size_divisor
+    _refuse_prototypes(networks)
+    multi_resolution = isinstance(networks.network, HRDASegmentor)
+    height, width = size or (networks.cfg.TEST.SLIDE.CROP if multi_resolution else _EXAMPLE)
+    size = (height, width)
+    divisor = networks.network.size_divisor
     if min(size) < MIN_SIDE or any(side % divisor for side in size):
         raise ValueError(
             f"size is {size}; expected at least {MIN_SIDE} a side, in multiples of {divisor}"
         )
-    network = ImageNetwork(loaded.network.cpu()).eval()
+    network = ImageNetwork(networks.network.cpu()).eval()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = writers[export_format]
-    if not isinstance(loaded.network, HRDASegmentor):
+    if not multi_resolution:
         shapes = [(2, 3, *size), (1, 3, size[0] + 24, size[1] + 41)]  # the second divides by no 2
         try:
             run = write(network, _example(shapes[0]), path, True)
@@ -201,8 +209,8 @@ def _differences(
     return differences
 
 
-def _refuse_prototypes(loaded: Loaded) -> None:
-    if loaded.cfg.TEST.OUTPUT == "prototypes":
+def _refuse_prototypes(networks: Networks) -> None:
+    if networks.cfg.TEST.OUTPUT == "prototypes":
         raise ValueError("TEST.OUTPUT is prototypes; exported is the classifier: leave it out")
 
 

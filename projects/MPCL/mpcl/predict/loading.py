@@ -1,26 +1,126 @@
-"""Networks of a checkpoint, without touching training data."""
+"""The networks of a checkpoint, from wherever they come, without touching training data."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.training import TrainingCheckpointer
-from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
+from ..checkpoint.weight_files import read, refuse_nothing, refuse_random_layers
 from ..config import get_cfg_from
+from ..data.labels import IGNORE_LABEL
+from ..data.sets.custom import distinct_colors
+from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
 from ..self_training.teacher import EMATeacher
 
+Source = CfgNode | str | os.PathLike[str]
+SLIM_CONFIG, SLIM_CLASSES, SLIM_ROLE = "config", "classes", "role"
+"""What a slim file (tools/export.py) holds beside its "model"."""
 
-def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | None]:
-    """Student and teacher of a checkpoint, without touching training data.
+
+class Networks(NamedTuple):
+    """The networks of a checkpoint in evaluation mode, without gradients.
+
+    Attributes:
+        student: or whichever network the checkpoint's "model" is.
+        teacher: None where the checkpoint holds none.
+        metadata: ``stuff_classes`` and ``stuff_colors`` of the network's classes.
+        prefers_student: the student was asked for.
+        role_of_model: what the checkpoint's "model" is; a slim file may hold a teacher alone.
+    """
+
+    cfg: CfgNode
+    student: nn.Module
+    teacher: EMATeacher | None
+    metadata: Metadata
+    prefers_student: bool = False
+    role_of_model: str = "student"
+
+    @property
+    def predicts_by_teacher(self) -> bool:
+        """The teacher predicts where there is one, but prototypes belong to the student."""
+        by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
+        return not (self.prefers_student or self.teacher is None or by_prototypes)
+
+    @property
+    def role(self) -> str:
+        """``"teacher"`` or ``"student"``: which network predicts."""
+        return "teacher" if self.predicts_by_teacher else self.role_of_model
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts.
+
+        Raises: ValueError: prototypes are to predict that were never started.
+        """
+        if self.predicts_by_teacher:
+            assert self.teacher is not None
+            return self.teacher.model
+        by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
+        if by_prototypes and not self.student.prototype_head.prototypes.started.any():
+            raise ValueError(
+                "TEST.OUTPUT prototypes: the checkpoint was saved before its prototypes started "
+                f"(PROTOTYPES.INIT.ITER {self.cfg.PROTOTYPES.INIT.ITER}), or they were left out "
+                "of it"
+            )
+        return self.student
+
+
+def load_networks(
+    source: Source,
+    weights: str | os.PathLike[str] = "",
+    *,
+    opts: Sequence[Any] = (),
+    student: bool = False,
+    resume: bool = False,
+) -> Networks:
+    """The networks of a run, of a config with weights, or of a weight file.
 
     Args:
-        resume: the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
+        source: a config; a config file; the output folder of a run, whose newest checkpoint is
+            taken; or a weight file, either slim (tools/export.py), with its config inside, or
+            beside a run's config.yaml.
+        weights: a checkpoint instead of the config's MODEL.WEIGHTS, or of a run's newest.
+        opts: KEY VALUE pairs over the config. Without MODEL.DEVICE among them, a config that was
+            read from a file runs on the GPU where there is one, wherever it was written.
+        student: of a checkpoint with both, the student is to predict.
+        resume: of a config, take the newest checkpoint of its OUTPUT_DIR, not MODEL.WEIGHTS.
 
-    Returns: the teacher is None where the checkpoint holds none.
-    Raises: ValueError: no checkpoint was named, or there is none in OUTPUT_DIR.
+    Raises:
+        FileNotFoundError: the source or the weights do not exist.
+        ValueError: there is no config or no checkpoint, or the weights lack layers of the model.
     """
+    opts = [*(["MODEL.WEIGHTS", str(weights)] if weights else []), *opts]
+    classes, role = None, "student"
+    if isinstance(source, CfgNode):
+        cfg = source.clone()
+        cfg.defrost()
+        cfg.merge_from_list(opts)
+    else:
+        opts = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *opts]
+        path = Path(source)
+        if path.is_dir():
+            cfg, resume = _config_of_run(path, opts), not weights
+        elif path.suffix in (".yaml", ".yml"):
+            cfg = get_cfg_from(str(path), opts)
+        else:
+            cfg, classes, role = _config_of_weights(path, opts)
+    networks = _load(cfg, resume)
+    for network in networks:
+        if network is not None:
+            network.eval().requires_grad_(False)
+    return Networks(cfg, *networks, classes or _metadata(cfg), student, role)
+
+
+def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None]:
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
@@ -34,16 +134,62 @@ def load_networks(cfg, resume: bool = False) -> tuple[nn.Module, nn.Module | Non
     return student, teacher
 
 
-def load_run(folder: Path, opts: Sequence[str] = ()):
-    """``(config, student, teacher)`` of the newest checkpoint in an output folder of training.
-
-    Args:
-        opts: KEY VALUE pairs over the run's own config.
-
-    Raises: ValueError: the folder has no config.yaml, or no checkpoint.
-    """
+def _config_of_run(folder: Path, opts: Sequence[Any]) -> CfgNode:
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
-    cfg = get_cfg_from(str(config_file), [*opts, "OUTPUT_DIR", str(folder)])
-    return cfg, *load_networks(cfg, resume=True)
+    return get_cfg_from(str(config_file), [*opts, "OUTPUT_DIR", str(folder)])
+
+
+def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None, str]:
+    """The config inside a slim file, its classes and its network's role; or what is beside a run's
+    checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no run, config or weight file at {path}")
+    opts = ["MODEL.WEIGHTS", str(path), *opts]
+    content = read(str(path))
+    if SLIM_CONFIG in content:
+        classes = content[SLIM_CLASSES]
+        metadata = _new_metadata(classes["names"], classes["colors"])
+        return _read_config(content[SLIM_CONFIG], opts), metadata, content[SLIM_ROLE]
+    if (beside := path.with_name("config.yaml")).is_file():
+        return get_cfg_from(str(beside), opts), None, "student"
+    raise ValueError(
+        f"{path} comes without its config: name a config file and these weights, or a run's "
+        "folder, or write a slim file with tools/export.py"
+    )
+
+
+def _read_config(text: str, opts: Sequence[Any]) -> CfgNode:
+    """A config out of a weight file, which may come from anywhere: plain values, no other file."""
+    try:
+        settings = yaml.safe_load(text)  # detectron2's own reader would fall back to an unsafe one
+    except yaml.YAMLError as error:
+        raise ValueError(f"the weight file's config is not plain YAML: {error}") from error
+    if not isinstance(settings, dict) or "_BASE_" in settings:
+        raise ValueError("the weight file's config is none of tools/export.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return get_cfg_from(str(file), opts)
+
+
+def _metadata(cfg: CfgNode) -> Metadata:
+    """Names and colours of the model's classes: of a data set of the config, if one has as many."""
+    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in MetadataCatalog and len(MetadataCatalog.get(name).get("stuff_classes", ())):
+            known = MetadataCatalog.get(name)
+            if len(known.stuff_classes) == number and known.get("stuff_colors"):
+                return known
+    if number == len(CITYSCAPES_CLASSES):
+        return _new_metadata(CITYSCAPES_CLASSES, CITYSCAPES_COLORS)
+    return _new_metadata([f"class {i}" for i in range(number)], distinct_colors(number))
+
+
+def _new_metadata(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> Metadata:
+    return Metadata(
+        stuff_classes=list(classes),
+        stuff_colors=[tuple(color) for color in colors],
+        ignore_label=IGNORE_LABEL,
+    )

@@ -13,9 +13,9 @@ from detectron2.data import Metadata
 
 from ..data.decoding import BadFile, opened
 from ..data.files import IMAGE_SUFFIXES, list_files
+from ..data.labels import colorize
 from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_IDS
 from ..utils.atomic_write import write_atomically
-from ..utils.colors import colorize
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 KINDS = {"overlay": ".jpg", "train_ids": ".png", "label_ids": ".png", "confidence": ".png"}
@@ -79,7 +79,8 @@ def _images_of(text: str) -> list[ImageFile]:
 
 
 def _size(image: ImageFile) -> tuple[int, int]:
-    """By the header alone; files that cannot be read come first, and are refused when read."""
+    """(width, height) by the header alone; (0, 0) of a file that cannot be read, which is refused
+    when it is predicted."""
     try:
         with opened(image.path) as header:
             return header.size
@@ -131,17 +132,17 @@ class Stream:
 
 
 def is_camera(text: str) -> bool:
-    """A number that is no file."""
+    """Whether the text is a number, and no file has it as its name."""
     return text.isdecimal() and not Path(text).exists()
 
 
 def is_stream(text: str) -> bool:
-    """A camera, or a file with the suffix of a video."""
+    """Whether the text names a camera, or a file with the suffix of a video."""
     return is_camera(text) or (Path(text).is_file() and text.lower().endswith(VIDEO_SUFFIXES))
 
 
 def stream_name(text: str) -> str:
-    """Name of a stream's outputs."""
+    """The name that a stream's outputs get."""
     return f"camera_{text}" if is_camera(text) else Path(text).stem
 
 
@@ -192,11 +193,11 @@ class PredictionWriter:
         return self.folder / "overlay" / f"{name}.mp4"
 
     def existing(self, name: str) -> list[Path]:
-        """Outputs of an image that are there already."""
+        """The outputs of an image that are there already."""
         return [path for kind in self.kinds if (path := self.path(kind, name)).exists()]
 
     def existing_of_stream(self, name: str) -> list[Path]:
-        """Outputs of a video or camera that are there already."""
+        """The outputs of a video or camera that are there already."""
         paths = [
             self.video_path(name) if kind == "overlay" else self.folder / kind / name
             for kind in self.kinds
@@ -224,7 +225,7 @@ class PredictionWriter:
         ids: np.ndarray,
         confidence: np.ndarray | None,
     ) -> None:
-        """As :meth:`write`, of a frame whose overlay goes into a video."""
+        """Writes what :meth:`write` does, but the overlay as a frame of the video."""
         for kind in self.kinds:
             picture = self._picture(kind, image, ids, confidence)
             if kind == "overlay" and video is not None:
@@ -265,7 +266,10 @@ class OverlayVideo:
         self._writer: cv2.VideoWriter | None = None
 
     def add(self, picture: np.ndarray) -> None:
-        """Raises ValueError where OpenCV has no encoder."""
+        """Adds a frame.
+
+        Raises: ValueError: this OpenCV has no encoder.
+        """
         height, width = (side - side % 2 for side in picture.shape[:2])  # encoders want even sides
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

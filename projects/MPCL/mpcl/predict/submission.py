@@ -20,7 +20,7 @@ from ..data.decoding import BadFile, opened, pixel_limit
 from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_test_loader
 from ..data.sets.registration import load_records
-from ..utils.colors import predict
+from .predictor import predict
 
 IMAGE_SUFFIX = "_rgb_anon.png"
 NAMES = "{folder}/{frame}" + IMAGE_SUFFIX
@@ -89,7 +89,7 @@ def write_submission(
         with zipfile.ZipFile(partial, "w") as archive:  # stored: PNGs are compressed already
             for (record,) in tqdm(build_test_loader(cfg, dataset), desc=dataset):
                 frame = Path(record["file_name"]).name.removesuffix(IMAGE_SUFFIX)
-                classes = predict(network, record).cpu().numpy().astype(np.uint8)
+                classes = predict(network, record)
                 for folder in folders:
                     content = np.full(classes.shape, 65535, np.uint16)
                     content = content if folder == "confidence" else classes

@@ -1,14 +1,11 @@
 """How the command-line tools end: a user's mistake is one message and status 2, not a traceback."""
 
 import argparse
-import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 USER_ERROR = 2
 """Exit status of a tool that was given something it cannot work with; argparse's own."""
@@ -64,20 +61,3 @@ def in_words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
-
-
-def command_line(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a tool's ``main(arguments=None)``: see :func:`user_errors`.
-
-    ``--debug`` may stand anywhere on the command line; ``main`` does not see it.
-    """
-    program = Path(main.__code__.co_filename).name
-
-    @functools.wraps(main)
-    def run(arguments: Sequence[str] | None = None) -> Any:
-        words = list(sys.argv[1:] if arguments is None else arguments)
-        kept = [word for word in words if word != DEBUG]
-        with user_errors(program, debug=len(kept) < len(words)):
-            return main(kept)
-
-    return run

@@ -3,7 +3,8 @@
 import ctypes
 import sys
 
-# Names of glibc's malloc.h.
+# The environment variables MALLOC_* would do the same, but glibc reads them before Python runs: a
+# user would have to set them for every command. These are the names of its malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _LARGEST = 2**31 - 1  # mallopt takes an int
 _GROWTH = 64 * 2**20  # bytes that the heap grows by

@@ -10,8 +10,9 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 
+from ..predict.loading import Networks
 from .canvas import Picture, blend, fit, grid, heat
-from .scenes import Networks, Scene, embed, load_scenes
+from .scenes import Scene, embed, load_scenes
 
 _CANDIDATES = 40  # images in which a class is looked for
 

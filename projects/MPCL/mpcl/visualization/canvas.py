@@ -124,7 +124,7 @@ def with_legend(
 
 @lru_cache
 def font(size: int = 13) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
+    """DejaVu Sans, which comes with matplotlib, and has the signs ≥ and … of the captions."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(file), size)
 

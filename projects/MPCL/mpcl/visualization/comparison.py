@@ -8,7 +8,8 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from torch import nn
 
-from ..utils.colors import colorize, predict
+from ..data.labels import colorize
+from ..predict.predictor import predict
 from .canvas import Picture, error_map, fit, grid, with_legend
 from .scenes import first_test_set, load_scenes, record_for, refuse_other_classes
 
@@ -46,8 +47,7 @@ def comparison(
     for scene in load_scenes(cfg, dataset, number):
         assert scene.truth is not None  # a test set has labels
         predictions = [
-            predict(network, record_for(own, dataset, scene)).cpu().numpy().astype(np.uint8)
-            for own, network in networks.values()
+            predict(network, record_for(own, dataset, scene)) for own, network in networks.values()
         ]
         small = [fit(ids, width, nearest=True) for ids in (scene.truth, *predictions)]
         rows += _rows(fit(scene.image, width), small, meta.stuff_colors, errors)
@@ -58,7 +58,7 @@ def comparison(
 def _rows(
     image: Picture, labels: list[np.ndarray], colors: list, errors: bool
 ) -> list[list[Picture | None]]:
-    """Of one image; ``labels``: the truth, then the predictions."""
+    """The rows of one image; ``labels`` are the truth, then the predictions."""
     first: list[Picture | None] = [image, *(colorize(ids, colors) for ids in labels)]
     if not errors:
         return [first]

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import nn
 
-from .scenes import Networks, Scene, embed, first_test_set, labels_on_grid, load_scenes
+from ..predict.loading import Networks
+from .scenes import Scene, embed, first_test_set, labels_on_grid, load_scenes
 
 METHODS = ("tsne", "pca")
 _DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
@@ -59,7 +60,7 @@ def sample_pixels(
     per_class: int,
     seed: int = 0,
 ) -> PixelSample:
-    """Labelled pixels drawn at random: of each domain and class, at most ``per_class``."""
+    """Draws labelled pixels at random, at most ``per_class`` of each domain and class."""
     rng = np.random.default_rng(seed)
     parts = []
     for domain, scenes in enumerate(domains.values()):
@@ -130,7 +131,7 @@ def feature_figure(
 def most_frequent(
     labels: Sequence[NDArray[np.uint8]], classes: Sequence[int], number: int = 8
 ) -> list[int]:
-    """Of some classes those with the most pixels, the most frequent first."""
+    """Picks the classes with the most pixels, the most frequent first."""
     counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)
     return sorted(classes, key=lambda c: -counts[c])[:number]
 

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..checkpoint.weight_files import read
+from ..predict.loading import Networks
 from ..prototypes.base import Prototypes
 from .prototype_geometry import (
     assign_to_own_class,
@@ -22,7 +23,7 @@ from .prototype_geometry import (
     pairwise_distance,
     usage_share,
 )
-from .scenes import Networks, Scene, embed, labels_on_grid, load_scenes
+from .scenes import Scene, embed, labels_on_grid, load_scenes
 
 _MEAN, _STARTED = "prototype_head.prototypes.mean", "prototype_head.prototypes.started"
 
@@ -90,7 +91,7 @@ class Inspection:
 
     @property
     def unused(self) -> list[Prototype]:
-        """Those that no pixel of the images looked at is nearest to."""
+        """The prototypes that no pixel of the images looked at is nearest to."""
         return [p for p in self.prototypes if not any(p.pixels.values())]
 
 
@@ -232,7 +233,7 @@ def _finite(value: Tensor) -> float | None:
 
 
 def _drifts(prototypes: Prototypes, weights: Sequence[Path]) -> dict[str, Tensor]:
-    """By what it is measured from, (C, K) drift; NaN for classes that had not started then."""
+    """The (C, K) drift, by what it is measured from; NaN for classes that had not started then."""
     mean = prototypes.mean.cpu()
     origins = {"start": (prototypes.start_mean.cpu(), prototypes.started.cpu())}
     for path in weights:
@@ -248,7 +249,7 @@ def _drifts(prototypes: Prototypes, weights: Sequence[Path]) -> dict[str, Tensor
 
 
 def table(inspection: Inspection) -> str:
-    """One line a prototype."""
+    """A text table with one line a prototype."""
     origins = list(dict.fromkeys(name for p in inspection.prototypes for name in p.drift))
     domains = list(inspection.domains)
     rows = [

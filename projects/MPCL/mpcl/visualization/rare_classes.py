@@ -12,7 +12,8 @@ from ..data.statistics import class_statistics
 
 
 class Frequencies(NamedTuple):
-    """All (C,) float64; ``images`` int64: files that a class is drawn from."""
+    """How often each class is there and is drawn: (C,) float64, but ``images``, the int64 number of
+    files that a class is drawn from."""
 
     pixels: np.ndarray  # share of the labelled pixels
     asked: np.ndarray  # probability that a draw asks for the class

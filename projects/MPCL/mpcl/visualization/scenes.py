@@ -1,73 +1,19 @@
-"""What figures are made of: the networks of a checkpoint, and images of a data set."""
+"""What figures are made of: images of a data set, and what a network takes for them."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor, nn
 
-from ..config import get_cfg_from
 from ..data.decoding import read_image
 from ..data.labels import read_label
 from ..data.mapper import TestMapper
 from ..data.sets.registration import load_records
-from ..predict.loading import load_networks, load_run
-from ..self_training.teacher import EMATeacher
 from ..structures.view import at_cell_centres
-
-
-class Networks(NamedTuple):
-    """A checkpoint's networks in evaluation mode; the teacher is None where it holds none."""
-
-    cfg: CfgNode
-    student: nn.Module
-    teacher: EMATeacher | None
-
-    @property
-    def predictor(self) -> nn.Module:
-        """The network that a run is judged by."""
-        return self.student if self.teacher is None else self.teacher.model
-
-    @property
-    def metadata(self) -> Metadata:
-        """Of the source set, whose classes are the network's."""
-        return MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0])
-
-
-def load(
-    source: str | os.PathLike[str], weights: str | os.PathLike[str] = "", opts: Sequence[Any] = ()
-) -> Networks:
-    """Networks of a run, or of a config file and weights.
-
-    Args:
-        source: output folder of a run, or config file.
-        weights: a checkpoint instead of the run's newest or the config's MODEL.WEIGHTS.
-        opts: KEY VALUE pairs over the config. Without MODEL.DEVICE among them the GPU is used where
-            there is one, wherever the run was trained.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`mpcl.predict.loading.load_run`.
-    """
-    path = Path(source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    opts = ["MODEL.DEVICE", device, *opts]
-    if path.is_dir() and not weights:
-        cfg, student, teacher = load_run(path, opts)
-    else:
-        file = path / "config.yaml" if path.is_dir() else path
-        cfg = get_cfg_from(
-            str(file), [*opts, *(["MODEL.WEIGHTS", str(weights)] if weights else [])]
-        )
-        student, teacher = load_networks(cfg)
-    for network in (student, teacher):
-        if network is not None:
-            network.eval().requires_grad_(False)
-    return Networks(cfg, student, teacher)
 
 
 class Scene(NamedTuple):
@@ -173,6 +119,7 @@ def embed(student: nn.Module, record: dict[str, Any]) -> Tensor:
 
 
 def labels_on_grid(label: np.ndarray, size: Sequence[int], num_classes: int) -> Tensor:
-    """(H, W) class ids -> (h, w) int64, as training takes them; ignored: ``num_classes``."""
+    """(H, W) class ids -> (h, w) int64, as training takes them; ignored pixels become
+    ``num_classes``."""
     small = at_cell_centres(torch.from_numpy(label)[None], size)[0].long()
     return torch.where(small < num_classes, small, num_classes)

@@ -46,7 +46,8 @@ def score_curve(runs: Sequence[Run], network: str, metric: str) -> Curve:
 
 
 def _scores(run: Run, network: str, metric: str) -> dict[int, float]:
-    """By the number of iterations done; of repeated evaluations, as after a resume, the last."""
+    """Scores by the number of iterations done; of repeated evaluations, as after a resume, the last
+    counts."""
     tests, period = run.config["DATASETS"]["TEST"], run.config["TEST"]["EVAL_PERIOD"]
     found: dict[int, float] = {}
     for row in metrics_rows(run.folder / "metrics.json") if tests else ():

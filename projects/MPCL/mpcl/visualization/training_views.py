@@ -11,16 +11,16 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.labels import IGNORE_LABEL
+from ..data.labels import IGNORE_LABEL, IGNORED_COLOR, colorize
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
+from ..predict.loading import Networks
 from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
 from ..structures import Step, View
-from ..utils.colors import IGNORED_COLOR, colorize, denormalize
 from ..utils.seeding import fold_seed
 from .canvas import Picture, fit, grid, heat, with_legend
-from .scenes import Networks, Scene, check_number, load_scenes, refuse_other_classes
+from .scenes import Scene, check_number, load_scenes, refuse_other_classes
 
 
 def _teacher_of(networks: Networks):
@@ -69,12 +69,12 @@ def _mixed_rows(
         mixed = hook.mix(source, target)
         for i in range(len(source.label)):
             yield [
-                denormalize(student, source.images[i]),
+                student.denormalize(source.images[i]),
                 colorize(source.label[i], colors),
-                denormalize(student, target.images[i]),
+                student.denormalize(target.images[i]),
                 colorize(target.label[i], colors),
                 heat(probability[i].cpu().numpy()),
-                denormalize(student, mixed.images[i]),
+                student.denormalize(mixed.images[i]),
                 colorize(mixed.label[i], colors),
             ]
 
@@ -134,7 +134,7 @@ def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tenso
 
 
 def _count(label: np.ndarray, confident: np.ndarray, truth: np.ndarray) -> list[int]:
-    """Pixels that are labelled; of these confident ones, right ones, and both."""
+    """Counts the pixels that are labelled, and of these the confident, the right, and both."""
     known, right = truth != IGNORE_LABEL, label == truth
     return [int(mask.sum()) for mask in (known, known & confident, right, right & confident)]
 

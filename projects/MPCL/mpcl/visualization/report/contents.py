@@ -69,29 +69,29 @@ class RunContents:
 
     @cached_property
     def evaluations(self) -> list[tuple[int, Scores]]:
-        """(iteration, scores) in order."""
+        """(iteration, scores) of each evaluation, in order."""
         sets = self.config["DATASETS"]["TEST"]
         found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows if sets]
         return [(iteration, scores) for iteration, scores in found if scores]
 
     @property
     def scores(self) -> Scores:
-        """Of the last evaluation; empty before the first."""
+        """The scores of the last evaluation; empty before the first."""
         return self.evaluations[-1][1] if self.evaluations else {}
 
     @property
     def seconds_per_iteration(self) -> float | None:
-        """Mean over the run, weighted by the iterations between two lines."""
+        """The mean over the run, weighted by the iterations between two lines."""
         return self.training_seconds / done if (done := self._timed()[1]) else None
 
     @property
     def training_seconds(self) -> float:
-        """Spent in iterations, without evaluations and checkpoints, over all sessions."""
+        """The time spent in iterations, without evaluations and checkpoints, over all sessions."""
         return self._timed()[0]
 
     @property
     def peak_memory(self) -> tuple[float, str] | None:
-        """MiB, and of what."""
+        """The peak in MiB, and whether it is the GPU's or the process's."""
         for key, where in (
             ("gpu/max_mem_MiB", "GPU"),
             ("[metric] max_mem_MiB", "process"),

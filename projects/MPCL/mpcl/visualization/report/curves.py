@@ -145,6 +145,6 @@ def _chart(runs: Sequence[RunContents], key: str) -> Chart:
 
 
 def thin_out(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most MOST_POINTS of them, evenly spaced, the last one among them."""
+    """Keeps at most MOST_POINTS of the points, evenly spaced, the last one among them."""
     step = -(-len(points) // MOST_POINTS)
     return points[::-1][::step][::-1]

@@ -13,9 +13,10 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from ...predict.loading import Networks, load_networks
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import inspect
-from ..scenes import Networks, load, refuse_other_classes
+from ..scenes import refuse_other_classes
 from . import tables
 from .contents import NETWORKS, RunContents, read_contents
 from .curves import Chart, quality_charts, training_charts
@@ -73,7 +74,7 @@ def _load(runs: Sequence[RunContents], notes: list[str]) -> dict[int, Networks]:
     loaded: dict[int, Networks] = {}
     for index, run in enumerate(runs):
         try:
-            loaded[index] = load(run.folder)
+            loaded[index] = load_networks(run.folder)
         except (ValueError, OSError) as error:
             notes.append(f"{run.name}: no pictures, its checkpoint cannot be loaded ({error}).")
     return loaded
@@ -101,7 +102,7 @@ def _data(
 
 
 def _class_scores(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
-    """By data set: classes, and for each run and network their IoU (None = absent)."""
+    """A dict a data set: its classes, and their IoU for each run and network (None = absent)."""
     found = []
     for dataset in dict.fromkeys(name for run in runs for name in run.scores):
         classes = _classes(runs, dataset)
@@ -120,7 +121,7 @@ def _class_scores(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
 
 
 def _classes(runs: Sequence[RunContents], dataset: str) -> list[str]:
-    """In the order of the data set, where it is registered."""
+    """The classes that runs were scored on, in the order of the data set where it is registered."""
     metrics = dict.fromkeys(
         metric.removeprefix("IoU-")
         for run in runs

@@ -9,9 +9,10 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ...utils.colors import predict
+from ...predict.loading import Networks
+from ...predict.predictor import predict
 from ..canvas import Picture, fit
-from ..scenes import Networks, first_test_set, load_scenes, record_for
+from ..scenes import first_test_set, load_scenes, record_for
 
 
 def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str
         predictions = []
         for index, networks in loaded.items():
             record = record_for(networks.cfg, dataset, scene)
-            ids = predict(networks.predictor, record).cpu().numpy().astype(np.uint8)
+            ids = predict(networks.network, record)
             ids = fit(ids, width, nearest=True)
             known = truth != 255
             wrong = float((ids != truth)[known].mean()) if known.any() else 0.0

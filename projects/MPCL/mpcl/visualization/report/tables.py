@@ -12,7 +12,8 @@ from .contents import NETWORKS, RunContents, settings_that_differ
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "settings"
 ) -> str:
-    """Cells are HTML already; the first of a row is its header. Scrolls sideways where narrow."""
+    """An HTML table, which scrolls sideways where it is too wide. Cells are HTML already; the first
+    of a row is its header."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in headers)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -97,7 +98,7 @@ def value(setting: Any) -> str:
 
 
 def differing_settings(runs: Sequence[RunContents]) -> str:
-    """Between the runs of the report; a sentence where there is nothing to show."""
+    """A table of the settings that differ between the runs, or a sentence that none does."""
     if len(runs) < 2:
         return ""
     rows = [

@@ -1,0 +1,137 @@
+"""Images and streams through a predictor into files; reading, predicting and writing overlap."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.decoding import BadFile, read_image
+from .prediction_files import (
+    ImageFile,
+    OverlayVideo,
+    PredictionWriter,
+    Stream,
+    find_images,
+    is_stream,
+    stream_name,
+)
+from .predictor import Predictor
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
+) -> Iterator[Any]:
+    """Yields ``function(item)`` of each item, in order; up to ``depth`` are under way."""
+    waiting: deque[Future] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def batches(items: Iterable[Any], size: Callable[[Any], Any], limit: int) -> Iterator[list[Any]]:
+    """Yields runs of items of one size, at most ``limit`` long."""
+    for _, run in groupby(items, key=size):
+        while batch := list(islice(run, limit)):
+            yield batch
+
+
+def predict_images(
+    predictor: Predictor, writer: PredictionWriter, images: list[ImageFile], threads: int
+) -> list[str]:
+    """Predicts images and writes what the writer is for.
+
+    Returns: what is wrong with each image that could not be read.
+    """
+    faults: list[str] = []
+
+    def read(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
+        try:
+            return image, read_image(image.path)
+        except BadFile as error:
+            faults.append(str(error))
+            return image, None
+
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
+        written: deque[Future] = deque()
+        progress = tqdm(total=len(images), unit="image", desc=predictor.role)
+        depth = 2 * predictor.batch_size
+        pairs = read_ahead(readers, read, images, depth)
+        by_size = batches(pairs, lambda pair: np.shape(pair[1]), predictor.batch_size)
+        for batch in by_size:
+            if batch[0][1] is not None:
+                pixels = [image for _, image in batch]
+                labels = predictor.labels(pixels, confidence="confidence" in writer.kinds)
+                for (file, image), label in zip(batch, labels):
+                    written.append(writers.submit(writer.write, file.name, image, *label))
+            progress.update(len(batch))
+            while len(written) > depth:
+                written.popleft().result()
+        while written:
+            written.popleft().result()
+        progress.close()
+    return faults
+
+
+def predict_stream(predictor: Predictor, writer: PredictionWriter, stream: Stream) -> int:
+    """Predicts the frames of a stream; an interrupt ends a camera, and keeps what is there.
+
+    Returns: the number of frames.
+    """
+    video = OverlayVideo(writer.video_path(stream.name), stream.fps)
+    progress = tqdm(total=stream.num_frames, unit="image", desc=f"{predictor.role} {stream.name}")
+    count = 0
+    # A camera is shown as it goes; the frames of a file may wait for one another.
+    limit = 1 if stream.is_camera else predictor.batch_size
+    try:
+        for batch in batches(stream, np.shape, limit):
+            labels = predictor.labels(batch, confidence="confidence" in writer.kinds)
+            for image, label in zip(batch, labels):
+                writer.write_frame(video, f"{stream.name}/{count:06d}", image, *label)
+                count += 1
+            progress.update(len(batch))
+    except KeyboardInterrupt:
+        if not stream.is_camera:
+            raise
+    finally:
+        video.close()
+        progress.close()
+    return count
+
+
+def plan(
+    inputs: Sequence[str], writer: PredictionWriter, existing: str
+) -> tuple[list[ImageFile], list[str], int]:
+    """Finds the images and streams to predict, and counts those that are skipped.
+
+    Raises:
+        ValueError: outputs exist, and are to be kept.
+    """
+    streams = [text for text in inputs if is_stream(text)]
+    names = [stream_name(text) for text in streams]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"several videos are called {', '.join(sorted(twice))}: predict one a call"
+        )
+    files = [text for text in inputs if not is_stream(text)]
+    images = find_images(files) if files else []
+    there = {image.name: writer.existing(image.name) for image in images}
+    streams_there = {text: writer.existing_of_stream(stream_name(text)) for text in streams}
+    found = [path for paths in (*there.values(), *streams_there.values()) for path in paths]
+    if found and existing == "refuse":
+        raise ValueError(
+            f"{len(found)} outputs exist already, for instance {found[0]}; name another folder, or "
+            "add --existing skip or --existing overwrite"
+        )
+    if existing == "skip":
+        total = len(images) + len(streams)
+        images = [image for image in images if len(there[image.name]) < len(writer.kinds)]
+        streams = [text for text in streams if len(streams_there[text]) < len(writer.kinds)]
+        return images, streams, total - len(images) - len(streams)
+    return images, streams, 0
