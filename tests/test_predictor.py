@@ -42,15 +42,20 @@ def test_logits_are_those_of_the_evaluation(run, tmp_path):
         assert predictor.metadata.stuff_classes == ["ground", "hedge", "sky", "box"]
 
 
-def test_every_kind_of_input_gives_the_same(run, tmp_path):
+def test_every_kind_of_input_gives_the_same_turned_upright(run, tmp_path):
     rgb = scene()
-    Image.fromarray(rgb).save(tmp_path / "a.png")
+    image = Image.fromarray(rgb)
+    image.save(tmp_path / "a.png")
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
     predictor = mpcl.Predictor(run)
     expected = predictor(rgb)["sem_seg"]
+    files = [tmp_path / "a.png", str(tmp_path / "a.png"), tmp_path / "turned.png"]
+    for same in (image, Image.open(tmp_path / "turned.png"), rgb[:, ::1].copy(), *files):
+        assert torch.equal(predictor(same)["sem_seg"], expected)
     bgr = mpcl.Predictor(run, channel_order="BGR")
-    kinds = [Image.fromarray(rgb), tmp_path / "a.png", str(tmp_path / "a.png"), rgb[:, ::1].copy()]
-    for image in kinds:
-        assert torch.equal(predictor(image)["sem_seg"], expected)
     assert torch.equal(bgr(rgb[..., ::-1])["sem_seg"], expected)
     assert not torch.equal(bgr(rgb)["sem_seg"], expected)
 
@@ -60,25 +65,19 @@ def test_a_list_of_mixed_sizes_is_each_image_alone(tiny_cfg, method):
     predictor = mpcl.Predictor(save_run(tiny_cfg(method)), batch_size=3)
     sizes = [(64, 96), (70, 50), (64, 96), (3, 200), (64, 96), (1, 1)]
     images = [scene(i, (64, 96))[: h // 2 + 1, : w // 2 + 1] for i, (h, w) in enumerate(sizes)]
-    passes = []
+    passes, forwards = [], []
     predictor.model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    if method == "daformer":  # one encoder call an image size
+        backbone = predictor.model.backbone
+        backbone.register_forward_pre_hook(lambda _, inputs: forwards.append(len(inputs[0])))
     together = predictor(images)
-    assert passes == [3, 3]
+    assert passes == [3, 3] and forwards in ([], [2, 1, 1, 1, 1])
     for image, result in zip(images, together):
         assert result["sem_seg"].shape == (NUM_CLASSES, *image.shape[:2])
         torch.testing.assert_close(
             result["sem_seg"], predictor(image)["sem_seg"], rtol=1e-4, atol=1e-4
         )
     assert predictor([]) == []
-
-
-def test_images_of_one_size_pass_the_network_together(run):
-    predictor = mpcl.Predictor(run, batch_size=4)
-    batches = []
-    backbone = predictor.model.backbone
-    backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
-    predictor([scene(i) for i in range(5)])
-    assert batches == [4, 1]
 
 
 def test_labels_and_confidence_are_argmax_and_softmax(run):
@@ -90,19 +89,6 @@ def test_labels_and_confidence_are_argmax_and_softmax(run):
     probability = (np.exp(logits) / np.exp(logits).sum(0)).max(0)
     np.testing.assert_allclose(labels.confidence, probability, atol=1e-5)
     assert predictor.labels(scene()).confidence is None
-
-
-def test_files_and_pil_images_are_turned_upright(run, tmp_path):
-    image = Image.fromarray(scene())
-    turned = Image.new("RGB", image.size[::-1])
-    turned.paste(image.transpose(Image.Transpose.ROTATE_90))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    predictor = mpcl.Predictor(run)
-    expected = predictor(scene())["sem_seg"]
-    assert torch.equal(predictor(tmp_path / "turned.png")["sem_seg"], expected)
-    assert torch.equal(predictor(Image.open(tmp_path / "turned.png"))["sem_seg"], expected)
 
 
 def test_prototypes_predict_with_the_student_if_they_were_started(run, tiny_cfg, tmp_path):

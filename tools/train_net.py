@@ -18,7 +18,6 @@ import sys
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from mpcl.engine.build import precision_in_words
 
 from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.config import get_cfg_from

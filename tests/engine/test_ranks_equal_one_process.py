@@ -133,12 +133,11 @@ def test_ranks_are_as_uneven_as_they_should_be(results):
 @pytest.mark.parametrize("name", ["daformer_gauss", "mic_gauss"])
 def test_of_the_features_only_the_samples_of_the_bank_are_sent(results, name):
     recorded = results[name][1][0]
-    proto = get_cfg_from(recorded["cfg"]).PROTOTYPES
-    images, bytes_of_half = 2, 2  # one of each domain
-    expected = sum(
-        bytes_of_half * images * features.shape[0] * proto.BANK.SAMPLES_PER_IMAGE * proto.DIM
-        for features, _ in recorded["banks"].values()
-    )
+    cfg = get_cfg_from(recorded["cfg"])
+    proto, images, bytes_of_half = cfg.PROTOTYPES, 2, 2  # one of each domain
+    side = cfg.INPUT.CROP.SIZE[0] // (8 if name == "mic_gauss" else 4)  # context and detail: half
+    samples = min(proto.BANK.SAMPLES_PER_IMAGE, images * side**2)
+    expected = len(recorded["banks"]) * bytes_of_half * images * NUM_CLASSES * samples * proto.DIM
     assert sum(size for kind, size in recorded["messages"] if kind == torch.float16) == expected
     # What Gaussians need: two moments of each channel and a count.
     sums = 4 * NUM_CLASSES * proto.NUM_PER_CLASS * (2 * proto.DIM + 1)

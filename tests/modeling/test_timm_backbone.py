@@ -9,7 +9,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_backbone, build_model
-from mpcl.engine.build import build_reference_encoder
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn

@@ -33,7 +33,8 @@ def test_parity_is_printed_and_decides_the_exit_status(run, tmp_path, capsys):
     assert tool.main(["--run", run, *out, "--overwrite", "--tolerance", "-1"]) == 1
 
 
-def test_the_suffix_must_tell_the_format(run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        tool.main(["--run", run, "--format", "onnx", "--output", str(tmp_path / "net.pt")])
-    assert "must end in .onnx" in capsys.readouterr().err
+def test_format_and_suffix_must_fit(run, tmp_path, capsys):
+    for export_format, message in (("onnx", "must end in .onnx"), ("tflite", "one of slim, torch")):
+        with pytest.raises(SystemExit, match="2"):
+            tool.main(["--run", run, "--format", export_format, "--output", str(tmp_path / "n.pt")])
+        assert message in capsys.readouterr().err

@@ -5,7 +5,6 @@ import csv
 import hashlib
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -194,11 +193,3 @@ def test_the_check_fails_for_a_detectron2_that_lacks_its_parts(installer, tmp_pa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(installer.InstallError, match=r"No module named 'detectron2.config'"):
         installer.run_check()
-
-
-def test_help_names_what_it_does():
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--force" in result.stdout
-    assert "--target" in result.stdout

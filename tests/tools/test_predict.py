@@ -143,24 +143,13 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_predicted(
     assert len(files(tmp_path / "out")) == 6
 
 
-def test_photographs_are_turned_upright(run, photos, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(photos / "a.png").save(photos / "turned.jpg", exif=exif)
-    predict(run, tmp_path / "out", photos / "turned.jpg")
-    assert read(tmp_path / "out" / "train_ids" / "turned.png").shape == (96, 64)
-
-
 def test_globs_find_what_they_match_and_keep_folders(photos):
     found = {(image.name, Path(image.path).name) for image in find_images([f"{photos}/**/*.png"])}
     assert found == {("a", "a.png"), ("deep/c", "c.png")}
     assert [i.name for i in find_images([f"{photos}/a.*", str(photos / "a.png")])] == ["a"]
-
-
-def test_inputs_of_one_size_come_together(photos):
     Image.fromarray(np.zeros((51, 75, 3), np.uint8)).save(photos / "aa.png")
     sizes = [Image.open(image.path).size for image in find_images([str(photos)])]
-    assert sizes == sorted(sizes)
+    assert sizes == sorted(sizes)  # so that images of one size come together
 
 
 def test_inputs_that_are_not_there_or_share_a_name_are_refused(photos, tmp_path):
