@@ -8,10 +8,10 @@
 Looks at labelled images of the source (DATASETS.TRAIN) and the target (DATASETS.TEST), and says of
 each prototype: which share of its class's pixels is nearest to it, how many of the pixels that it
 is nearest to are of its class (purity), how far these spread, how near the next prototype of the
-same and of another class is, how far it has moved since it started (runs write down where) and
-since each checkpoint of --since (default: the periodic ones of the run), whether it is dead, and
-which pixels are the nearest (gallery.png shows them). distances.png has all prototypes against all.
-docs/SEEING.md says how to read them.
+same and of another class is, how far it has moved since it started and since each checkpoint of
+--since (default: the periodic ones of the run), whether it is dead, and which pixels are the
+nearest (gallery.png shows them). distances.png has all prototypes against all. docs/SEEING.md says
+how to read them.
 """
 
 import argparse
@@ -42,9 +42,7 @@ def main(args: argparse.Namespace) -> None:
 
     since = args.since or (sorted(args.run.glob("model_[0-9]*.pth")) if args.run else [])
     networks = load_networks(**args.network)
-    inspection = inspect(
-        networks, number=args.images, patches=args.patches, weights=since, folder=args.run
-    )
+    inspection = inspect(networks, number=args.images, patches=args.patches, weights=since)
     folder = args.output or (args.run or Path()) / "prototypes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prototypes.json").write_text(json.dumps(inspection.as_dict(), indent=2) + "\n")
@@ -62,8 +60,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"Dead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
     if inspection.waiting:
         print(f"Not started: {', '.join(inspection.waiting)}.")
-    if not any(p.drift for p in inspection.prototypes):
-        print("Drift: unknown; the run has neither a record of the start nor earlier checkpoints.")
     print(f"Written: {folder}/prototypes.json, gallery.png, distances.png")
 
 

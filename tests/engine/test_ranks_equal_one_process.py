@@ -135,7 +135,8 @@ def test_of_the_features_only_the_samples_of_the_bank_are_sent(results, name):
     recorded = results[name][1][0]
     cfg = get_cfg_from(recorded["cfg"])
     proto, images, bytes_of_half = cfg.PROTOTYPES, 2, 2  # one of each domain
-    side = cfg.INPUT.CROP.SIZE[0] // (8 if name == "mic_gauss" else 4)  # context and detail: half
+    # Embeddings have stride 4; context and detail are half the crop.
+    side = cfg.INPUT.CROP.SIZE[0] // (8 if name == "mic_gauss" else 4)
     samples = min(proto.BANK.SAMPLES_PER_IMAGE, images * side**2)
     expected = len(recorded["banks"]) * bytes_of_half * images * NUM_CLASSES * samples * proto.DIM
     assert sum(size for kind, size in recorded["messages"] if kind == torch.float16) == expected

@@ -371,21 +371,19 @@ def test_drift_is_the_root_mean_square_of_the_way_since_the_start_and_since_a_ch
     bank = gauss.student.prototype_head.prototypes
     bank.started.copy_(torch.tensor([True, True, True, False]))
     bank.mean.zero_()
-    start, earlier = torch.zeros(2, *bank.mean.shape)
-    size = bank.mean.shape[-1]
-    start[0, 0, : size // 4] = 3.0
-    start[1] = torch.nan  # started before the record
+    bank.start_mean.zero_()
+    bank.start_mean[0, 0, : bank.mean.shape[-1] // 4] = 3.0
+    earlier = torch.zeros_like(bank.mean)
     earlier[0, 1], earlier[1, 2] = 1.0, -2.0
-    torch.save({"mean": start, "started": bank.started}, tmp_path / "prototypes_start.pth")
     names = ("prototype_head.prototypes.mean", "prototype_head.prototypes.started")
     then = dict(zip(names, (earlier, torch.tensor([True, True, False, False]))))
     torch.save({"model": then}, tmp_path / "before.pth")
-    found = inspect(gauss, number=1, weights=[tmp_path / "before.pth"], folder=tmp_path)
+    found = inspect(gauss, number=1, weights=[tmp_path / "before.pth"])
     drift = {(p.class_name, p.number): p.drift for p in found.prototypes}
     assert found.waiting == ["box"] and len(drift) == 9
     assert drift["ground", 1] == {"start": 1.5, "before": 0.0}
     assert drift["ground", 2] == {"start": 0.0, "before": 1.0}
-    assert drift["hedge", 3] == {"before": 2.0}
+    assert drift["hedge", 3] == {"start": 0.0, "before": 2.0}
     assert drift["sky", 1] == {"start": 0.0}
 
 
