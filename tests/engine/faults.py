@@ -70,9 +70,13 @@ class KillWhileSaving:
     stage: str
 
     def __call__(self, trainer) -> None:
-        # Checkpoint, folder, pointer, folder again: the order of the calls of atomic_write.
-        stages = {"fsync": iter(("fsync", "fsync folder", "fsync pointer", "after"))}
-        stages["replace"] = iter(("replace", "replace pointer"))
+        stages, save = {}, trainer.checkpointer.save
+
+        def watched_save(*args, **kwargs):
+            # The calls of atomic_write: for the checkpoint and its folder, then for the pointer.
+            stages["fsync"] = iter(("fsync", "fsync folder", "fsync pointer", "after"))
+            stages["replace"] = iter(("replace", "replace pointer"))
+            save(*args, **kwargs)
 
         def reached(stage: str) -> None:
             if stage == self.stage:
@@ -93,6 +97,7 @@ class KillWhileSaving:
             reached("write")
 
         torch_save = torch.save
+        trainer.checkpointer.save = watched_save
         mpcl.utils.atomic_write.os = WatchedOS()
         if self.stage == "write":
             torch.save = torn

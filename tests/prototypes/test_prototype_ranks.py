@@ -58,7 +58,8 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    # Forked: a fresh interpreter would take seconds to import everything.
+    mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="fork")
     return compute(slice(None)), *(torch.load(folder / f"{rank}.pt") for rank in range(2))
 
 
