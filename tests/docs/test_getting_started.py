@@ -34,6 +34,7 @@ def checkout(tmp_path, monkeypatch):
 
 # Tested elsewhere, because they look at the machine, start processes, or take a minute.
 ELSEWHERE = {
+    "tools/demo.py": "tests/tools/test_demo.py",
     "tools/doctor.py": "tests/tools/test_doctor.py",
     "tools/run_seeds.py": "tests/tools/test_run_seeds.py",
     "onnx": "test_predict_page.py",
