@@ -4,9 +4,16 @@ Detectron2 itself is not listed: it is not on the package index. After ``pip ins
 ``python tools/install_detectron2.py`` or build the official one (docs/INSTALL.md).
 """
 
-from setuptools import find_packages, setup
+import re
+import shutil
+from pathlib import Path
 
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
 SOURCE = "projects/MPCL"
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / SOURCE / "mpcl/__init__.py").read_text())[1]
 
 # Lower bounds install and import together (requirements/lowest.txt). Detectron2's own dependencies
 # (fvcore ... matplotlib) are listed because its wheel comes without them.
@@ -74,18 +81,48 @@ TEST = [
     *(f'{requirement}; python_version >= "3.11"' for requirement in EXPORT),
 ]
 
+
+class BuildWithConfigs(build_py):
+    """A wheel carries the configs, which stand beside the package in a checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "mpcl/configs")
+            shutil.copytree(ROOT / SOURCE / "configs", target, dirs_exist_ok=True)
+
+
 setup(
     name="mpcl",
-    version="0.1.0",
+    version=VERSION,
     description=(
         "Multi-prototype contrastive learning for unsupervised domain-adaptive semantic "
         "segmentation, on Detectron2"
     ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    project_urls={
+        "Detectron2": "https://github.com/facebookresearch/detectron2",
+        "DAFormer": "https://github.com/lhoyer/DAFormer",
+        "HRDA": "https://github.com/lhoyer/HRDA",
+        "MIC": "https://github.com/lhoyer/MIC",
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     package_dir={"": SOURCE},
     packages=find_packages(SOURCE),
-    package_data={"mpcl.visualization.report": ["page.html", "page.css", "page.js"]},
+    package_data={
+        "mpcl": ["py.typed"],
+        "mpcl.visualization.report": ["page.html", "page.css", "page.js"],
+    },
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=REQUIRED,
     extras_require={"encoder": ENCODER, "export": EXPORT, "report": REPORT, "test": TEST},
 )
