@@ -105,7 +105,8 @@ def cli(argv=None):
     args = parse_args(argv)
     with user_errors("train_net.py", args.debug, silent=int(os.environ.get("LOCAL_RANK", 0)) > 0):
         args.notes = check(args)
-    launch_job(main, args)
+        device = get_cfg_from(args.config_file, args.opts).MODEL.DEVICE
+    launch_job(main, args, device=device)
 
 
 if __name__ == "__main__":

@@ -278,6 +278,9 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.POLY_POWER = 1.0  # the rate falls as (1 - t / MAX_ITER) to this power; 1 = linearly
     cfg.SOLVER.AMP.ENABLED = False  # autocast of the forward passes; the full-size configs set True
     cfg.SOLVER.AMP.PRECISION = "bfloat16"  # bfloat16 | float16 of the autocast
+    # On a GPU: deterministic algorithms alone, slower ones among them, so that a resumed run is
+    # equal to the last bit to one that was not stopped (docs/RELIABILITY.md).
+    cfg.SOLVER.DETERMINISTIC = False
     cfg.SOLVER.CHECKPOINT_PERIOD = 4000  # iterations between two checkpoints
     cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
     # Steps in a row that are skipped, because a loss or gradient is infinite or NaN, before the run

@@ -236,6 +236,11 @@ def _check_solver(cfg: CN) -> None:
     _number(cfg, "SOLVER.CHECKPOINT_KEEP", least=0, most=_MANY)
     _number(cfg, "SOLVER.MAX_SKIPPED", least=0, most=_MANY)
     _one_of(cfg, "SOLVER.AMP.PRECISION", ("bfloat16", "float16"))
+    if cfg.SOLVER.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+        raise ValueError(
+            "SOLVER.DETERMINISTIC and CUDNN_BENCHMARK exclude each other: which algorithm is the "
+            "fastest differs from run to run"
+        )
 
 
 def _check_test(cfg: CN) -> None:

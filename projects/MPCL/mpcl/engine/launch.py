@@ -16,18 +16,23 @@ from torch.multiprocessing import ProcessExitedException
 from .preemption import StopSignals
 
 
-def launch_job(main: Callable, args) -> None:
+def launch_job(main: Callable, args, *, device: str) -> None:
     """Calls ``main(args)`` on every process.
 
     Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one of them; else there
     are ``args.num_gpus`` on this machine, and signals to this process reach all of them. The status
     of a process that ends early becomes that of the job.
+
+    Args:
+        device: MODEL.DEVICE; the processes of another than the GPU meet through gloo.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        _join_torchrun()
+        _join_torchrun(gpu=torch.device(device).type == "cuda")
         main(args)
         dist.destroy_process_group()
         return
+    if torch.device(device).type != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL where it sees a GPU
     with _signals_to_children():
         try:
             launch(
@@ -49,8 +54,7 @@ def is_restart() -> bool:
     return any(comm.all_gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
-def _join_torchrun() -> None:
-    gpu = torch.cuda.is_available()
+def _join_torchrun(gpu: bool) -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks, on_this_machine = (

@@ -24,6 +24,7 @@ from ..losses.gradient_share import gradient_share
 from ..modeling.sync_norm import synchronise_batch_norm
 from ..self_training.teacher import EMATeacher
 from ..structures import Step
+from ..utils.determinism import use_deterministic_algorithms
 from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
 from .adaptation import AdaptationHook
@@ -49,6 +50,8 @@ class AdaptationTrainer(SimpleTrainer):
 
     def __init__(self, cfg) -> None:
         self.cfg = cfg
+        if cfg.SOLVER.DETERMINISTIC:
+            use_deterministic_algorithms()
         self.student = build_student(cfg)
         loader = self.build_train_loader(cfg)
         optimizer = build_optimizer(cfg, self.student)
@@ -283,7 +286,7 @@ class AdaptationTrainer(SimpleTrainer):
 
 def build_student(cfg) -> nn.Module:
     model = build_model(cfg)
-    return synchronise_batch_norm(model, cfg.MODEL.DEVICE) if world_size() > 1 else model
+    return synchronise_batch_norm(model) if world_size() > 1 else model
 
 
 def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
@@ -294,7 +297,8 @@ def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
 def ddp_options(cfg) -> dict:
     """Arguments of DistributedDataParallel; the one place that differs between GPUs and CPU
     processes."""
-    options: dict = {"broadcast_buffers": False}
+    # Gradients live in the messages' buffers: one copy of them, not two.
+    options: dict = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     if cfg.MODEL.DEVICE == "cpu":
         options["device_ids"] = None
     return options
@@ -304,5 +308,12 @@ def precision_in_words(cfg) -> str:
     """What the log says about the arithmetic of the forward passes."""
     if cfg.SOLVER.AMP.ENABLED:
         return f"{cfg.SOLVER.AMP.PRECISION} autocast forward, float32 losses and prototypes"
-    tf32 = cfg.MODEL.DEVICE != "cpu" and torch.backends.cuda.matmul.allow_tf32
-    return "float32" + (" (TF32 matrix products)" if tf32 else "")
+    if cfg.MODEL.DEVICE == "cpu":
+        return "float32"
+    backends = torch.backends
+    choices = {
+        "convolutions": backends.cudnn.allow_tf32,
+        "matrix products": backends.cuda.matmul.allow_tf32,
+    }
+    rounded = [name for name, tf32 in choices.items() if tf32]
+    return "float32" + (f" (TF32 {' and '.join(rounded)})" if rounded else "")

@@ -52,9 +52,9 @@ def feature_distance(
             is outside (0, 1].
     """
     _check_distance(student, reference, label, classes, num_classes, min_ratio)
-    wanted = torch.zeros(num_classes + 1, dtype=torch.bool)
-    wanted[list(classes)] = True
-    wanted = wanted.to(label.device, non_blocking=True)
+    wanted = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
+    for class_id in classes:  # one by one: a list of indices would be copied from the host
+        wanted[class_id] = True
     slot = torch.where(label == ignore_label, num_classes, label)
     dominant, ratio = _dominant_class(slot, student.shape[-2:], num_classes)
     selected = wanted[dominant] & (ratio >= min_ratio)

@@ -178,7 +178,8 @@ def _embed(grid: Tensor, linear: nn.Module) -> Tensor:
 def _resize(grid: Tensor, size: torch.Size) -> Tensor:
     if grid.shape[2:] == size:
         return grid
-    return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+    # CUDA's autocast resizes in float32, and each branch would cast the stack on its own.
+    return F.interpolate(grid, size=size, mode="bilinear", align_corners=False).to(grid.dtype)
 
 
 def _dense(gradient: Tensor) -> Tensor:

@@ -89,8 +89,11 @@ def sliding_window(
     if total is None:
         raise ValueError("images must hold at least one image, got none")
     # The windows form a grid, so a pixel's count is that of its row times that of its column.
-    hits = _hits(rows, height)[::cell].outer(_hits(columns, width)[::cell])
-    return total.div_(hits.to(total))
+    down, along = (
+        _hits(spans, total.new_zeros(side))[::cell]
+        for spans, side in ((rows, height), (columns, width))
+    )
+    return total.div_(down.outer(along))
 
 
 def _size(images: Tensor) -> tuple[int, int]:
@@ -118,9 +121,9 @@ def _spans(size: int, crop: int, stride: int) -> list[slice]:
     return [slice(start, start + crop) for start in starts]
 
 
-def _hits(spans: list[slice], size: int) -> Tensor:
-    """(size,) number of windows that contain each position."""
-    hits = torch.zeros(size)
+def _hits(spans: list[slice], hits: Tensor) -> Tensor:
+    """Adds to each position of ``hits`` the number of windows that contain it; a host's tensor
+    would be waited for."""
     for span in spans:
         hits[span] += 1
     return hits

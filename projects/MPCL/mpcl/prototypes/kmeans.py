@@ -77,7 +77,6 @@ def kmeans(
             f"points has shape {tuple(points.shape)} and valid {tuple(valid.shape)}, "
             "expected (C, S, D) and (C, S) with S > 0"
         )
-    points = points.masked_fill(~valid.unsqueeze(-1), 0)
     generator = torch.Generator(points.device).manual_seed(seed)
     with full_float32(points.device):
         centers = _plus_plus(points, valid, num_clusters, restarts, generator)
@@ -128,7 +127,9 @@ def _plus_plus(
         clock = torch.empty(num_classes, num_points, restarts, device=points.device)
         clock.exponential_(generator=generator).clamp_min_(torch.finfo(clock.dtype).tiny)
         score = (weight / clock).masked_fill(~valid.unsqueeze(-1), -1)
-        center = points[classes, score.argmax(1)].float()  # (C, R, D)
+        chosen = score.argmax(1)
+        center = points[classes, chosen].float()  # (C, R, D)
+        center = center.masked_fill(~valid.gather(1, chosen).unsqueeze(-1), 0)  # of empty classes
         distance = squared_distance_in_chunks(points, center)
         weight = torch.minimum(weight, distance) if centers else distance
         centers.append(center)
@@ -150,7 +151,8 @@ def _cluster_sums(
     first, second = torch.zeros_like(centers), torch.zeros_like(centers)
     inertia = torch.zeros_like(size[..., 0])
     for part in chunks_of_points(points):
-        chunk, is_point = points[:, part].float(), valid[:, part, None]
+        is_point = valid[:, part, None]
+        chunk = points[:, part].float().masked_fill(~is_point, 0)
         distance = squared_distance(chunk, centers.flatten(1, 2))
         least, nearest = distance.view(*chunk.shape[:2], *size.shape[1:]).min(-1)  # (C, s, R)
         inertia += (least.clamp_min(0) * is_point).sum(1)

@@ -182,6 +182,20 @@ class PrototypeLearner:
         both = torch.cat([similarity[index], banked], dim=1)  # (C, P, K)
         return both.permute(2, 0, 1).contiguous(), torch.cat([valid, filled], dim=1)
 
+    def _banked(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """All that the banks hold of some classes (n,): points (n, S, D), and which are valid.
+
+        Made in place: the start is the moment of the most memory, and banks are large.
+        """
+        banks = self.banks.values()
+        filled = torch.cat([bank.filled[which] for bank in banks], dim=1)
+        first = next(iter(banks)).features
+        points = first.new_empty(*filled.shape, first.shape[-1])
+        for bank, part in zip(banks, points.split([bank.size for bank in banks], dim=1)):
+            for place, index in zip(part, which.tolist()):
+                place.copy_(bank.features[index])
+        return points, filled
+
     def _start_ready_classes(self, iteration: int) -> None:
         classes, count, dim = self.prototypes.mean.shape
         ready = ~self.prototypes.started
@@ -196,10 +210,7 @@ class PrototypeLearner:
             mean, variance = random_prototypes(classes, count, dim, seed=seed, device=ready.device)
         else:
             which = ready.nonzero().flatten()
-            banks = self.banks.values()
-            features = torch.cat([bank.features[which] for bank in banks], dim=1)
-            filled = torch.cat([bank.filled[which] for bank in banks], dim=1)
-            result = kmeans(features, filled, count, seed=seed)
+            result = kmeans(*self._banked(which), count, seed=seed)
             mean, variance = torch.zeros(2, classes, count, dim, device=which.device)
             mean[which], variance[which] = result.mean, result.variance
         self.prototypes.start_(ready, mean, variance)

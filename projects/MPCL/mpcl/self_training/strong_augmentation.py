@@ -28,7 +28,7 @@ class StrongAugmentation:
 
     Args:
         pixel_mean, pixel_std: three values each, of the normalisation (pixel - mean) / std with
-            pixels in [0, 255], RGB.
+            pixels in [0, 255], RGB; on the device of the batches, to be copied there only once.
         jitter_probability: of the colour jitter. (The peers write 0.2 for "a uniform draw exceeds
             0.2": 0.8.)
         jitter_strength: s in [0, 0.5]. Brightness, contrast and saturation factors are uniform in
@@ -70,8 +70,8 @@ class StrongAugmentation:
     def from_config(cls, cfg: Any) -> "StrongAugmentation":
         st = cfg.SELF_TRAINING
         return cls(
-            cfg.MODEL.PIXEL_MEAN,
-            cfg.MODEL.PIXEL_STD,
+            torch.tensor(cfg.MODEL.PIXEL_MEAN, device=cfg.MODEL.DEVICE),
+            torch.tensor(cfg.MODEL.PIXEL_STD, device=cfg.MODEL.DEVICE),
             jitter_probability=st.JITTER_PROBABILITY,
             jitter_strength=st.JITTER_STRENGTH,
             blur_probability=st.BLUR_PROBABILITY,
@@ -173,8 +173,11 @@ def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return torch.stack(channels, dim=-3)
 
 
+_REACH = 6  # standard deviations, beyond which all taps together weigh less than 1e-8
+
+
 def blur_kernel_size(length: int) -> int:
-    """Odd number of taps, a tenth of the axis: 51 for 512 pixels, 63 for 640, 103 for 1024."""
+    """Odd number of taps of the reference, a tenth of the axis: 51 for 512 pixels, 103 for 1024."""
     tenth = math.ceil(0.1 * length)
     return math.floor(tenth - 0.5 + tenth % 2)
 
@@ -182,14 +185,19 @@ def blur_kernel_size(length: int) -> int:
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Convolves each image with its own sampled, normalised Gaussian; borders reflect.
 
+    Of the taps of :func:`blur_kernel_size` those that weigh nothing in float32 are left out.
+
     Args:
         images: (B, C, H, W), of any size: the taps reach a twentieth of an axis, always less than
             reflection allows.
         sigma: (B,) standard deviations in pixels, on the CPU.
     """
     batch, channels, height, width = images.shape
+    needed = 2 * math.ceil(_REACH * sigma.max().item()) + 1
     down, right = (
-        _gaussian_taps(sigma, blur_kernel_size(length)).repeat_interleave(channels, dim=0)
+        _gaussian_taps(sigma, min(blur_kernel_size(length), needed)).repeat_interleave(
+            channels, dim=0
+        )
         for length in (height, width)
     )
     # Every channel of every image is a group of its own: one call, although images differ in sigma.

@@ -74,8 +74,8 @@ class EMATeacher(nn.Module):
             if statistics == "student" and isinstance(module, _BatchNorm):
                 # In training mode these layers would mix batch statistics of unlabelled target
                 # images into running statistics that update_() takes from the student. torch's
-                # layers leave them alone when they do not track; detectron2's NaiveSyncBatchNorm
-                # does not look at that flag, but scales its step by momentum.
+                # layers, and ours, leave them alone when they do not track; detectron2's
+                # NaiveSyncBatchNorm does not look at that flag, but scales its step by momentum.
                 module.track_running_stats = False
                 module.momentum = 0.0
         # A tuple, not a module attribute: the student must not become a sub-module of its teacher.
