@@ -25,7 +25,11 @@ def write_run(
         "SEED": seed,
         "OUTPUT_DIR": str(folder),
         "DATASETS": {"TEST": test.get("sets", ["cityscapes_fine_sem_seg_val"])},
-        "TEST": {"CLASS_SUBSETS": test.get("subsets", [])},
+        "TEST": {
+            "CLASS_SUBSETS": test.get("subsets", []),
+            "OUTPUT": test.get("output", "classifier"),
+        },
+        "SELF_TRAINING": {"TEACHER_STATISTICS": test.get("statistics", "student")},
         "SOLVER": {"MAX_ITER": max_iter, "IMS_PER_BATCH": 2, "BASE_LR": test.get("lr", 0.1)},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -90,7 +94,7 @@ def test_only_common_seeds_are_paired_and_unfinished_runs_are_named(tmp_path, ca
     assert row.difference_sd is None
     tool.main([str(tmp_path / "base"), str(tmp_path / "ours")])
     text = capsys.readouterr().out
-    assert "+3.00 ± -" in text and "99" not in text
+    assert "+3.00" in text and "± -" not in text and "99" not in text
     assert f"ours, seed 0 ({tmp_path}/ours/seed_0) is unfinished, iteration 50 of 100" in text
 
 
@@ -98,8 +102,8 @@ def test_one_run_has_no_deviation_and_no_reference(tmp_path, capsys):
     write_run(tmp_path / "alone", 4, flat(None, 43.21))
     tool.main([str(tmp_path / "alone")])
     text = capsys.readouterr().out
-    assert "43.21 ± -" in text and "student mIoU" in text
-    assert "teacher" not in text and "Minus" not in text
+    assert "43.21" in text and "student mIoU" in text and "One seed each" in text
+    assert not any(word in text for word in ("±", "teacher", "in use", "Minus"))
     assert mean_and_sd([]) == (None, None)
 
 
@@ -168,7 +172,7 @@ def test_csv_holds_all_digits_and_agrees_with_the_rows(two_methods, tmp_path, ca
     base, ours, teacher, _ = two_methods
     file = tmp_path / "table.csv"
     tool.main([str(base), str(ours), "--network", "teacher", "--csv", str(file)])
-    assert "student" not in capsys.readouterr().out
+    assert "student mIoU  " not in capsys.readouterr().out
     one, other = csv.DictReader(file.open())
     assert (one["run"], one["reference"], one["difference"]) == ("base", "", "")
     assert float(other["mean"]) == np.mean(teacher["ours"])
@@ -225,13 +229,39 @@ def test_summary_never_puts_validation_and_test_in_one_column():
     assert "2.50" in test and "1.50" not in test and "set (test)" in test
 
 
-def test_networks_keep_their_order_where_the_first_run_has_no_teacher(tmp_path, capsys):
-    write_run(tmp_path / "source_only", 0, flat(None, 20.0))
-    write_run(tmp_path / "daformer", 0, flat(40.0, 35.0))
+def test_each_run_is_compared_by_the_network_that_it_is_used_with(tmp_path, capsys):
+    write_run(tmp_path / "source_only", 0, flat(None, 15.9))
+    write_run(tmp_path / "daformer", 0, flat(42.5, 2.375))
     tool.main([str(tmp_path / "source_only"), str(tmp_path / "daformer")])
     means, differences = capsys.readouterr().out.split("Minus source_only")
-    assert means.index("teacher mIoU") < means.index("student mIoU")
-    assert "+15.00" in differences and "teacher" not in differences  # networks are not crossed
+    assert means.index("in use mIoU") < means.index("student mIoU")
+    assert differences.index("+26.60") < differences.index("-13.53")
+    assert "In use: the teacher where a run has one" in differences
+    write_run(tmp_path / "prototypes", 0, flat(50.0, 40.0), output="prototypes")
+    rows = compare(read_experiments([tmp_path / "daformer", tmp_path / "prototypes"]))
+    assert find(rows, "prototypes", "in use").mean == 40.0  # prototypes are the student's
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "statistics", "reason"),
+    [
+        (42.5, 38.0, "target", "batch norm knows the target"),
+        (42.5, 38.0, "student", "swing from step to step"),
+        (30.0, 38.0, "target", "lags behind in a short run"),
+        (42.5, 40.0, "target", None),
+    ],
+)
+def test_networks_of_a_run_that_are_far_apart_are_explained(
+    tmp_path, capsys, teacher, student, statistics, reason
+):
+    write_run(tmp_path / "a", 0, flat(teacher, student), statistics=statistics)
+    tool.main([str(tmp_path / "a")])
+    text = capsys.readouterr().out
+    if reason is None:
+        assert "far apart" not in text
+    else:
+        assert f"a, seed 0: teacher {teacher:.2f} and student {student:.2f} mIoU" in text
+        assert reason in text
 
 
 def test_without_common_seeds_there_are_no_differences(tmp_path, capsys):

@@ -14,11 +14,16 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
 from .evaluator import mean_metrics
-from .runs import Experiment, Scores, differences
+from .runs import Experiment, Run, Scores, differences
 
 T = TypeVar("T", bound=Hashable)
 
 NETWORKS = ("teacher", "student")
+IN_USE = "in use"
+"""The network that a run is used with: its teacher where it has one, else its student."""
+
+_COLUMNS = (IN_USE, *NETWORKS)
+_FAR_APART = 3.0  # points between teacher and student from which on a reader should know of it
 # Settings that must agree for scores to be comparable; others are what is compared.
 _SHARED = ("DATASETS.TEST", "TEST.CLASS_SUBSETS", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")
 
@@ -81,25 +86,47 @@ def scores_over_seeds(
         subsets = run.config["TEST"].get("CLASS_SUBSETS") or ()
         benchmark = {f"IoU-{c}" for _, classes in subsets for c in classes}
         absent = benchmark and metric.startswith("IoU-") and metric not in benchmark
-        value = run.scores.get(dataset, {}).get(network, {}).get(metric)
+        name = network_in_use(run, dataset) if network == IN_USE else network
+        value = run.scores.get(dataset, {}).get(name, {}).get(metric)
         if value is not None and not absent:
             found[run.seed] = value
     return found
 
 
+def network_in_use(run: Run, dataset: str) -> str:
+    """The network that predicts, of a finished run; prototypes are the student's."""
+    by_prototypes = run.config["TEST"].get("OUTPUT") == "prototypes"
+    return "student" if by_prototypes or "teacher" not in run.scores[dataset] else "teacher"
+
+
+def networks_to_compare(experiments: Sequence[Experiment]) -> list[str]:
+    """The one in use first, then the student. Where all runs use their teacher, or all their
+    student, its own name."""
+    used = {
+        network_in_use(run, dataset)
+        for experiment in experiments
+        for run in experiment.finished
+        for dataset in run.scores
+    }
+    return _unique([IN_USE if len(used) > 1 else max(used, default="student"), "student"])
+
+
 def compare(
     experiments: Sequence[Experiment],
     metrics: Sequence[str] = (),
-    networks: Sequence[str] = NETWORKS,
+    networks: Sequence[str] = (),
     per_class: bool = False,
 ) -> list[Row]:
     """Statistics of each experiment, and paired differences to the first.
 
     Args:
         metrics: default: the means that the runs report, headline first.
+        networks: ``"teacher"``, ``"student"`` or :data:`IN_USE`; default:
+            :func:`networks_to_compare`.
         per_class: the IoU of each class as well.
     """
     rows = []
+    networks = networks or networks_to_compare(experiments)
     for dataset in _datasets(experiments):
         chosen = list(metrics) or _unique(
             metric
@@ -163,6 +190,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
                     f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
                     f"{run.iteration} of {total}, and left out."
                 )
+        found += [note for run in experiment.finished for note in _apart(experiment, run)]
         for run in experiment.finished[1:]:
             first = experiment.finished[0]
             for key, (one, other) in differences(first.config, run.config).items():
@@ -183,6 +211,31 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
                 )
         found += _class_notes(first, experiment)
     return _unique(found)
+
+
+def _apart(experiment: Experiment, run: Run) -> list[str]:
+    """Where the two networks of a run are far from each other, and what that comes from."""
+    headline = mean_metrics(run.config["TEST"].get("CLASS_SUBSETS") or ())[0]
+    found = []
+    for dataset, networks in run.scores.items():
+        teacher, student = (networks.get(name, {}).get(headline) for name in NETWORKS)
+        if teacher is None or student is None or abs(teacher - student) < _FAR_APART:
+            continue
+        statistics = run.config.get("SELF_TRAINING", {}).get("TEACHER_STATISTICS")
+        if teacher < student:
+            reason = "The teacher averages the student's weights, and lags behind in a short run"
+        elif statistics == "target":
+            reason = (
+                "The teacher's batch norm knows the target, the student's mixes both domains "
+                "(SELF_TRAINING.TEACHER_STATISTICS target)"
+            )
+        else:
+            reason = "The teacher averages the student's weights, which swing from step to step"
+        found.append(
+            f"{experiment.name}, seed {run.seed}: teacher {teacher:.2f} and student {student:.2f} "
+            f"{headline} on {dataset} are far apart. {reason}."
+        )
+    return found
 
 
 def _class_notes(first: Experiment, other: Experiment) -> list[str]:
@@ -229,7 +282,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def _by_run(rows: Sequence[Row], count: str, read: Callable[[Row], tuple[int | None, str]]) -> str:
     """Runs in rows; network and metric in columns. ``read(row)`` gives the count and the cell."""
     filled = _unique((row.network, row.metric) for row in rows if read(row)[0])
-    columns = sorted(filled, key=lambda column: NETWORKS.index(column[0]))
+    columns = sorted(filled, key=lambda column: _COLUMNS.index(column[0]))
     table = []
     for name in _unique(row.run for row in rows):
         own = {(row.network, row.metric): read(row) for row in rows if row.run == name}
@@ -261,7 +314,7 @@ def _pipe(table: list[list], headers: list[str]) -> str:
 def _cell(mean: float | None, sd: float | None, sign: str = "") -> str:
     if mean is None:
         return "-"
-    return f"{mean:{sign}.2f} ± {'-' if sd is None else f'{sd:.2f}'}"
+    return f"{mean:{sign}.2f}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
@@ -275,5 +328,11 @@ def write_csv(rows: Sequence[Row], file: Path) -> None:
 def report(experiments: Sequence[Experiment], rows: Sequence[Row]) -> str:
     """The tables, with everything that has to be said about them below."""
     remarks = "\n".join(f"- {note}" for note in notes(experiments))
-    legend = "Mean ± sample standard deviation over seeds; n finished seeds."
-    return "\n\n".join(part for part in (markdown(rows), legend if rows else "", remarks) if part)
+    legend = []
+    if any(row.sd is not None for row in rows):
+        legend.append("Mean ± sample standard deviation over seeds; n finished seeds.")
+    elif rows:
+        legend.append("One seed each: how far seeds spread is not known (tools/run_seeds.py).")
+    if any(row.network == IN_USE for row in rows):
+        legend.append("In use: the teacher where a run has one, else the student.")
+    return "\n\n".join(part for part in (markdown(rows), " ".join(legend), remarks) if part)
