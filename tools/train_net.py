@@ -15,9 +15,8 @@ import logging
 import os
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from mpcl.checkpoint.training import TrainingCheckpointer
 from mpcl.config import get_cfg_from
@@ -27,6 +26,7 @@ from mpcl.engine.evaluate import evaluate_models
 from mpcl.engine.guards import EXIT_DIVERGED, Diverged
 from mpcl.engine.launch import is_restart, launch_job
 from mpcl.engine.run_identity import check_checkpoint
+from mpcl.engine.start import start_process
 from mpcl.engine.trainer import precision_in_words
 from mpcl.evaluation.run_record import record_session
 from mpcl.predict.loading import load_networks
@@ -39,10 +39,9 @@ logger = logging.getLogger("mpcl.train_net")
 def setup(args):
     cfg = get_cfg_from(args.config_file, args.opts)
     cfg.freeze()
-    default_setup(cfg, args)
+    start_process(cfg, eval_only=args.eval_only)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mpcl")
     logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:
         logger.warning(note)

@@ -19,6 +19,7 @@ from .foreign import STUDENT, read_foreign, read_timm
 from .weight_files import State, find_weight_file, read, refuse_code_in_pickle, unwrap
 
 _TIMM = "timm."
+_PROTOTYPES = "prototype_head."
 _TO_ALLOW = (
     "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train what "
     "does not match from its initial values"
@@ -147,6 +148,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     def _load_some(self, checkpoint: dict[str, Any]) -> Any:
         """Loads as detectron2 does, but refuses to load nothing, and other shapes."""
+        has_prototypes = any(_PROTOTYPES in name for name in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes and not self.allow_unmatched:
             raise ValueError(_misshapen(incompatible.incorrect_shapes))
@@ -161,6 +163,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
             len(self.initial),
             len(incompatible.unexpected_keys),
         )
+        if not has_prototypes:  # then none of them is meant to be there
+            missing = incompatible.missing_keys
+            missing[:] = [name for name in missing if not name.startswith(_PROTOTYPES)]
         return incompatible
 
 

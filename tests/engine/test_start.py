@@ -1,0 +1,57 @@
+"""The first lines of a log, and what a start leaves behind."""
+
+import logging
+import sys
+
+import pytest
+import torch
+import yaml
+from detectron2.modeling import build_model
+
+from mpcl.checkpoint.weights import WeightsCheckpointer
+from mpcl.engine import start
+
+
+@pytest.fixture(autouse=True)
+def no_handlers(monkeypatch):
+    """Those of a run would stay for all later tests, and its level."""
+    monkeypatch.setattr(start, "setup_logger", lambda *args, **kwargs: None)
+    packing = logging.getLogger("detectron2.data.common")
+    level = packing.level
+    yield
+    packing.setLevel(level)
+
+
+def test_the_log_shows_what_differs_and_the_file_has_all(tiny_cfg, monkeypatch, caplog, tmp_path):
+    cfg = tiny_cfg("daformer_gauss", "SEED", 5)
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "INPUT.CROP.SIZE", "(64, 64)"])
+    with caplog.at_level(logging.INFO, logger="mpcl.engine.start"):
+        start.start_process(cfg)
+    text = caplog.text
+    assert (
+        "train_net.py INPUT.CROP.SIZE '(64, 64)'" in text
+        and f"torch {torch.__version__}"[:8] in text
+    )
+    assert "\n  PROTOTYPES.NUM_PER_CLASS: 3\n" in text and "  SEED: 5" in text
+    # Neither another project's keys, nor those of this one that are as they were.
+    assert "RPN" not in text and "EMA" not in text and "\x1b" not in text
+    assert len(text.splitlines()) < 60
+    saved = yaml.safe_load((tmp_path / "output/config.yaml").read_text())
+    assert saved == yaml.safe_load(cfg.dump())
+    assert saved["MODEL"]["RPN"] and saved["PROTOTYPES"]["NUM_PER_CLASS"] == 3
+    first = torch.rand(3)
+    start.start_process(cfg)
+    assert torch.equal(first, torch.rand(3))
+
+
+@pytest.mark.parametrize("dropped", ["prototype_head.", "prototype_head.projection."])
+def test_only_prototypes_that_are_partly_there_are_missed(tiny_cfg, tmp_path, caplog, dropped):
+    model = build_model(tiny_cfg("daformer_gauss"))
+    state = model.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+    torch.save({"model": kept}, tmp_path / "weights.pth")
+    checkpointer = WeightsCheckpointer(model)
+    checkpointer.load(str(tmp_path / "weights.pth"))
+    missed = "not found in the checkpoint" in caplog.text
+    assert missed == (dropped != "prototype_head.")
+    assert set(checkpointer.initial) == state.keys() - kept.keys()
