@@ -8,7 +8,7 @@ from tiny_files import write_image, write_label
 
 from mpcl.data.labels import read_label
 from mpcl.data.sets import custom
-from mpcl.data.sets.custom import distinct_colors, register_from_yaml
+from mpcl.data.sets.custom import class_colors, register_from_yaml
 from mpcl.data.statistics import class_statistics
 
 EXAMPLE = Path(__file__).parents[2] / "datasets" / "examples" / "leaves.yaml"
@@ -127,17 +127,18 @@ def test_2_classes_are_enough_and_255_are_not_too_many(tmp_path, world):
         assert len(set(colors)) == count
 
 
-@pytest.mark.parametrize("count", [1, 2, 19, 150, 255])
+@pytest.mark.parametrize("count", [1, 2, 18, 19, 150, 255])
 def test_made_colours_differ_and_are_colours(count):
-    colors = distinct_colors(count)
+    colors = class_colors([f"c{i}" for i in range(count)])
     assert len(set(colors)) == count
-    assert all(0 <= level <= 255 for color in colors for level in color)
+    assert all(isinstance(level, int) and 0 <= level <= 255 for c in colors for level in c)
 
 
-def test_the_first_made_colours_are_far_apart():
-    colors = np.array(distinct_colors(12), float)
-    distance = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
-    assert distance[~np.eye(12, dtype=bool)].min() > 40
+def test_background_is_grey_and_the_first_others_are_far_apart():
+    colors = class_colors(["Background", *(f"c{i}" for i in range(8))])
+    assert colors[0] == (128, 128, 128)
+    distance = np.linalg.norm(np.subtract.outer(colors, colors).diagonal(0, 1, 3), axis=-1)
+    assert distance[~np.eye(9, dtype=bool)].min() > 40
 
 
 def test_registering_the_same_file_again_is_harmless(tmp_path, world):

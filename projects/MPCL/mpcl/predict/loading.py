@@ -17,7 +17,7 @@ from ..checkpoint.training import TrainingCheckpointer
 from ..checkpoint.weight_files import read, refuse_nothing, refuse_random_layers
 from ..config import get_cfg_from
 from ..data.labels import IGNORE_LABEL
-from ..data.sets.custom import distinct_colors
+from ..data.sets.custom import class_colors
 from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
 from ..self_training.teacher import EMATeacher
 
@@ -184,7 +184,8 @@ def _metadata(cfg: CfgNode) -> Metadata:
                 return known
     if number == len(CITYSCAPES_CLASSES):
         return _new_metadata(CITYSCAPES_CLASSES, CITYSCAPES_COLORS)
-    return _new_metadata([f"class {i}" for i in range(number)], distinct_colors(number))
+    names = [f"class {i}" for i in range(number)]
+    return _new_metadata(names, class_colors(names))
 
 
 def _new_metadata(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> Metadata:

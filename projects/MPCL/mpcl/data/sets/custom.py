@@ -13,7 +13,6 @@
 Relative paths start at the folder of the YAML file. ``datasets/README.md`` explains every key.
 """
 
-import colorsys
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog
+from matplotlib import colormaps
 
 from ...utils.short import short, shown
 from ..files import IMAGE_SUFFIXES, Record, image_records, labelled_records, list_files
@@ -146,7 +146,7 @@ def register_from_yaml(path: str | Path) -> list[str]:
     description = _read(file)
     name = _text(file, "name", description.get("name"))
     classes = _classes(file, description.get("classes"))
-    colors = _colors(file, description.get("colors"), len(classes))
+    colors = _colors(file, description.get("colors"), classes)
     label_map = _label_map(file, description, classes)
     absent = _absent(file, "absent", description.get("absent"), classes)
     splits = {
@@ -163,14 +163,19 @@ def register_from_yaml(path: str | Path) -> list[str]:
     return list(splits)
 
 
-def distinct_colors(count: int) -> list[Color]:
-    """``count`` RGB colours that differ: hues by the golden angle, brightness in three levels."""
-    colors = []
-    for index in range(count):
-        hue, value = (index * 0.618034) % 1, (1.0, 0.75, 0.5)[index // 12 % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 - 0.004 * (index // 36), value)
-        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return colors
+def class_colors(classes: Sequence[str]) -> list[Color]:
+    """RGB colours that differ: matplotlib's tab20, of more than 18 classes its turbo. Grey is left
+    to a class named background."""
+    tab20 = [color for color in colormaps["tab20"].colors if len(set(color)) > 1]
+    few = len(classes) <= len(tab20)  # the strong ones first
+    found = (
+        [*tab20[::2], *tab20[1::2]] if few else colormaps["turbo"].resampled(len(classes)).colors
+    )
+    colors = [tuple(round(255 * float(level)) for level in color[:3]) for color in found]
+    return [
+        (128, 128, 128) if name.lower() == "background" else color
+        for name, color in zip(classes, colors)
+    ]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -212,11 +217,11 @@ def _classes(file: Path, value: object) -> list[str]:
     return value
 
 
-def _colors(file: Path, value: object, num_classes: int) -> list[Color]:
+def _colors(file: Path, value: object, classes: Sequence[str]) -> list[Color]:
     if value is None:
-        return distinct_colors(num_classes)
-    if not isinstance(value, list) or len(value) != num_classes:
-        raise _Fault(file, "colors", value, f"a list of {num_classes} colours, one a class")
+        return class_colors(classes)
+    if not isinstance(value, list) or len(value) != len(classes):
+        raise _Fault(file, "colors", value, f"a list of {len(classes)} colours, one a class")
     return [_color(file, "colors", color) for color in value]
 
 
