@@ -239,22 +239,12 @@ def slope(samples: list[dict], key: str) -> tuple[float, float]:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Names of what differs between two final checkpoints and between two logs."""
+    """Names of what differs between two final checkpoints, and between the iterations logged."""
     states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (left, right)]
     one, other = (dict(flatten(state)) for state in states)
-    found = [
-        name
-        for name in one.keys() | other.keys()
-        if not any(f".unwritten.{measured}." in name for measured in MEASURED)
-        and not equal(one.get(name), other.get(name))
-    ]
-    logs = [
-        [
-            {k: str(v) for k, v in row.items() if k not in MEASURED}
-            for row in rows(f / "metrics.json")
-        ]
-        for f in (left, right)
-    ]
+    found = [n for n in one.keys() | other.keys() if not equal(one.get(n), other.get(n))]
+    # Their values are means since the line before, or since the run went on.
+    logs = [[row["iteration"] for row in rows(f / "metrics.json")] for f in (left, right)]
     return sorted(found) + (["metrics.json"] if logs[0] != logs[1] else [])
 
 

@@ -117,7 +117,7 @@ def test_gta5_config_has_the_papers_hyper_parameters():
         (["TEST.INFERENCE", "sliding"], "whole, slide"),
         # Detectron2's own that are not read
         (["SOLVER.LR_SCHEDULER_NAME", "x"], "LR_SCHEDULER_NAME is 'x'.*nothing here reads"),
-        (["SOLVER.CLIP_GRADIENTS.ENABLED", True], "ENABLED is True; expected False: nothing"),
+        (["SOLVER.GAMMA", 0.5], r"GAMMA is 0\.5; expected 0\.1: nothing"),
         (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'; expected 'RGB'"),
         (["VERSION", 99], "VERSION is 99; expected 2"),
     ],

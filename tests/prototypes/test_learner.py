@@ -7,6 +7,7 @@ import pytest
 import torch
 from steps import make_step
 
+from mpcl.prototypes import learner as module
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
 from mpcl.prototypes.gaussian import GaussianPrototypes
@@ -28,7 +29,7 @@ def make_learner(kind=CentroidPrototypes, started=None, bank_size=500, **changes
     if started is not None:
         torch.manual_seed(0)
         prototypes.start_(torch.tensor(started), torch.randn(C, K, D), torch.ones(C, K, D))
-    options = {"pool_size": 600, "start_iter": 2, "start_samples": 10, "check_period": 2, "seed": 0}
+    options = {"pool_size": 600, "start_iter": 2, "start_samples": 10, "seed": 0}
     options |= {"banks": {"context": FeatureBank(C, bank_size, D)}, "epsilon": EPSILON}
     return PrototypeLearner(prototypes=prototypes, **(options | changes))
 
@@ -226,7 +227,8 @@ def test_before_the_start_the_bank_fills_and_no_pixel_has_a_cluster():
     assert learner.banks["context"].fill.min() > 0
 
 
-def test_class_that_appears_late_starts_late():
+def test_class_that_appears_late_starts_late(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 2)
     learner = make_learner()
     pixels, _ = run(learner, range(6), classes=(0, 1))
     assert learner.prototypes.started.tolist() == [True, True, False]
@@ -238,7 +240,8 @@ def test_class_that_appears_late_starts_late():
     assert torch.equal(learner.prototypes.start_mean[:2], early_start[:2])
 
 
-def test_classes_wait_for_enough_embeddings_or_a_full_ring():
+def test_classes_wait_for_enough_embeddings_or_a_full_ring(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 2)
     learner = make_learner(bank_size=600, start_samples=1000)
     pixels, _ = run(learner, range(3))
     assert not learner.prototypes.started.any() and (pixels.cluster == NONE).all()

@@ -52,7 +52,6 @@ def iteration(kind, pool, device="cpu"):
         epsilon=0.05,
         start_iter=0,
         start_samples=10,
-        check_period=10,
         seed=0,
     )
 

@@ -19,7 +19,7 @@ def make_learner(pool):
     if pool == "batch":
         mean = torch.randn(C, K, D, generator=generator)
         prototypes.start_(torch.ones(C, dtype=torch.bool), mean, torch.ones(C, K, D))
-    options = {"epsilon": 0.1, "start_iter": 0, "start_samples": 1, "check_period": 1, "seed": 0}
+    options = {"epsilon": 0.1, "start_iter": 0, "start_samples": 1, "seed": 0}
     # Room for everything, so that the bank's content is no matter of chance.
     bank = FeatureBank(C, 2 * SIDE**2, D, samples_per_image=SIDE**2)
     return PrototypeLearner(prototypes=prototypes, banks={"context": bank}, pool=pool, **options)

@@ -103,5 +103,5 @@ def test_the_detail_is_embedded_inside_its_box():
     outputs = {"source": Outputs(context, context, context, Detail(box, detail, detail))}
     step = Step(0, view, outputs=outputs)
     for scale, seen, embeddings in (("context", view, context), ("detail", view.crop(box), detail)):
-        pixels = step.embed(scale, C, K)["source"]
+        pixels = step.pixels_at(scale, C, K)["source"]
         torch.testing.assert_close(vars(pixels), vars(Pixels.of(seen, embeddings, C, K)))

@@ -8,9 +8,10 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
+from ..losses.prototype import VIEWS
 from ..modeling.mit import VARIANTS
 from ..modeling.prototype_head import TYPES
-from ..prototypes.base import SCALES
+from ..prototypes.base import SIMILARITY_SCALES
 from ..prototypes.centroid import DISTANCES
 from ..prototypes.embedding import NORMALIZATIONS
 from ..prototypes.learner import POOLS, STARTS
@@ -20,7 +21,7 @@ from ..self_training.teacher import STATISTICS
 from ..utils.short import short
 from .reading import get, leaves
 
-# Detectron2's keys outside MODEL that are read here; the others keep their values.
+# Detectron2's keys that are read here; the others keep their values.
 _READ = (
     *("SEED", "VIS_PERIOD", "OUTPUT_DIR", "CUDNN_BENCHMARK", "DATASETS.TRAIN", "DATASETS.TEST"),
     *("INPUT.RANDOM_FLIP", "INPUT.CROP.SIZE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
@@ -28,6 +29,7 @@ _READ = (
     *("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WEIGHT_DECAY"),
     *("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.AMP.ENABLED"),
 )
+_READ_GROUPS = ("MODEL.", "SOLVER.CLIP_GRADIENTS.")
 _LARGEST = 16384  # side of a crop or window
 _MANY = 10**9  # iterations, or of what nobody counts further
 
@@ -53,8 +55,8 @@ def validate(cfg: CN, defaults: CN) -> None:
 
 def _check_unread(cfg: CN, defaults: CN) -> None:
     for key in leaves(get_cfg()):
-        ours = get(defaults, key)
-        if not key.startswith("MODEL.") and key not in _READ and get(cfg, key) != ours:
+        ours, read = get(defaults, key), key in _READ or key.startswith(_READ_GROUPS)
+        if not read and get(cfg, key) != ours:
             _refuse(cfg, key, f"{ours!r}: nothing here reads this key of Detectron2")
 
 
@@ -174,7 +176,7 @@ def _check_prototypes(cfg: CN) -> None:
     _one_of(cfg, "PROTOTYPES.HEAD", ("shared", "separate"))
     _one_of(cfg, "PROTOTYPES.NORMALIZE", NORMALIZATIONS)
     _one_of(cfg, "PROTOTYPES.DISTANCE", DISTANCES)
-    _one_of(cfg, "PROTOTYPES.SIMILARITY_SCALE", SCALES)
+    _one_of(cfg, "PROTOTYPES.SIMILARITY_SCALE", SIMILARITY_SCALES)
     _one_of(cfg, "PROTOTYPES.CLUSTER_POOL", POOLS)
     _one_of(cfg, "PROTOTYPES.INIT.METHOD", STARTS)
     _number(cfg, "PROTOTYPES.DIM", least=1, most=10**4)
@@ -205,7 +207,7 @@ def _check_prototypes(cfg: CN) -> None:
 def _check_views_and_scales(cfg: CN) -> None:
     views = set(map(str, cfg.PROTOTYPES.CONTRAST_VIEWS))
     scales = tuple(cfg.PROTOTYPES.SCALES)
-    if not views or not views <= {"source", "mixed", "target"}:
+    if not views or not views <= set(VIEWS):
         expected = "some of source, mixed, target (or set PROTOTYPES.CONTRAST_WEIGHT to 0)"
         _refuse(cfg, "PROTOTYPES.CONTRAST_VIEWS", expected)
     if {"mixed", "target"} <= views:
@@ -234,7 +236,7 @@ def _check_solver(cfg: CN) -> None:
     _number(cfg, "SOLVER.POLY_POWER", least=0)
     _number(cfg, "SOLVER.CHECKPOINT_PERIOD", least=1, most=_MANY)
     _number(cfg, "SOLVER.CHECKPOINT_KEEP", least=0, most=_MANY)
-    _number(cfg, "SOLVER.MAX_SKIPPED", least=0, most=_MANY)
+    _number(cfg, "SOLVER.MAX_SKIPPED", least=1, most=_MANY)
     _one_of(cfg, "SOLVER.AMP.PRECISION", ("bfloat16", "float16"))
     if cfg.SOLVER.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The order of things: the training step, its hook, its losses and its optimizer."""
+"""The order of things: the training step, its hooks, its optimizer, evaluation, launch."""
 
 from .adaptation import AdaptationHook
 from .trainer import AdaptationTrainer

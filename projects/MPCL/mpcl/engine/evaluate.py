@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -20,6 +21,15 @@ from ..evaluation.tables import summary
 from ..predict.loading import load_networks
 
 logger = logging.getLogger(__name__)
+
+
+class EvaluationHook(EvalHook):
+    """detectron2's, but the final evaluation is that of a finished run: one that stops or fails in
+    its last iteration is not evaluated."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 def evaluate_models(

@@ -39,14 +39,14 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
             if not parameter.requires_grad:
                 continue
             if not key.startswith(prefix):
-                kind, rate, loss = "head", lr * cfg.SOLVER.HEAD_LR_FACTOR, decay
+                kind, rate, shrink = "head", lr * cfg.SOLVER.HEAD_LR_FACTOR, decay
             else:
                 name = key.removeprefix(prefix)
                 exempt = _is_norm(module) or name in undecayed
                 kind = (depth.get(name, 0), exempt)
                 rate = lr * cfg.SOLVER.LAYER_DECAY ** depth.get(name, 0)
-                loss = cfg.SOLVER.WEIGHT_DECAY_NORM if exempt else decay
-            group = groups.setdefault(kind, {"params": [], "lr": rate, "weight_decay": loss})
+                shrink = cfg.SOLVER.WEIGHT_DECAY_NORM if exempt else decay
+            group = groups.setdefault(kind, {"params": [], "lr": rate, "weight_decay": shrink})
             group["params"].append(parameter)
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(list(groups.values()), lr=lr, fused=True)

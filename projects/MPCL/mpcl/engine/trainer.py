@@ -31,7 +31,7 @@ from .adaptation import AdaptationHook
 from .alarms import CollapseAlarm
 from .bad_file_report import BadFileReport
 from .checkpointing import CheckpointHook
-from .evaluate import evaluate_models
+from .evaluate import EvaluationHook, evaluate_models
 from .guards import StepGuard
 from .metrics import DeviceMetrics
 from .metrics_file import start_metrics
@@ -184,7 +184,8 @@ class AdaptationTrainer(SimpleTrainer):
             values["total_loss"] = sum(values[name] for name in losses)
         values["skipped_steps"] = self.guard.total
         if self.cfg.MODEL.DEVICE == "cpu":
-            # On a GPU detectron2's printer shows the device's peak memory; here the process's.
+            # On a GPU detectron2's printer shows the device's peak memory, here the process's: it
+            # prints what begins with "[metric]".
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             values["[metric] max_mem_MiB"] = peak
         else:
@@ -222,7 +223,7 @@ class AdaptationTrainer(SimpleTrainer):
             self.adaptation,
             BadFileReport(self.data_loader.bad_files),
             CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             TrainingPictures(cfg) if comm.is_main_process() and cfg.VIS_PERIOD else None,
         ]
 
@@ -295,8 +296,7 @@ def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
 
 
 def ddp_options(cfg) -> dict:
-    """Arguments of DistributedDataParallel; the one place that differs between GPUs and CPU
-    processes."""
+    """Arguments of DistributedDataParallel, which differ between GPUs and CPU processes."""
     # Gradients live in the messages' buffers: one copy of them, not two.
     options: dict = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
     if cfg.MODEL.DEVICE == "cpu":

@@ -1,4 +1,5 @@
-"""How much each loss pulls, and where to: gradients at the encoder's features."""
+"""How much each loss pulls, and where to: gradients at the encoder's deepest features (of two
+resolutions: the context's)."""
 
 from collections.abc import Mapping, Sequence
 

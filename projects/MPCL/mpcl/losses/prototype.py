@@ -29,7 +29,7 @@ class PrototypeLosses:
     scales as in (18).
 
     Attributes:
-        prototypes: centroid or Gaussian.
+        prototypes: of any type.
         temperature: tau.
         contrast_weight, consistency_weight: lambda_1 and lambda_2.
         contrast_views: some of ``source``, ``mixed``, ``target`` (the mixed view without its source
@@ -69,7 +69,7 @@ class PrototypeLosses:
         """Both losses of the pixels by scale and view; 0 and attached where none has a cluster, so
         that every parameter has a gradient from the first iteration on (DDP waits for them)."""
         by_scale = {scale: self._of_scale(views) for scale, views in pixels.items()}
-        contrast, consistency = next(iter(by_scale.values()))
+        contrast, consistency = by_scale[CONTEXT]
         if len(by_scale) > 1:
             contrast, consistency = (
                 (1 - self.detail_weight) * context + self.detail_weight * detail  # (18)
@@ -166,8 +166,8 @@ def prototype_consistency(
 ) -> Tensor:
     r"""Cross-entropy of each pixel's label under the class posterior of its nearest prototypes.
 
-    .. math:: L = -\frac{1}{N} \sum_i w_i \log \frac{\exp(g(y_i, F_i) / \tau)}{\sum_c \exp(g(c, F_i)
-    / \tau)},
+    .. math:: L = -\frac{1}{N} \sum_i w_i
+        \log \frac{\exp(g(y_i, F_i) / \tau)}{\sum_c \exp(g(c, F_i) / \tau)},
         \quad g(c, F) = \max_k \mathrm{sim}(p_k^{(c)}, F)
 
     Source: MPCL, Eqs. (11), (12). The weights are ours; the printed formula has weights 1.

@@ -56,8 +56,8 @@ def segmentation_loss(
 ) -> Tensor:
     r"""Cross-entropy of one view; of a multi-resolution student, of both its predictions.
 
-    .. math:: L = (1 - \lambda_d) L_\mathrm{ce}(\mathrm{fused}) + \lambda_d
-    L_\mathrm{ce}(\mathrm{detail})
+    .. math:: L = (1 - \lambda_d) L_\mathrm{ce}(\mathrm{fused})
+        + \lambda_d L_\mathrm{ce}(\mathrm{detail})
 
     The detail term is a mean over the pixels of the detail crop. Without one, it is
     :func:`pixel_cross_entropy`.

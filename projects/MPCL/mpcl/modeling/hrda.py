@@ -127,9 +127,8 @@ class HRDASegmentor(MPCLSegmentor):
     def score(self, images: Tensor) -> Tensor:
         """Fused class scores (B, C, H/4, W/4); H and W must be multiples of 8.
 
-        All detail windows pass in one forward: where batch norm uses batch statistics (the
-            labelling
-        teacher), these are of all windows together, as in HRDA.
+        All detail windows pass in one forward: where batch norm uses batch statistics (of the
+        labelling teacher), these are of all windows together, as in HRDA.
         """
         features = self.encode(images)
         stride = (self.detail_size[0] // 2, self.detail_size[1] // 2)

@@ -162,7 +162,7 @@ class MPCLSegmentor(nn.Module):
         missing). Images of one size pass together.
 
         Two successive bilinear resizes, as the baselines: stride 4 to network input, network input
-            to native size.
+        to native size.
         """
         by_size: dict[torch.Size, list[int]] = {}
         for index, record in enumerate(batch):

@@ -5,7 +5,7 @@ prototype.
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..utils.distributed import sum_over_ranks
 from .numerics import full_float32, masked_mean, one_hot
 
-SCALES = ("mean", "sum")
+SIMILARITY_SCALES = ("mean", "sum")
 DEAD_AFTER = 1000  # updates without a pixel, for the log
 
 
-class Prototypes(nn.Module):
+class Prototypes(nn.Module, ABC):
     """K prototypes of each class, in buffers: equal on all ranks, part of the checkpoint, and never
     reached by a gradient.
 
@@ -60,8 +60,8 @@ class Prototypes(nn.Module):
                 raise ValueError(f"{name} is {size}, expected at least 1")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, expected a number in [0, 1)")
-        if scale not in SCALES:
-            raise ValueError(f"scale is {scale!r}, expected one of {SCALES}")
+        if scale not in SIMILARITY_SCALES:
+            raise ValueError(f"scale is {scale!r}, expected one of {SIMILARITY_SCALES}")
         self.num_classes, self.num_prototypes, self.dim = num_classes, num_prototypes, dim
         self.momentum = momentum
         self.divisor = dim if scale == "mean" else 1
@@ -196,7 +196,8 @@ class Prototypes(nn.Module):
 
     @property
     def dead(self) -> Tensor:
-        """(C, K) bool: prototypes of started classes without a pixel in the last 1,000 updates."""
+        """(C, K) bool: prototypes of started classes without a pixel in the last DEAD_AFTER
+        updates."""
         return self.started.unsqueeze(1) & (self.idle >= DEAD_AFTER)
 
     def _statistics(self, count: Tensor, drift: Tensor) -> dict[str, Tensor]:

@@ -20,15 +20,15 @@ def normalize_embeddings(x: Tensor, mode: str, dim: int = 1, eps: float = 1e-6) 
     divide by D.
 
     - ``"layer"``: layer normalisation without affine parameters (zero mean, unit variance over the
-    channels).
+      channels).
     - ``"l2"``: the unit vector times :math:`\sqrt{D}`; its squared distances over D are those of
-    unit vectors.
+      unit vectors.
     - ``"none"``: as the head gives them.
 
     Gradients flow to ``x`` and stay finite, also at a vector of zeros.
 
-    Source: not in the paper, which gives a temperature and no normalisation; see the list of
-    deviations.
+    Source: not in the paper, which gives a temperature and no normalisation; see docs/METHOD.md,
+    reading 1.
 
     Args:
         x: embeddings of any floating type with D channels along ``dim``.

@@ -27,12 +27,14 @@ _JITTER = 0.1  # of the class's standard deviation
 
 
 class KMeans(NamedTuple):
-    """Attributes:
-    mean: (C, K, D) float32.
-    variance: (C, K, D) per channel about the mean; of the whole class's clusters, pooled, where
-        points are few.
-    count: (C, K) points of each cluster.
-    inertia: (C,) sum of squared distances to the nearest mean.
+    """What :func:`kmeans` finds.
+
+    Attributes:
+        mean: (C, K, D) float32.
+        variance: (C, K, D) per channel about the mean; of the whole class's clusters, pooled, where
+            points are few.
+        count: (C, K) points of each cluster.
+        inertia: (C,) sum of squared distances to the nearest mean.
     """
 
     mean: Tensor

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 POOLS = ("bank", "batch")
 STARTS = ("kmeans", "random")
+LOOK_EVERY = 20  # iterations, at classes that wait for embeddings: a look reads from the device
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class PrototypeLearner:
     and equal shares within it would tear that mode apart.
 
     Attributes:
-        prototypes: centroid or Gaussian; all scales move the same ones.
+        prototypes: of any type; all scales move the same ones.
         banks: of each scale (``context``, ``detail``) that shall be clustered.
         pool: ``"batch"`` balances on the batch's pixels, the literal Eq. (13); ``"bank"`` on at
             most ``pool_size`` over all ranks, with the same number of places for each class, half
@@ -51,8 +52,6 @@ class PrototypeLearner:
         start_iter: iteration at which the first prototypes start.
         start_method: ``"kmeans"`` on the bank, or ``"random"``, at unit scale.
         start_samples: banked embeddings a prototype that a class needs before it starts.
-        check_period: iterations between two looks at classes that wait for more embeddings; a look
-            reads from the device.
         seed: of the run; equal on all ranks.
 
     Raises:
@@ -69,7 +68,6 @@ class PrototypeLearner:
     start_iter: int
     start_method: str = "kmeans"
     start_samples: int
-    check_period: int
     seed: int
 
     def __post_init__(self) -> None:
@@ -79,7 +77,7 @@ class PrototypeLearner:
             raise ValueError(f"start_method is {self.start_method!r}, expected one of {STARTS}")
         halves = 2 * self.prototypes.num_classes * world_size()
         self.places = self.pool_size // halves  # of each class in each half of the pool, each rank
-        if self.places < 1:
+        if self.pool == "bank" and self.places < 1:
             raise ValueError(
                 f"pool_size is {self.pool_size}, expected at least {halves}: 2 halves x "
                 f"{self.prototypes.num_classes} classes x {world_size()} ranks"
@@ -107,7 +105,6 @@ class PrototypeLearner:
             start_iter=proto.INIT.ITER,
             start_method=proto.INIT.METHOD,
             start_samples=proto.INIT.MIN_SAMPLES,
-            check_period=cfg.LOG_PERIOD,
             seed=cfg.SEED,
         )
 
@@ -119,21 +116,24 @@ class PrototypeLearner:
         Returns: scalars for the log.
         """
         shape = self.prototypes.num_classes, self.prototypes.num_prototypes
-        step.pixels = {scale: step.embed(scale, *shape) for scale in self.banks}
+        step.pixels = {scale: step.pixels_at(scale, *shape) for scale in self.banks}
         scales = {scale: Pixels.cat([*views.values()]) for scale, views in step.pixels.items()}
         for scale, pixels in scales.items():
             trusted = torch.where(pixels.trusted, pixels.label, self.prototypes.num_classes)
             self.banks[scale].push_(pixels.embeddings, trusted)
         if step.iteration < self.start_iter:
             return {}
-        if step.iteration == self.start_iter or (step.iteration + 1) % self.check_period == 0:
+        if step.iteration == self.start_iter or (step.iteration + 1) % LOOK_EVERY == 0:
             self._start_ready_classes(step.iteration)
 
         logged, moving = {}, []
         for scale, pixels in scales.items():  # lines 6, 7
             moves, violation = self._cluster(pixels, self.banks[scale])
             for view, cluster in zip(
-                step.pixels[scale].values(), torch.split(pixels.cluster, len(step.source.label))
+                step.pixels[scale].values(),
+                torch.split(
+                    pixels.cluster, [len(view.label) for view in step.pixels[scale].values()]
+                ),
             ):
                 view.cluster = cluster
             moving.append((pixels.rows, moves))

@@ -5,8 +5,8 @@ Legend: C classes, K prototypes a class, N pixels, P places of a pool for each c
 
 For class c with L pixels the transport plan Q has pixel marginals 1 and prototype marginals L / K:
 
-.. math:: \max_Q \langle Q, S \rangle + \epsilon H(Q), \quad Q 1_K = 1_L, \quad Q^T 1_L =
-\tfrac{L}{K} 1_K
+.. math:: \max_Q \langle Q, S \rangle + \epsilon H(Q),
+    \quad Q 1_K = 1_L, \quad Q^T 1_L = \tfrac{L}{K} 1_K
 
 Its solution is :math:`Q = \mathrm{softmax}_K(S / \epsilon + g_c)` with one *column potential* per
 (class, prototype). A sweep is a softmax over K (makes pixel marginals exact, cannot overflow) and a
@@ -28,10 +28,12 @@ from .numerics import at_least_float32
 
 
 class Balance(NamedTuple):
-    """Attributes:
-    potentials: (C, K) column potentials g, zero where nothing was balanced.
-    violation: scalar, largest |column sum / (L / K) - 1| over the balanced classes; 0 if there is
-        none.
+    """What :func:`balance` finds.
+
+    Attributes:
+        potentials: (C, K) column potentials g, zero where nothing was balanced.
+        violation: scalar, largest |column sum / (L / K) - 1| over the balanced classes; 0 if there
+            is none.
     """
 
     potentials: Tensor

@@ -1,4 +1,4 @@
-"""Teacher logits -> hard labels, and one confidence weight a batch.
+"""Teacher logits -> hard labels, and a confidence weight for each batch or image.
 
 Legend: B images, C classes, (h, w) logit grid, (H, W) pixels.
 """

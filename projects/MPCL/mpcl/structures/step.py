@@ -131,7 +131,7 @@ class Step:
         """The student's input."""
         return {name: view.images for name, view in self.views.items()}
 
-    def embed(self, scale: str, num_classes: int, num_prototypes: int) -> dict[str, Pixels]:
+    def pixels_at(self, scale: str, num_classes: int, num_prototypes: int) -> dict[str, Pixels]:
         """The pixels of each view at a scale of the student, ``context`` or ``detail``."""
         pixels = {}
         for name, view in self.views.items():

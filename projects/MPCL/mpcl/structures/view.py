@@ -44,9 +44,10 @@ class View:
         label: (B, H, W) int64 in [0, C), or the ignore value: ground truth where the pixel is the
             source's, else the teacher's pseudo-label.
         weight: (B, H, W) float32 in [0, 1], of each pixel's loss: 1 for ground truth, the teacher's
-            confidence for pseudo-labels.
+            confidence for pseudo-labels, 0 in their margins. Of an unlabelled target: 1 where a
+            pseudo-label may weigh anything.
         trusted: (B, H, W) bool, pixels whose label may move prototypes: ground truth, or a
-            confident pseudo-label.
+            confident pseudo-label outside the margins.
         from_source: (B, H, W) bool, pixels that show the source domain.
     """
 
