@@ -260,6 +260,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("a base that is missing", lambda w: w.config_file("_BASE_: nothing.yaml\n"), r"nothing\.yaml does not exist.*_BASE_ of .*mine\.yaml"),
     ("bases in a circle", circle, r"mine\.yaml.*circle"),
     ("a config that is no YAML", lambda w: w.config_file("SOLVER: [\n"), r"mine\.yaml.*no valid YAML"),
+    ("a Python config", lambda w: setattr(w, "config", "lazy.py"), r"lazy\.py is Python.*YAML"),
     ("an empty config", lambda w: w.config_file(""), r"mine\.yaml.*is empty"),
     ("a description without classes", described(lambda d: d.pop("classes")), r"world\.yaml: key 'classes'.*expected a list"),
     ("a description of nothing", described(lambda d: d["splits"]["val"].update(images="nowhere")), r"splits\.val\.images.*nowhere.*does not exist"),

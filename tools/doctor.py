@@ -220,6 +220,15 @@ def check_dataset(name: str) -> Finding:
         return Finding(NOTE, name, text)
 
 
+def check_datasets() -> Iterator[Finding]:
+    """The data sets that are there; without a config nobody needs the others."""
+    listed = [check_dataset(name) for name in known_datasets()]
+    found = [finding for finding in listed if finding.mark == OK]
+    yield from found
+    missing = f"{len(listed) - len(found)} of {len(listed)} known ones are not there"
+    yield Finding(OK, "data sets", f"{missing}; --config-file says which of them a config needs")
+
+
 def check_config(cfg: Any) -> Iterator[Finding]:
     """What tools/train_net.py would say before it starts, and what of it is there."""
     from mpcl.checkpoint.weight_files import find_weight_file
@@ -253,7 +262,7 @@ def check_run(config_file: str, opts: list[str]) -> Iterator[Finding]:
             yield check_output(Path("output"))
             yield from check_space(Path("output"))
             yield from check_weights()
-            yield from map(check_dataset, known_datasets())
+            yield from check_datasets()
     except Exception as error:
         name = "config" if config_file else "data sets"
         yield Finding(STOP, name, reason(error), "correct what the message names, then ask again")

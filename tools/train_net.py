@@ -35,6 +35,12 @@ from mpcl.utils.host_memory import keep_freed_memory
 
 logger = logging.getLogger("mpcl.train_net")
 
+_HELP = {
+    "config_file": "a YAML file, such as projects/MPCL/configs/mic_gauss.yaml",
+    "resume": "go on from the newest checkpoint of OUTPUT_DIR, if there is one",
+    "opts": "keys of the config and their values, last on the line (docs/CONFIG.md)",
+}
+
 
 def setup(args):
     cfg = get_cfg_from(args.config_file, args.opts)
@@ -74,6 +80,8 @@ def main(args):
 def parse_args(argv=None):
     parser = default_argument_parser(epilog=__doc__)
     parser.description = "Unsupervised domain-adaptive semantic segmentation with MPCL."
+    for action in parser._actions:  # Detectron2's speak of its Python configs and of its trainer
+        action.help = _HELP.get(action.dest, action.help)
     parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args([word for word in words if word != DEBUG])

@@ -138,6 +138,7 @@ def test_help_shows_how_to_run_and_resume(capsys):
     assert end.value.code == 0
     for line in train_net.__doc__.splitlines():
         assert line in text  # as it is written: no wrapper has moved its words
+    assert "LazyConfig" not in text and "DefaultTrainer" not in text
     for flag in ("--config-file", "--resume", "--eval-only", "--debug"):
         assert flag in text
 

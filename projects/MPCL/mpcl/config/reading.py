@@ -23,6 +23,8 @@ def merge_file(cfg: CN, path: str) -> None:
         FileNotFoundError: the file, or one of its bases, does not exist.
         ValueError: it is no valid config; the message names the file and the key.
     """
+    if path.endswith(".py"):
+        raise ValueError(f"{path} is Python, such as a LazyConfig; expected a YAML file")
     content = _load(path)
     _check(cfg, content, f"{path}: ")
     cfg.merge_from_other_cfg(CN(content))
