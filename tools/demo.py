@@ -2,7 +2,7 @@
 """Trains source-only, self-training and self-training + Gaussian prototypes; shows what each is
 worth.
 
-    python tools/demo.py                             # on Streets, which it draws: 8 minutes
+    python tools/demo.py                             # on Streets, which it draws
     python tools/demo.py --data my_data/data.yaml    # on your own images
 
 The encoder was trained on ImageNet. One common start learns the source; each of the three methods
