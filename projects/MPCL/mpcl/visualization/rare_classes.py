@@ -67,6 +67,6 @@ def rare_class_figure(cfg: CfgNode, found: Frequencies) -> Figure:
     axes.margins(y=0.01)
     axes.set_xlabel("share (logarithmic)")
     axes.set_title(f"Rare-class sampling, T = {cfg.DATALOADER.RARE_CLASS.TEMPERATURE:g}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)  # below the axis and its label
     axes.grid(axis="x", alpha=0.3)
     return figure
