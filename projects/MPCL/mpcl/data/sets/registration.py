@@ -110,10 +110,10 @@ def _register(
     classes: Sequence[str] = CITYSCAPES_CLASSES,
     colors: Sequence[tuple[int, int, int]] = CITYSCAPES_COLORS,
     label_map: LabelMap | None = None,
-    absent: Sequence[str] = (),
 ) -> None:
+    """Of a set whose ids are known: a part of it, without some of the classes, is no fault."""
     DatasetCatalog.register(name, partial(_load, name, tree))
-    described = (label_map, absent) if tree.labels else (None, ())
+    described = (label_map, classes) if tree.labels else (None, ())
     set_metadata(name, classes, colors, *described)
 
 
@@ -191,7 +191,7 @@ def register_camvid(name: str, sequences: Sequence[str], split: str, labelled: b
         prefixes=tuple(f"{sequence}_" for sequence in sequences),
     )
     # A few hundred frames of some sequences: which classes they show depends on the choice.
-    _register(name, tree, CAMVID_CLASSES, CAMVID_COLORS, CAMVID_IDS, absent=CAMVID_CLASSES)
+    _register(name, tree, CAMVID_CLASSES, CAMVID_COLORS, CAMVID_IDS)
 
 
 def _register_synthetic() -> None:
@@ -212,7 +212,7 @@ def _register_synthetic() -> None:
         label_suffix="_labelTrainIds.png",
         made_by="datasets/prepare_synthia.py",
     )
-    _register("synthia_sem_seg_train", tree, absent=("terrain", "truck", "train"))
+    _register("synthia_sem_seg_train", tree)
 
 
 def _cityscapes_like(folder: str, split: str, made_by: str) -> FolderTree:
@@ -240,7 +240,7 @@ def _register_streets() -> None:
         for split in ("source", "val")
     )
     _register("streets_source_sem_seg_train", source)
-    _register("streets_target_sem_seg_val", val, absent=CITYSCAPES_CLASSES)
+    _register("streets_target_sem_seg_val", val)
     _register("streets_target_images_train", val.without_labels("streets/leftImg8bit/target"))
 
 
@@ -259,19 +259,19 @@ def _register_adverse() -> None:
     for split in ("train", "val", "test"):
         tree = _anonymised("acdc", *(f"{condition}/{split}" for condition in conditions))
         if split != "test":
-            _register(f"acdc_sem_seg_{split}", tree, absent=CITYSCAPES_CLASSES)
+            _register(f"acdc_sem_seg_{split}", tree)
         if split != "val":
             _register(f"acdc_images_{split}", tree.without_labels(*tree.images))
     for condition in conditions:
         val = _anonymised("acdc", f"{condition}/val")
-        _register(f"acdc_{condition}_sem_seg_val", val, absent=CITYSCAPES_CLASSES)
+        _register(f"acdc_{condition}_sem_seg_val", val)
         test = _anonymised("acdc", f"{condition}/test")
         _register(f"acdc_{condition}_images_test", test.without_labels(*test.images))
     # Evaluated on each condition as well, in the same pass.
     parts = tuple(f"acdc_{condition}_sem_seg_val" for condition in conditions)
     MetadataCatalog.get("acdc_sem_seg_val").set(parts=parts)
     dark = _anonymised("dark_zurich", "val")
-    _register("dark_zurich_sem_seg_val", dark, absent=CITYSCAPES_CLASSES)
+    _register("dark_zurich_sem_seg_val", dark)
     for split in ("train", "test"):
         images = dark.without_labels(f"dark_zurich/rgb_anon/{split}/night")
         _register(f"dark_zurich_images_{split}", images)
