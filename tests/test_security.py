@@ -23,10 +23,11 @@ from conftest import CONFIGS, SMALLEST, TINY
 from mistakes import World, refuse
 from PIL import Image
 
-from mpcl.checkpoint.weight_files import read, refuse_code_in_pickle
+from mpcl.checkpoint.weight_files import read, read_zoo
 from mpcl.config import get_cfg_from
 from mpcl.data.sets.custom import register_from_yaml
 from mpcl.data.statistics import class_statistics
+from mpcl.evaluation.runs import read_run
 from mpcl.predict.submission import check_submission, write_submission
 
 pytest_plugins = ["mistakes"]
@@ -192,14 +193,11 @@ def test_code_in_the_cache_of_class_statistics_is_not_run(world, witness, caplog
 
 def test_a_pickle_of_arrays_cannot_name_anything_else(tmp_path, witness):
     path = tmp_path / "a.pkl"
-    for content in ({"a": np.zeros(3), "b": [1, "x"]}, {"a": np.float32(1)}):
-        path.write_bytes(pickle.dumps(content))
-        refuse_code_in_pickle(str(path))
     evil = np.array([Planted(witness)], dtype=object)  # inside an array, where numpy unpickles
     for content in ({"a": evil}, print, {"a": eval}, os.system):
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=r"a\.pkl.*could run code"):
-            refuse_code_in_pickle(str(path))
+            read_zoo(str(path))
 
 
 # ---- YAML
@@ -255,18 +253,55 @@ def test_python_tags_in_the_config_of_a_run_and_in_a_description_are_refused(
         register_from_yaml(tmp_path / "data.yaml")
 
 
-def test_aliases_of_yaml_do_not_unfold_in_messages(tmp_path):
-    # nine lists of nine of the one before: 9^9 words if written out
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    bomb = "\n".join(lines) + "\n"
-    (tmp_path / "data.yaml").write_text(bomb + "name: *a8\n")
-    (tmp_path / "config.yaml").write_text("SEED: *a8\n".join([bomb.replace("a0:", "X:", 1), ""]))
-    for read_it in (register_from_yaml, get_cfg_from):
-        name = "data.yaml" if read_it is register_from_yaml else "config.yaml"
-        with pytest.raises(ValueError) as caught:
-            read_it(str(tmp_path / name))
-        assert len(str(caught.value)) < 20000
+NINE = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+NINE += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+BOMBS = {
+    "aliases of aliases": ("\n".join(NINE), "unfolds to more than 100000 values"),
+    "aliases of a long text": (f"a: &a '{'x' * 10000}'\nb: [{'*a,' * 2000}]", "unfolds to more"),
+    "an alias of itself": ("a: &a [*a]", "nested too deep"),
+    "deep": ("a: " + "[" * 5000, "nested too deep"),
+    "deep by aliases": (
+        "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 99))]),
+        "nested too deep",
+    ),
+    "a long number": ("a: " + "1:" * 9999 + "1", "a number of 19999 characters"),
+    "a long file": ("#" * 2**20 + "\n", "expected at most 1048576"),
+    "no value of its tag": ("a: !!timestamp x", "no valid YAML"),
+    "no text": (b"\xff\xfe\x00", "no text file"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_yaml_that_unfolds_is_refused_with_its_file_by_everything_that_reads_it(tmp_path, bomb):
+    content, message = BOMBS[bomb]
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read_it in (
+        register_from_yaml,
+        lambda path: get_cfg_from(str(path)),
+        lambda p: read_run(p.parent),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_it(file)
+        assert "config.yaml" in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_no_text_file(world, kind):
+    file = world.root / "config.yaml"
+    os.mkfifo(file) if kind == "pipe" else file.symlink_to("/dev/zero")
+    for read_it in (
+        register_from_yaml,
+        lambda path: get_cfg_from(str(path)),
+        lambda p: read_run(p.parent),
+    ):
+        with pytest.raises(ValueError, match="is no regular file"):
+            read_it(file)
+    register_from_yaml(listed(world, ""))
+    (world.root / "lists/images.txt").unlink()
+    file.rename(world.root / "lists/images.txt")
+    with pytest.raises(ValueError, match=r"images\.txt is no regular file"):
+        records(world)
 
 
 # ---- roots

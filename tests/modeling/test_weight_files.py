@@ -1,6 +1,11 @@
 import hashlib
+import os
 import pickle
+import resource
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,7 +13,9 @@ import torch
 from torch import nn
 
 from mpcl.checkpoint import packages
-from mpcl.checkpoint.weight_files import load_checkpoint_file, refuse_code_in_pickle
+from mpcl.checkpoint.pickles import load_arrays
+from mpcl.checkpoint.weight_files import load_checkpoint_file, read, read_zoo
+from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.utils.state_dict import faults
 
 
@@ -18,13 +25,136 @@ def dump(content, path: Path, protocol: int = pickle.DEFAULT_PROTOCOL) -> str:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
-def test_a_pickle_of_arrays_is_accepted(protocol, tmp_path):
-    content = {
-        "model": {"conv.weight": np.ones((2, 3), np.float32), "scale": np.float32(2)},
-        "__author__": "zoo",
-        "matching_heuristics": True,
+def test_a_pickle_of_arrays_gives_its_arrays(protocol, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "conv.weight": rng.normal(size=(2, 3)).astype(np.float32),
+        "columns": np.asfortranarray(rng.integers(-9, 9, (3, 2, 2))),
+        "big_endian": np.arange(3, dtype=">i4"),
+        "empty": np.zeros((0, 2), np.uint8),
+        "mask": np.array([True, False]),
+        "scale": np.float32(2),
     }
-    refuse_code_in_pickle(dump(content, tmp_path / "zoo.pkl", protocol))
+    content = OrderedDict(
+        model=arrays, twice=[arrays["mask"], arrays["mask"]], depth=(1, "a", None)
+    )
+    read = load_arrays(dump(content, tmp_path / "zoo.pkl", protocol))
+    assert read["depth"] == (1, "a", None) and read["twice"][0] is read["twice"][1]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read["model"][name], array)
+        assert read["model"][name].dtype == array.dtype.newbyteorder("=")
+
+
+class Call:
+    """Pickled as a call of NumPy's, and the state that is given to what it returns."""
+
+    def __init__(self, function, arguments, state=None):
+        self.parts = function, arguments, state
+
+    def __reduce__(self):
+        return self.parts
+
+
+RECONSTRUCT, (NDARRAY, EMPTY, LETTER), _ = np.zeros(1).__reduce__()
+
+
+def array(kind="f4", shape=(2,), data=bytes(8), state=(3, "<", None, None, None, -1, -1, 0)):
+    dtype = Call(np.dtype, (kind, False, True), state)
+    return Call(RECONSTRUCT, (NDARRAY, EMPTY, LETTER), (1, shape, dtype, False, data))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        # A dtype of objects whose flags say that it holds none: bytes would become pointers.
+        array("O8", (1,), b"A" * 8, (3, "|", None, None, None, -1, -1, 0)),
+        array("V8", (1,)),
+        array("O", (1,)),
+        array(shape=(3,)),
+        array(shape=(-2,)),
+        array(shape=(2**40,)),
+        array("f4,f4", (1,)),
+        Call(np.dtype, ("f4", False, True), (3, "<", None, None, None, -1, -1, 63)),
+        Call(RECONSTRUCT, (NDARRAY, (2**40,), LETTER)),
+        Call(RECONSTRUCT, (np.dtype, EMPTY, LETTER)),
+    ],
+    ids=lambda call: str(call.parts)[-60:],
+)
+def test_an_array_that_is_not_plainly_numbers_is_refused(forged, tmp_path):
+    path = dump({"model": {"w": forged}}, tmp_path / "zoo.pkl")
+    with pytest.raises(ValueError, match=r"zoo\.pkl is no weight file"):
+        read_zoo(path)
+
+
+def test_nothing_is_reserved_because_a_pickle_says_so(tmp_path):
+    claims = {
+        "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
+        "bytes": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+    }
+    resource_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, content in claims.items():
+        (tmp_path / f"{name}.pkl").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}\.pkl"):
+            read_zoo(str(tmp_path / f"{name}.pkl"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resource_before < 100_000  # KiB
+
+
+def recompress(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def test_a_checkpoint_that_unfolds_is_refused_before_it_does(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pth"
+    torch.save({"model": {"w": torch.zeros(2**20)}}, path)
+    read(str(path))
+    recompress(path)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match=r"bomb\.pth.*compressed"):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(2**40), torch.zeros(1).to_sparse(), torch.empty(2, device="meta")],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_a_tensor_larger_than_its_bytes_is_refused(tensor, tmp_path):
+    torch.save({"a": [{"b": tensor}]}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth.*bytes do not fill"):
+        read(str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors", ".pyth"])
+def test_pipes_and_devices_are_no_weights(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        path = str(tmp_path / f"{name}{suffix}")
+        with pytest.raises(ValueError, match=rf"{name}\{suffix} is no regular file"):
+            WeightsCheckpointer(nn.Linear(1, 1)).load(path)
+
+
+def test_memory_that_is_not_there_is_said_with_the_file(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "large.pth")
+    monkeypatch.setattr(torch, "load", Mock(side_effect=MemoryError))
+    with pytest.raises(ValueError, match=r"large\.pth does not fit into this machine's memory"):
+        read(str(tmp_path / "large.pth"))
+
+
+def test_a_torch_file_is_never_matched_by_likeness(tmp_path):
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
+    state = {"model": {"other.weight": torch.zeros(2, 2)}, "matching_heuristics": True}
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth"):
+        WeightsCheckpointer(model).load(str(tmp_path / "odd.pth"))
+    path = dump({"model": {"bias": np.zeros(2)}, "__author__": "zoo"}, tmp_path / "zoo.pkl")
+    with pytest.raises(ValueError, match=r"lacks 1 of the backbone: backbone\.weight"):
+        WeightsCheckpointer(model).load(path)
 
 
 class Harmful:
@@ -39,7 +169,7 @@ def test_a_pickle_with_code_is_refused_by_name_and_not_run(tmp_path):
     trace = tmp_path / "trace"
     path = dump({"model": {"w": np.ones(2)}, "x": Harmful(trace)}, tmp_path / "zoo.pkl")
     with pytest.raises(ValueError, match=r"zoo\.pkl .*could run code.*model zoo"):
-        refuse_code_in_pickle(path)
+        read_zoo(path)
     assert not trace.exists()
     pickle.loads(Path(path).read_bytes())
     assert trace.exists()  # it would have run

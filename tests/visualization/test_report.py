@@ -4,8 +4,10 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,18 +173,57 @@ def test_confusions_scores_and_prototypes_are_of_the_right_run(page, trained_run
     assert [d["data-run"] for d in page.all("div") if "gallery" in d.get("class", "")] == ["1"]
 
 
-def test_names_from_outside_are_text_not_markup(trained_runs, tmp_path):
-    evil = tmp_path / "<img src=x onerror=alert(1)>"
-    shutil.copytree(trained_runs["source_only"], evil)
-    record = json.loads((evil / "run.json").read_text())
-    record["sessions"][0]["command"] = ["</script><script>alert(2)</script>"]
-    (evil / "run.json").write_text(json.dumps(record))
-    output = tmp_path / "report.html"
-    write_report([evil], output, images=0)
-    found = Page(output.read_text())
-    assert "x" not in [image.get("src") for image in found.all("img")]
+LINK = '<a href="https://example.org">road</a>'
+NAMES = ["<!--<script>", LINK, "</script><script>alert(2)</script>", "a&lt;b"]
+
+
+@pytest.fixture
+def evil_page(tmp_path) -> Path:
+    """Of a run by someone else, whose names are markup and whose numbers are none."""
+    scores = {f"sem_seg/IoU-{name}": float("nan") if name == LINK else 50.0 for name in NAMES}
+    rows = [{"iteration": i, "sem_seg/mIoU": 40.0, "<b>": 1.0, **scores} for i in (1, 40)]
+    folder = make_run(tmp_path / "<img src=x onerror=alert(1)>", rows, **{"<i>": LINK})
+    confusion = {"classes": NAMES, "matrix": np.eye(4, dtype=int).tolist(), "seconds": 1.0}
+    (folder / "inference/a_val").mkdir(parents=True)
+    (folder / "inference/a_val/confusion_teacher.json").write_text(json.dumps(confusion))
+    session = dict.fromkeys(("started", "device", "processes"), LINK) | {"versions": {LINK: LINK}}
+    record = {"sessions": [session | {"command": NAMES, "config_file": LINK, "changed": {}}]}
+    (folder / "run.json").write_text(json.dumps(record))
+    write_report([folder], tmp_path / "report.html", images=0)
+    return tmp_path / "report.html"
+
+
+def test_names_from_outside_are_text_not_markup(evil_page):
+    text = evil_page.read_text()
+    found = Page(text)
+    assert not found.all("img") and not found.all("i")
+    assert [a["href"][0] for a in found.all("a")] == ["#"] * len(found.all("a"))
     assert len(found.all("script")) == 3
-    assert found.data["runs"][0]["name"] == evil.name
+    assert found.data["confusions"][0]["classes"] == NAMES
+    assert "<" not in re.search(r'id="data">(.*?)</script>', text, re.S)[1]
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_names_from_outside_become_no_links_in_charts(evil_page, tmp_path):
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    browser += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'user'}"]
+    drawn = subprocess.run([*browser, evil_page.as_uri()], capture_output=True, text=True).stdout
+    assert "example.org" in drawn and 'class="yaxislayer-above"' in drawn  # the charts are there
+    assert not re.search(r"<a [^>]*example", drawn)
+
+
+@pytest.mark.parametrize("name", ["model_final.pth", "notes.html", "folder.html"])
+def test_nothing_but_a_page_is_replaced(tmp_path, capsys, name):
+    folder = make_run(tmp_path / "run", [])
+    (folder / "folder.html").mkdir()
+    for other in ("model_final.pth", "notes.html"):
+        (folder / other).write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([str(folder), "--images", "0", "--output", str(folder / name)])
+    assert name in capsys.readouterr().err
+    assert (folder / "notes.html").read_text() == (folder / "model_final.pth").read_text() == "mine"
+    for _ in range(2):  # a page by a page
+        tool.main([str(folder), "--images", "0"])
 
 
 def test_without_checkpoint_or_data_the_rest_is_written(trained_runs, tmp_path, capsys):

@@ -9,7 +9,6 @@ Source: published checkpoints of DAFormer (arXiv:2111.14887), HRDA (arXiv:2204.1
 (arXiv:2212.01322).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..modeling.mit import MixTransformer
 from ..modeling.timm_backbone import TimmBackbone
 from ..utils.atomic_write import write_atomically
 from ..utils.digest import sha256
+from ..utils.foreign_files import read_json
 from ..utils.state_dict import faults, some
 from .efficientnet_names import is_efficientnet, to_timm_names
 from .encoder_names import BACKBONE, MPCL, check_backbone_state, convert, infer_variant
@@ -138,14 +138,12 @@ def convert_checkpoint(
     if part not in ("both", STUDENT, TEACHER):
         raise ValueError(f"part is {part!r}; expected one of both, {STUDENT}, {TEACHER}")
     path = find_weight_file(src)
-    content = read(path)
-    state = unwrap(content)
     timm_name = timm_name or _timm_name(Path(src))
-    foreign = _chosen(read_timm(state, timm_name) if timm_name else read_foreign(state), part)
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    note = " ".join(filter(None, [foreign.note, _class_note(foreign, meta.get("CLASSES"))]))
-    foreign = foreign._replace(note=note)
+    content = read(path)
+    try:
+        foreign = _read(content, part, timm_name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     checkpoint: dict[str, Any] = {"model": _our_own_copy(next(iter(foreign.networks.values())))}
     if len(foreign.networks) > 1:
         checkpoint["teacher"] = _our_own_copy(foreign.networks[TEACHER])
@@ -153,7 +151,7 @@ def convert_checkpoint(
         "kind": foreign.kind,
         "file": Path(path).name,
         "sha256": sha256(path),
-        "iteration": meta.get("iter"),
+        "iteration": _meta(content).get("iter"),
     }
     write_checkpoint(checkpoint, dst)
     return foreign
@@ -264,12 +262,26 @@ def _chosen(foreign: Foreign, part: str) -> Foreign:
     )
 
 
+def _read(content: dict[str, Any], part: str, timm_name: str) -> Foreign:
+    state = unwrap(content)
+    foreign = _chosen(read_timm(state, timm_name) if timm_name else read_foreign(state), part)
+    classes = _meta(content).get("CLASSES")
+    note = " ".join(filter(None, [foreign.note, _class_note(foreign, classes)]))
+    return foreign._replace(note=note)
+
+
+def _meta(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What mmcv notes beside the tensors."""
+    meta = content.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
+
+
 def _timm_name(folder: Path) -> str:
     """What the config.json that timm publishes beside its weights names; "" where there is none."""
     file = folder / "config.json"
-    if not file.is_file():
+    if not file.exists():
         return ""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     return str(content.get("architecture", "")) if isinstance(content, dict) else ""
 
 

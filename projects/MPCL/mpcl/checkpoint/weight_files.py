@@ -1,35 +1,27 @@
 """Opens weight files of every kind without running code from them, and compares their content with
 a model."""
 
-import pickle
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 from packaging.version import Version
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..utils.foreign_files import check_regular
 from ..utils.state_dict import some
 from .packages import SCHEME, weight_file_of_package
+from .pickles import load_arrays
 
 State = dict[str, Tensor]
 
+CAFFE2 = "Caffe2"  # the author of files whose images are BGR
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-# What a pickle of NumPy arrays in dicts and lists names; numpy._core is NumPy 2's name.
-_ARRAYS = {
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-}
 
 
 def load_checkpoint_file(path: str | Path) -> State:
@@ -65,6 +57,7 @@ def find_weight_file(path: str | Path) -> str:
                 f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
                 "file or a Hugging Face folder with MODEL.WEIGHTS"
             )
+        check_regular(path)
         return str(path)
     for name in _WEIGHT_FILES:
         if (Path(path) / name).is_file():
@@ -75,21 +68,95 @@ def find_weight_file(path: str | Path) -> str:
 def read(path: str) -> dict[str, Any]:
     """Content of a .safetensors file, or of a torch file of tensors and plain containers.
 
+    Nothing of it is larger than the file.
+
     Raises:
         ValueError: it is no such file.
     """
-    try:
+    kinds = "tensors and plain containers"
+    with _named(path, kinds):
         if path.endswith(".safetensors"):
             return load_file(path)
+        _check_entries(path)
         with _numpy_scalars():
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(content)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        found = "other keys than names" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: expected a dict of tensors by name, got {found}")
+    return content
+
+
+def read_zoo(path: str) -> dict[str, Any]:
+    """A .pkl file of detectron2's model zoo, or of Detectron's before it, as detectron2 reads it.
+
+    Raises:
+        ValueError: it holds anything but arrays of numbers in plain containers, or no tensors.
+    """
+    with _named(path, "NumPy arrays of numbers and plain containers, as in detectron2's model zoo"):
+        content = load_arrays(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+        zoo = content if "model" in content and "__author__" in content else {"__author__": CAFFE2}
+        arrays = content.get("model", content.get("blobs", content))
+        return zoo | {
+            "matching_heuristics": True,
+            "model": {
+                name: torch.from_numpy(np.asarray(array))
+                for name, array in arrays.items()
+                if isinstance(array, np.ndarray) and not name.endswith("_momentum")
+            },
+        }
+
+
+@contextmanager
+def _named(path: str, expected: str) -> Iterator[None]:
+    """Says of what a reader raises which file it was, and what was expected."""
+    check_regular(path)
+    try:
+        yield
     except OSError:
         raise
+    except MemoryError as error:
+        raise ValueError(f"{path} does not fit into this machine's memory") from error
     except Exception as error:  # zip, pickle and tensor readers raise nearly every kind
-        raise ValueError(_no_weights(path, error, "tensors and plain containers")) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    return content
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise ValueError(
+            f"{path} is no weight file, is truncated, or holds objects that could run code when "
+            f"opened ({first[:400]}); expected {expected}. Download it again; never open it by "
+            "other means unless you trust its author"
+        ) from error
+
+
+def _check_entries(path: str) -> None:
+    """Refuses an archive that is larger inside than outside; torch writes none."""
+    if not zipfile.is_zipfile(path):  # torch's older format, which holds bytes as they are
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed, which torch's never are")
+    if (size := sum(entry.file_size for entry in entries)) > Path(path).stat().st_size:
+        raise ValueError(f"its entries claim {size} bytes, more than the file has")
+
+
+def _check_tensors(content: Any) -> None:
+    """Refuses tensors that are no plain blocks of their file's bytes, at any depth."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, Tensor):
+            plain = value.layout == torch.strided and value.device.type == "cpu"
+            if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of {tuple(value.shape)} that its bytes do not fill")
 
 
 def _numpy_scalars() -> AbstractContextManager[Any]:
@@ -102,35 +169,6 @@ def _numpy_scalars() -> AbstractContextManager[Any]:
     return torch.serialization.safe_globals([*names, np.dtype, *kinds])
 
 
-def refuse_code_in_pickle(path: str) -> None:
-    """Raises ValueError unless a .pkl file holds NumPy arrays in plain containers, and nothing else
-    (as those of detectron2's model zoo do)."""
-    try:
-        with PathManager.open(path, "rb") as file:
-            _ArraysOnly(file, encoding="latin1").load()
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly every kind
-        expected = "NumPy arrays and plain containers, as in detectron2's model zoo"
-        raise ValueError(_no_weights(path, error, expected)) from error
-
-
-def _no_weights(path: str, error: Exception, expected: str) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-    return (
-        f"{path} is no weight file, is truncated, or holds objects that could run code when opened "
-        f"({first}); expected {expected}. Download it again; never open it by other means unless "
-        "you trust its author"
-    )
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
 def unwrap(content: Mapping[str, Any]) -> State:
     """The tensors of a state dict, flat or under ``state_dict`` or ``model``.
 
@@ -138,8 +176,10 @@ def unwrap(content: Mapping[str, Any]) -> State:
         ValueError: there are none.
     """
     nested = content.get("state_dict", content.get("model", content))
+    if not isinstance(nested, Mapping):
+        nested = {}
     tensors = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
-    if not tensors:
+    if not tensors or not all(isinstance(name, str) for name in tensors):
         raise ValueError(
             f"expected tensors, flat or under 'state_dict' or 'model'; found {some(content)}"
         )

@@ -16,10 +16,11 @@ from ..modeling.timm_backbone import TimmBackbone
 from ..utils.state_dict import some
 from .encoder_names import BACKBONE, check_backbone_state
 from .foreign import STUDENT, read_foreign, read_timm
-from .weight_files import State, find_weight_file, read, refuse_code_in_pickle, unwrap
+from .weight_files import CAFFE2, State, find_weight_file, read, read_zoo, unwrap
 
 _TIMM = "timm."
 _PROTOTYPES = "prototype_head."
+_NOT_IN_ZOO = ("num_batches_tracked", "running_mean", "running_var")  # 0 and 1 where it has none
 _TO_ALLOW = (
     "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train what "
     "does not match from its initial values"
@@ -66,19 +67,21 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            refuse_code_in_pickle(filename)
-        elif filename.endswith(".pyth"):  # detectron2 opens it without weights_only
+            return read_zoo(filename)
+        if filename.endswith(".pyth"):  # detectron2 opens it without weights_only
             raise ValueError("files of pycls are not read; save the file's model_state as .pth")
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
         content = read(f)
-        return content if "model" in content else {"model": unwrap(content)}
+        content.pop("matching_heuristics", None)  # .pkl files alone are matched by likeness
+        if "model" not in content:
+            return {"model": unwrap(content)}
+        model = content["model"]
+        return content | {"model": unwrap(model if isinstance(model, dict) else {"model": model})}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if checkpoint.get(
-            "matching_heuristics", False
-        ):  # detectron2's model zoo, which it matches itself
+        if "matching_heuristics" in checkpoint:  # detectron2's model zoo, which it matches itself
             return self._load_zoo(checkpoint)
         model = self.model.state_dict()
         state = {
@@ -104,12 +107,22 @@ class WeightsCheckpointer(DetectionCheckpointer):
             self.logger.warning("%s", error)
 
     def _load_zoo(self, checkpoint: dict[str, Any]) -> Any:
-        if checkpoint.get("__author__") == "Caffe2":
+        if checkpoint.get("__author__") == CAFFE2:
             self.logger.warning(
                 "These weights are for BGR images whose standard deviation is 1; images are RGB "
                 "here. Prefer a ResNet that torchvision or timm trained (docs/BACKBONES.md)."
             )
-        return self._load_some(checkpoint)
+        incompatible = self._load_some(checkpoint)
+        lacking = [
+            name
+            for name in self.initial
+            if name.startswith(BACKBONE) and "fpn_" not in name and not name.endswith(_NOT_IN_ZOO)
+        ]
+        if lacking and not self.allow_unmatched:
+            raise ValueError(
+                f"it lacks {len(lacking)} of the backbone: {some(lacking)}. {_TO_ALLOW}"
+            )
+        return incompatible
 
     def _load_foreign(self, checkpoint: dict[str, Any], model: State) -> Any:
         state, kind, left_out = self._translate(unwrap(checkpoint["model"]), model)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from io import StringIO
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.utils.file_io import PathManager
 
+from ..utils.foreign_files import MAX_YAML, parse_yaml, read_text
 from ..utils.short import short
 
 
@@ -68,22 +70,16 @@ def leaves(node: CN, prefix: str = "") -> Iterator[str]:
 
 def _load(path: str) -> dict[str, Any]:
     try:
-        content = CN.load_yaml_with_base(path, allow_unsafe=False)
+        content = _Bounded.load_yaml_with_base(path, allow_unsafe=False)
     except FileNotFoundError as error:
         missing = error.filename or path
         of = "" if missing == path else f", which is a _BASE_ of {path} or of one of its bases"
         raise FileNotFoundError(f"config file {missing} does not exist{of}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"{path}, or one of its _BASE_, is refused: {_first_line(error.problem)} "
-            f"{error.problem_mark}. Tags such as !!python would run code; write plain values"
-        ) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}, or one of its _BASE_, is no valid YAML: {error}") from None
+    except ValueError as error:
+        of = "" if str(error).startswith(path) else f"{path}: in one of its _BASE_: "
+        raise ValueError(f"{of}{error}") from None
     except RecursionError:
         raise ValueError(f"{path}: its _BASE_ files name each other in a circle") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}, or one of its _BASE_, is no text file") from None
     except AssertionError as error:  # a group in one file, a value in the other
         raise ValueError(f"{path}: {error}") from None
     except (AttributeError, TypeError):
@@ -93,8 +89,14 @@ def _load(path: str) -> dict[str, Any]:
     return content
 
 
-def _first_line(text: object) -> str:
-    return str(text).strip().partition("\n")[0]
+class _Bounded(CN):
+    """Reads each file, and each ``_BASE_``, only after it was found small and plain."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> StringIO:
+        text = read_text(PathManager.get_local_path(filename), most=MAX_YAML)
+        parse_yaml(text, filename)
+        return StringIO(text)
 
 
 def _check(cfg: CN, content: dict[str, Any], place: str, prefix: str = "") -> None:

@@ -23,6 +23,8 @@ import yaml
 from ..config import get_cfg_from
 from ..utils.atomic_write import write_atomically
 from ..utils.distributed import world_size
+from ..utils.foreign_files import read_json
+from ..utils.short import short
 from .runs import differences
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
 )
+_KEYS = {"started", "command", "versions", "device", "processes"}
+_GIT = {"commit", "branch", "changed_files"}
 _SOURCE = Path(__file__).resolve()
 
 
@@ -79,12 +83,37 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
     Raises: ValueError: the file is damaged.
     """
     file = folder / RECORD
-    if not file.is_file():
+    if not file.exists():
         return []
-    try:
-        return list(json.loads(file.read_text(encoding="utf-8"))["sessions"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no record of a run: {error}") from None
+    content = read_json(file)
+    sessions = content.get("sessions") if isinstance(content, dict) else content
+    if not isinstance(sessions, list) or not all(map(_is_session, sessions)):
+        raise ValueError(
+            f"{file} is no record of a run: {short(content)}; expected sessions as train_net.py "
+            "writes them"
+        )
+    return sessions
+
+
+def _is_session(session: object) -> bool:
+    """Whether the report can show it."""
+    if not isinstance(session, dict) or not session.keys() >= _KEYS:
+        return False
+    command, git, changed = session["command"], session.get("git"), session.get("changed")
+    return (
+        isinstance(command, list)
+        and all(isinstance(word, str) for word in command)
+        and isinstance(session["versions"], dict)
+        and isinstance(session.get("config_file", ""), str)
+        and (git is None or (isinstance(git, dict) and git.keys() >= _GIT))
+        and (
+            changed is None or (isinstance(changed, dict) and all(map(_is_pair, changed.values())))
+        )
+    )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

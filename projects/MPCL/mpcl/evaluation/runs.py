@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..utils.foreign_files import read_text, read_yaml
+from ..utils.short import short
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Data set -> "teacher" or "student" -> metric -> percent."""
@@ -79,12 +81,10 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
     Raises: ValueError: the folder holds no run.
     """
     config_file = folder / "config.yaml"
-    if not config_file.is_file():
+    if not config_file.exists():
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
-    try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{config_file} is no config of train_net.py: {error}") from None
+    config = read_yaml(config_file)
+    _check_config(config, config_file)
     needed = config["SOLVER"]["MAX_ITER"] if max_iter is None else max_iter
     rows = metrics_rows(folder / "metrics.json")
     scores = None
@@ -95,14 +95,59 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
 
 
 def metrics_rows(file: Path) -> list[dict[str, float]]:
-    """Lines of metrics.json; one that was cut off by a kill is left out."""
+    """Lines of metrics.json; one that was cut off by a kill is left out, and so is a metric that
+    is no finite number.
+
+    Raises: ValueError: a line is something else.
+    """
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for number, line in enumerate(read_text(file).splitlines() if file.exists() else (), 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if not isinstance(row, dict) or not is_number(row.get("iteration")):
+            raise ValueError(
+                f"{file}, line {number}: {short(row)}; expected metrics by name, iteration among "
+                "them, as train_net.py writes them"
+            )
+        rows.append({key: value for key, value in row.items() if is_number(value)})
     return rows
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite one."""
+    # Of a whole number beyond the floats isfinite knows nothing.
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def _check_config(config: Any, file: Path) -> None:
+    """Raises ValueError unless what this module reads of a run's config is there."""
+    expected = {
+        "SEED": int,
+        "OUTPUT_DIR": str,
+        "SOLVER.MAX_ITER": int,
+        "DATASETS.TEST": (list, tuple),
+        "TEST": dict,
+        "MODEL": dict,
+    }
+    for key, kind in expected.items():
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ValueError(f"{file} is no config of train_net.py: {key} is {short(value)}")
+    names, subsets = config["DATASETS"]["TEST"], config["TEST"].get("CLASS_SUBSETS") or ()
+    pairs = isinstance(subsets, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in subsets
+    )
+    if not pairs or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{file} is no config of train_net.py: DATASETS.TEST is {short(names)}, "
+            f"TEST.CLASS_SUBSETS is {short(subsets)}"
+        )
 
 
 def read_experiment(folder: Path) -> Experiment:

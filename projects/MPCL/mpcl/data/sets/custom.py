@@ -23,6 +23,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 from matplotlib import colormaps
 
+from ...utils.foreign_files import read_text, read_yaml
 from ...utils.short import short, shown
 from ..files import IMAGE_SUFFIXES, Record, image_records, labelled_records, list_files
 from ..labels import IGNORE_LABEL, Color, LabelMap, identity_except
@@ -101,10 +102,7 @@ def _read_list(path: Path, root: Path) -> dict[str, str]:
     A list may come with a download, unlike the description that names it: no line leads out of the
     root. Links are followed, as in folders.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text file; expected a folder, or a list of files") from None
+    text = read_text(path)
     named = [line.strip() for line in text.splitlines() if line.strip()]
     files = {line: Path(os.path.normpath(root / line)) for line in named}
     outside = [line for line, file in files.items() if not file.is_relative_to(root)]
@@ -179,12 +177,9 @@ def class_colors(classes: Sequence[str]) -> list[Color]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"data set description {file} does not exist")
-    try:
-        description = yaml.load(file.read_text(encoding="utf-8-sig"), _UniqueKeyLoader)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} is no valid YAML: {error}") from None
+    description = read_yaml(file, _UniqueKeyLoader)
     return _mapping(file, "(whole file)", description, _KEYS)
 
 

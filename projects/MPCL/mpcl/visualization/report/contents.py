@@ -1,6 +1,5 @@
 """What the output folder of a run holds, read for the report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,14 @@ from ...evaluation.run_record import read_sessions
 from ...evaluation.runs import (
     Scores,
     differences,
+    is_number,
     metrics_rows,
     read_run,
     scores_by_dataset,
     shortest_names,
 )
+from ...utils.foreign_files import read_json
+from ...utils.short import short
 
 NETWORKS = ("teacher", "student")
 
@@ -141,13 +143,30 @@ def _confusions(folder: Path) -> list[Confusion]:
     found = []
     for file in sorted(folder.glob("inference/*/confusion_*.json")):
         network = file.stem.removeprefix("confusion_")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            found.append(Confusion(file.parent.name, network, **content))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{file} is no confusion matrix: {error}") from None
+        content = read_json(file)
+        if not _is_confusion(content):
+            raise ValueError(
+                f"{file} is no confusion matrix: {short(content)}; expected classes, a matrix of "
+                "their number squared, and seconds"
+            )
+        found.append(Confusion(file.parent.name, network, **content))
     order = {network: i for i, network in enumerate(NETWORKS)}
     return sorted(found, key=lambda c: (c.dataset, order.get(c.network, len(order))))
+
+
+def _is_confusion(content: Any) -> bool:
+    if not isinstance(content, dict) or content.keys() != {"classes", "matrix", "seconds"}:
+        return False
+    classes, matrix = content["classes"], content["matrix"]
+    if not isinstance(classes, list) or not isinstance(matrix, list):
+        return False
+    rows = [row for row in matrix if isinstance(row, list) and len(row) == len(classes)]
+    return (
+        all(isinstance(name, str) for name in classes)
+        and len(rows) == len(matrix) == len(classes)
+        and all(isinstance(value, int) and 0 <= value < 2**63 for row in rows for value in row)
+        and is_number(content["seconds"])
+    )
 
 
 def settings_that_differ(runs: Sequence[RunContents]) -> dict[str, list[Any]]:

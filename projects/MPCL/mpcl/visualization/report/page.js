@@ -13,6 +13,8 @@
     return made;
   };
   const rgb = ([red, green, blue]) => `rgb(${red},${green},${blue})`;
+  // Plotly reads some HTML in every text: names of others must not become links or tags.
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const narrow = () => window.innerWidth < 640;
 
   const classColors = {};
@@ -77,14 +79,14 @@
       const chart = DATA.charts.find((one) => one.id === place.dataset.chart);
       const traces = chart.traces.filter((trace) => shownRuns.has(trace.run)).map((trace) => ({
         type: "scatter", mode: trace.x.length < 40 ? "lines+markers" : "lines",
-        x: trace.x, y: trace.y, name: trace.name, marker: { size: trace.symbol === "circle" ? 5 : 8, symbol: trace.symbol },
+        x: trace.x, y: trace.y, name: plain(trace.name), marker: { size: trace.symbol === "circle" ? 5 : 8, symbol: trace.symbol },
         line: { color: DATA.runs[trace.run].color, dash: trace.dash, width: 2 },
         hovertemplate: "%{y:.5g} at %{x}",
       }));
       const layout = layoutOf({
         height: 230,
         xaxis: { ...axis, title: { text: "iteration", standoff: 6 }, rangemode: "tozero" },
-        yaxis: { ...axis, title: { text: chart.unit }, rangemode: "normal" },
+        yaxis: { ...axis, title: { text: plain(chart.unit) }, rangemode: "normal" },
       });
       Plotly.react(place, traces, layout, config);
     }
@@ -103,8 +105,8 @@
       return own.find((one) => one.network === wanted) || own.find((one) => one.network === "student");
     }).filter(Boolean);
     const traces = series.map((one) => ({
-      type: "bar", orientation: "h", name: `${DATA.runs[one.run].name}, ${one.network}`,
-      y: kept.map(([name]) => name), x: kept.map(([, i]) => one.values[i]),
+      type: "bar", orientation: "h", name: plain(`${DATA.runs[one.run].name}, ${one.network}`),
+      y: kept.map(([name]) => plain(name)), x: kept.map(([, i]) => one.values[i]),
       marker: { color: DATA.runs[one.run].color }, hovertemplate: "%{y}: %{x:.1f} %",
     }));
     const height = 70 + kept.length * Math.max(22, 8 + 9 * series.length);
@@ -128,7 +130,7 @@
     const one = DATA.confusions[confusionChoice.value];
     if (!one) return;
     const kept = one.classes.map((name, i) => [name, i]).filter(([name]) => shownClasses.has(name));
-    const names = kept.map(([name]) => name);
+    const names = kept.map(([name]) => plain(name));
     const share = kept.map(([, row]) => {
       const total = one.matrix[row].reduce((a, b) => a + b, 0);
       return kept.map(([, column]) => (total ? (100 * one.matrix[row][column]) / total : null));

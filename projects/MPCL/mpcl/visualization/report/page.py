@@ -25,6 +25,9 @@ from .samples import samples
 
 logger = logging.getLogger(__name__)
 
+_GENERATOR = '<meta name="generator" content="MPCL for Detectron2: report">'
+_HEAD = 1000  # bytes, among which a page says so
+
 # Told apart by the colour-blind, and dark enough on white (contrast of 3:1 or more).
 COLORS = ("#0072b2", "#d55e00", "#007a5a", "#a8488a", "#8a6100", "#2f7fb8", "#000000", "#6b6b6b")
 
@@ -41,8 +44,10 @@ def write_report(
         width: of pictures, in pixels, at most.
 
     Returns: what is missing in it, in sentences that the page shows, too.
-    Raises: ValueError: a folder holds no run, a file is damaged, or plotly is not installed.
+    Raises: ValueError: a folder holds no run, a file is damaged, ``output`` is another file than a
+    page, or plotly is not installed.
     """
+    _refuse_other_files(output)
     library = plotly_js()
     runs = read_contents(folders)
     notes: list[str] = []
@@ -53,6 +58,16 @@ def write_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, content.encode())
     return notes
+
+
+def _refuse_other_files(output: Path) -> None:
+    """Raises ValueError where the page would take the place of anything but a page."""
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output is {output}; expected a name that ends in .html")
+    if output.exists() and (
+        not output.is_file() or _GENERATOR not in output.read_bytes()[:_HEAD].decode("latin1")
+    ):
+        raise ValueError(f"--output {output} is there already and no report; choose another name")
 
 
 def plotly_js() -> str:
@@ -199,6 +214,7 @@ def _fill(
     ]
     groups = {"Mean IoU": quality_charts(runs), **training_charts(runs)}
     page = {
+        "generator": _GENERATOR,
         "title": escape("Report: " + ", ".join(run.name for run in runs)),
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
@@ -217,8 +233,8 @@ def _fill(
         "style": _asset("page.css"),
         "script": _asset("page.js"),
         "library": library,
-        # In a script element only "</" can end it.
-        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+        # Without any "<" nothing in it opens or ends an element, or a comment.
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
     return string.Template(_asset("page.html")).substitute(page)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from .contents import NETWORKS, RunContents, settings_that_differ
 
+_LONGEST = 1000  # characters of a setting
+
 
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "settings"
@@ -93,7 +95,9 @@ def value(setting: Any) -> str:
     """A setting as it would be typed."""
     if setting is None:
         return "<em>absent</em>"
-    text = setting if isinstance(setting, str) else json.dumps(setting)
+    text = setting if isinstance(setting, str) else json.dumps(setting, default=str)
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + " ..."
     return f"<code>{escape(text) or '&quot;&quot;'}</code>"
 
 
@@ -118,7 +122,7 @@ def run_details(run: RunContents) -> str:
         parts = ["<p>The run was trained by a version that did not write down its command.</p>"]
     changed = run.sessions[0].get("changed") if run.sessions else None
     if changed is not None:
-        file = escape(run.sessions[0]["config_file"]) or "the defaults"
+        file = run.sessions[0].get("config_file") or "the defaults"
         parts.append(_settings(changed, f"Changed from {file}", "config file"))
     parts.append(_settings(run.not_default(), "Different from the package's defaults", "default"))
     return "".join(parts)
@@ -140,7 +144,7 @@ def _session(session: dict[str, Any], number: int) -> str:
     state = "no git repository"
     if git:
         dirty = git["changed_files"]
-        state = f"{git['commit'][:12]} on {git['branch']}"
+        state = f"{str(git['commit'])[:12]} on {git['branch']}"
         state += f", {dirty} files changed" if dirty else ", nothing changed"
     versions = ", ".join(f"{name} {number}" for name, number in session["versions"].items())
     facts = {

@@ -1,0 +1,129 @@
+"""Text, YAML and JSON of files from elsewhere, looked at before they are read or unfolded."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .short import shown
+
+MAX_YAML = 2**20  # bytes
+_MAX_TEXT = 2**28
+_MAX_NODES = 100_000  # of a YAML file, aliases written out
+_MAX_DEPTH = 50
+_MAX_NUMBER = 1000  # characters
+
+
+def check_regular(path: str | os.PathLike[str]) -> int:
+    """The size in bytes of a regular file; of nothing that would block or never end when it is
+    read, such as a pipe or a device.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is no regular file.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{shown(path)} is no regular file; expected a file on a disk")
+    return status.st_size
+
+
+def read_text(path: str | os.PathLike[str], *, most: int = _MAX_TEXT) -> str:
+    """A text file in UTF-8, with or without a mark in front, as Windows' editors put it.
+
+    Args:
+        most: bytes.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is no regular file, too large, or no text.
+    """
+    if (size := check_regular(path)) > most:
+        raise ValueError(f"{shown(path)} has {size} bytes; expected at most {most}")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown(path)} is no text file; expected text in UTF-8") from None
+
+
+def read_yaml(path: str | os.PathLike[str], loader: type = yaml.SafeLoader) -> Any:
+    """Content of a YAML file, by :func:`parse_yaml`."""
+    return parse_yaml(read_text(path, most=MAX_YAML), shown(path), loader)
+
+
+def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
+    """Content of a YAML document, which aliases cannot unfold to more than ``_MAX_NODES`` values.
+
+    Args:
+        name: of the document in messages.
+        loader: a safe one, of plain values.
+
+    Raises:
+        ValueError: it is no YAML, too deep, too large, or has tags that would run Python.
+    """
+    try:
+        if (node := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _measure(node, {})
+        return yaml.load(text, loader)
+    except yaml.constructor.ConstructorError as error:
+        problem = str(error.problem).strip().partition("\n")[0]
+        hint = ". Tags such as !!python would run code; write plain values"
+        raise ValueError(
+            f"{name} is no valid YAML: {problem} {error.problem_mark}{hint * ('tag' in problem)}"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{name} is no valid YAML: {_DEPTH}") from None
+    # The last three are PyYAML's for values that are none of their tag: "!!int x".
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{name} is no valid YAML: {error}") from None
+
+
+_DEPTH = f"it is nested too deep; expected at most {_MAX_DEPTH} levels"
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Values below a node, aliases written out, and levels."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = 0, _MAX_DEPTH  # an alias that leads back to where it is has no end
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif len(node.value) > _MAX_NUMBER and node.tag != "tag:yaml.org,2002:str":
+        raise ValueError(f"a number of {len(node.value)} characters")
+    measured = [_measure(child, known) for child in children]
+    # Long texts count for several.
+    text = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
+    total = 1 + text + sum(values for values, _ in measured)
+    levels = 1 + max((levels for _, levels in measured), default=0)
+    if levels > _MAX_DEPTH:
+        raise ValueError(_DEPTH)
+    if total > _MAX_NODES:
+        raise ValueError(f"it unfolds to more than {_MAX_NODES} values")
+    known[id(node)] = total, levels
+    return known[id(node)]
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is no JSON.
+    """
+    return parse_json(read_text(path), shown(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Content of a JSON document; ValueError, with its name, where it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid JSON: {error}") from None
