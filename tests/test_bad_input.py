@@ -399,6 +399,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 OTHER_RUNS = {
+    "SOLVER.MAX_ITER 1": r"model_final\.pth has done 2 iterations.*MAX_ITER is 1.*--eval-only",
     "SEED 5": r"SEED was 0 and is 5.*SOLVER\.RESUME_CHANGED True",
     "SOLVER.IMS_PER_BATCH 4": r"IMS_PER_BATCH was 2 and is 4",
     "PROTOTYPES.NUM_PER_CLASS 2": r"model_final\.pth.*another shape.*prototype",
@@ -407,8 +408,10 @@ OTHER_RUNS = {
 
 
 def test_another_run_in_a_runs_folder_is_refused_and_changes_nothing(world, capsys):
-    train(world, "SOLVER.MAX_ITER", "1")
+    train(world, "SOLVER.MAX_ITER", "2")
     before = contents(world.output)
+    message = refuse(lambda: train_net.cli(world.command(*SMALLEST)), capsys)
+    assert all(word in message for word in ("holds a run", "--resume", "OUTPUT_DIR", "--overwrite"))
     world.flags.append("--resume")
     for changed, said in OTHER_RUNS.items():
         command = world.command(*SMALLEST, *changed.split())
@@ -419,6 +422,12 @@ def test_another_run_in_a_runs_folder_is_refused_and_changes_nothing(world, caps
     message = refuse(lambda: train_net.cli(world.command(*SMALLEST)), capsys)
     assert "number of processes was 1 and is 2" in message
     assert contents(world.output) == before
+    world.flags = ["--overwrite"]
+    train(world, "SOLVER.MAX_ITER", "1")
+    assert (world.output / "model_final.old.pth").read_bytes() == before[
+        world.output / "model_final.pth"
+    ]
+    assert torch.load(world.output / "model_final.pth")["iteration"] == 0
 
 
 def test_processes_of_one_machine_say_it_once_and_end_alike(world, capsys, monkeypatch):

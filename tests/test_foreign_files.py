@@ -38,7 +38,15 @@ def nested(leaves: st.SearchStrategy, keys: st.SearchStrategy) -> st.SearchStrat
 
 
 NAMES = st.sampled_from(
-    ["model", "state_dict", "teacher", "iteration", "matching_heuristics", "__author__", "weight"]
+    [
+        "model",
+        "state_dict",
+        "teacher",
+        "iteration",
+        "matching_heuristics",
+        "__author__",
+        "backbone.weight",
+    ]
 )
 TENSORS = st.sampled_from(
     [torch.zeros(1), torch.zeros(2, 2), torch.zeros(0), torch.zeros(1, dtype=torch.int64)]
@@ -57,7 +65,8 @@ WEIGHTS = nested(PLAIN | TENSORS, NAMES | st.integers() | st.none() | st.text(ma
 def test_a_weight_file_of_any_content_is_loaded_or_refused_by_name(tmp_path, content):
     path = tmp_path / "odd.pth"
     torch.save(content, path)
-    model = nn.Linear(2, 2)
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
     for use in (
         lambda: WeightsCheckpointer(model).load(str(path), checkpointables=[]),
         lambda: convert_checkpoint(path, tmp_path / "converted.pth"),

@@ -383,6 +383,32 @@ def test_a_package_is_checked_without_unpacking_bombs_or_leaving_it(tmp_path, mo
     assert sorted(tmp_path.rglob("*")) == sorted([*before, package])
 
 
+def test_a_damaged_or_encrypted_package_is_a_fault_not_a_traceback(tmp_path, monkeypatch):
+    acdc(tmp_path, monkeypatch)
+    package, name = tmp_path / "p.zip", "labelTrainIds/fog_frame_000001.png"
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, png(8))
+    content = package.read_bytes()
+    for place in range(len(content)):
+        for bit in (1, 8, 64):
+            damaged = bytearray(content)
+            damaged[place] ^= bit
+            package.write_bytes(damaged)
+            assert all(
+                isinstance(f, str) for f in check_submission(package, "acdc_fog_images_test")
+            )
+    encrypted = bytearray(content)
+    encrypted[6] |= 1  # the flag in the entry's header, and in the list of entries
+    encrypted[content.index(b"PK\x01\x02") + 8] |= 1
+    package.write_bytes(encrypted)
+    (fault,) = check_submission(package, "acdc_fog_images_test")
+    assert "cannot be unpacked" in fault and "encrypted" in fault
+    package.unlink()
+    os.mkfifo(package)
+    with pytest.raises(ValueError, match=r"p\.zip is no regular file"):
+        check_submission(package, "acdc_fog_images_test")
+
+
 def test_a_bomb_among_the_images_stops_a_run_before_it_starts(world, capsys):
     (world.root / "target/0.png").write_bytes(png(60000))
     message = refuse(lambda: train_net.cli(world.command()), capsys)

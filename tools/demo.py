@@ -165,7 +165,7 @@ def train(name: str, folder: Path, opts: Sequence[str], threads: int) -> None:
     """
     config_file = ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml"
     command = [str(ROOT / "tools" / "train_net.py"), "--config-file", str(config_file)]
-    command += ["OUTPUT_DIR", str(folder), *opts]
+    command += ["--overwrite", "OUTPUT_DIR", str(folder), *opts]
     print(f"{folder.name}: python {shlex.join(command)}\n", flush=True)
     last: deque[str] = deque(maxlen=20)
     with subprocess.Popen(

@@ -62,7 +62,10 @@ def is_finished(folder: Path, cfg) -> bool:
 
 
 def command(args: argparse.Namespace, seed: int, folder: Path) -> list[str]:
-    resume = ["--resume"] if (folder / "last_checkpoint").is_file() else []
+    from mpcl.checkpoint.training import checkpoints_in
+
+    started = (folder / "metrics.json").is_file() or checkpoints_in(folder)
+    resume = ["--resume"] if started else []
     start = [sys.executable, str(TRAIN_NET), "--config-file", args.config_file, *resume]
     own = ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     return [*start, "--num-gpus", str(args.num_gpus), *args.opts, *own]

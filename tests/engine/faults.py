@@ -111,3 +111,10 @@ def random_moments(seed: int, count: int) -> list[tuple[str, int, float]]:
         moments.append(("any", draw.randrange(3), draw.uniform(0, 0.1)))
     draw.shuffle(moments)
     return moments
+
+
+def die(rank: int) -> None:
+    """``main`` of a job in which this rank is killed while the others wait for it."""
+    if comm.get_rank() == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    comm.synchronize()

@@ -45,11 +45,38 @@ def test_saved_checkpoint_is_found_and_nothing_else_is_left_or_taken_for_one(tmp
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])
-def test_broken_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, damage):
+def test_broken_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, damage, caplog):
     for iteration in range(3):
-        make(tmp_path).save(f"model_{iteration:07d}")
+        make(tmp_path).save(f"model_{iteration:07d}", iteration=iteration)
     damage(tmp_path / "model_0000002.pth")
     assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+    assert ("model_0000002.pth is no weight file" in caplog.text) == (damage != Path.unlink)
+
+
+def test_what_is_taken_for_whole_can_be_loaded_whichever_byte_is_damaged(tmp_path):
+    """Checksums do not cover an archive's headers."""
+    make(tmp_path / "run").save("model_0000000", iteration=0)
+    make(tmp_path / "run").save("model_0000001", iteration=1)
+    first, second = (tmp_path / f"run/model_000000{i}.pth" for i in (0, 1))
+    content, passed_over = second.read_bytes(), 0
+    weight = torch.load(second)["model"]["weight"]
+    for place in range(0, len(content), 13):
+        second.write_bytes(content[:place] + bytes([content[place] ^ 0x24]) + content[place + 1 :])
+        os.utime(second, ns=(place, place))
+        found = make(tmp_path / "run").get_checkpoint_file()
+        checkpointer = make(tmp_path / "run")
+        assert checkpointer.load(found)["iteration"] == int(found == str(second))
+        passed_over += found == str(first)
+        if found == str(second):
+            assert torch.equal(checkpointer.model.weight, weight)
+    assert passed_over > 20
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_over(tmp_path):
+    make(tmp_path).save("model_0000000")
+    truncate(tmp_path / "model_0000000.pth")
+    with pytest.raises(ValueError, match=r"none of .*can be read.*model_0000000\.pth.*--overwrite"):
+        make(tmp_path).resume_or_load("")
 
 
 def test_kill_between_checkpoint_and_pointer_loses_nothing(tmp_path, monkeypatch):
@@ -61,22 +88,27 @@ def test_kill_between_checkpoint_and_pointer_loses_nothing(tmp_path, monkeypatch
     assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
 
 
-@pytest.mark.parametrize(
-    ("pointer", "found"),
-    [
-        (b"model_0000000.pth\n", 0),  # someone has set it back
-        (b"\xff\xfe\x00", 2),
-        (None, 2),
-    ],
-)
-def test_pointer_is_followed_and_without_it_no_run_is_lost(tmp_path, pointer, found):
-    for iteration in range(3):
-        make(tmp_path).save(f"model_{iteration:07d}")
+@pytest.mark.parametrize("pointer", [b"model_0000000.pth\n", b"", b"\xff\xfe\x00", None])
+@pytest.mark.parametrize("clock", [1, -1, 0], ids=["forward", "backward", "copied"])
+def test_the_iteration_decides_not_the_clock_nor_a_pointer_that_is_behind(tmp_path, pointer, clock):
+    for name, iteration in {"model_0000000": 0, "model_final": 9, "model_0000007": 7}.items():
+        make(tmp_path).save(name, iteration=iteration)
+        os.utime(tmp_path / f"{name}.pth", (1000 + clock * iteration,) * 2)
     if pointer is None:
         (tmp_path / "last_checkpoint").unlink()
     else:
         (tmp_path / "last_checkpoint").write_bytes(pointer)
-    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / f"model_{found:07d}.pth")
+    assert make(tmp_path).get_checkpoint_file() == str(tmp_path / "model_final.pth")
+
+
+def test_training_state_of_another_kind_is_refused_by_name(tmp_path):
+    content = {"model": nn.Linear(4, 4).state_dict(), "optimizer": 5}
+    torch.save(content, tmp_path / "model_final.pth")
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpointer = TrainingCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"model_final\.pth: its training state"):
+        checkpointer.resume_or_load("")
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -94,7 +126,7 @@ def test_run_that_starts_afresh_does_not_go_on_from_an_earlier_one(tmp_path):
     checkpointer = make(tmp_path)
     checkpointer.start_afresh()
     assert not checkpointer.has_checkpoint()
-    assert (tmp_path / "model_final.pth").is_file()
+    assert names(tmp_path) == ["model_final.old.pth"]
     checkpointer.save("model_0000000")
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000000.pth")
 

@@ -25,7 +25,7 @@ folder.mkdir(parents=True, exist_ok=True)
 with (folder / "calls").open("a") as calls:
     calls.write(json.dumps(arguments) + "\\n")
 (folder / "config.yaml").write_text(yaml.safe_dump(config))
-(folder / "last_checkpoint").write_text("model_0000001.pth")
+(folder / "model_0000001.pth").touch()
 if config["SEED"] == 13 and "--resume" not in arguments:
     sys.exit(3)
 (folder / "model_final.pth").touch()

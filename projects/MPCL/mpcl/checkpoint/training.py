@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not there."""
 
 import logging
+import os
 import re
-import zipfile
-from collections.abc import Iterator
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from detectron2.utils import comm
 
 from ..utils.atomic_write import TEMPORARY, write_atomically
+from .weight_files import check_whole, read
 from .weights import WeightsCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
             target = file.with_name(POINTER)
             self.tag_last_checkpoint(file.name)
         except OSError as error:
-            earlier = self.get_checkpoint_file()
+            earlier, _ = self._newest()
             raise OSError(
                 error.errno,
                 f"could not save {target}: {error.strerror or error}. "
@@ -69,10 +70,12 @@ class TrainingCheckpointer(WeightsCheckpointer):
         write_atomically(Path(self.save_dir) / POINTER, last_filename_basename.encode())
 
     def start_afresh(self) -> None:
-        """Lets the checkpoints of an earlier run in this folder be forgotten, though not removed: a
-        restart must not go on from them."""
-        if any(self._candidates()):
-            self.tag_last_checkpoint("")
+        """Puts the checkpoints of an earlier run in this folder aside, as ``*.old.pth``: a restart
+        must not go on from them."""
+        for path in self._known():
+            path.replace(path.with_suffix(".old.pth"))
+        if self.save_dir:
+            (Path(self.save_dir) / POINTER).unlink(missing_ok=True)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As fvcore's. All ranks must call it.
@@ -90,46 +93,69 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 )
         return super().resume_or_load(path, resume=resume)
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().load(path, *args, **kwargs)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: its training state is not of this run ({type(error).__name__}: {error})"
+            ) from error
+
     def has_checkpoint(self) -> bool:
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """The newest whole checkpoint, "" if there is none.
+        """The whole checkpoint of the latest iteration, "" if there is none.
 
-        ``last_checkpoint`` decides, except where it names a broken file or a kill came between
-        checkpoint and pointer: then a whole file that was written after it.
+        Of two of one iteration it is the one that ``last_checkpoint`` names.
+
+        Raises:
+            ValueError: there are checkpoints, but no whole one.
         """
-        for path in self._candidates():
-            stat = path.stat()
-            if _is_whole(path, stat.st_size, stat.st_mtime_ns):
-                return str(path)
-            logger.warning(f"{path} is damaged; looking for an earlier checkpoint")
-        return ""
+        found, damaged = self._newest()
+        if damaged and not found:
+            raise ValueError(
+                f"none of the checkpoints in {self.save_dir} can be read: {'; '.join(damaged)}. "
+                "Bring a whole one back; or train anew, with --overwrite or another OUTPUT_DIR"
+            )
+        return found
 
-    def _candidates(self) -> Iterator[Path]:
+    def _newest(self) -> tuple[str, list[str]]:
+        """The checkpoint, "" if there is none, and what is wrong with later ones."""
+        damaged: list[str] = []
+        for path in self._candidates():
+            if not (fault := _fault(path, *_state(path))):
+                return str(path), damaged
+            logger.warning(f"Passed over for an earlier checkpoint: {fault}")
+            damaged.append(fault)
+        return "", damaged
+
+    def _candidates(self) -> list[Path]:
         """The likeliest first."""
         if not self.save_dir:
-            return
-        folder, pointer = Path(self.save_dir), Path(self.save_dir) / POINTER
-        pointed, since = "", -1
+            return []
+        pointer, pointed = Path(self.save_dir) / POINTER, ""
         if pointer.is_file():
             # The name alone: a folder from elsewhere cannot point out of itself.
             pointed = Path(pointer.read_text(errors="replace").strip()).name
-            since = pointer.stat().st_mtime_ns
-        known = [p for p in folder.glob("model_*.pth") if _PERIODIC.fullmatch(p.name)]
-        known += [p for p in [folder / FINAL] if p.is_file()]
-        newest_first = sorted(known, key=lambda p: (p.stat().st_mtime_ns, p.name), reverse=True)
-        yield from (p for p in newest_first if p.stat().st_mtime_ns > since)
-        if pointed:
-            if (folder / pointed).is_file():
-                yield folder / pointed
-            yield from (p for p in newest_first if p.name != pointed)
+        known = self._known()
+        extra = Path(self.save_dir) / pointed
+        if extra.suffix == ".pth" and extra.is_file() and extra not in known:
+            known.append(extra)
+        return sorted(
+            known,
+            key=lambda p: (_iteration(p, *_state(p)), p.name == pointed, p.name),
+            reverse=True,
+        )
+
+    def _known(self) -> list[Path]:
+        return checkpoints_in(self.save_dir) if self.save_dir else []
 
     def _remove_old(self, newest: Path) -> None:
         if not self.keep:
             return
-        files = (p for p in newest.parent.glob("model_*.pth") if _PERIODIC.fullmatch(p.name))
-        for path in sorted(files, key=lambda p: p.stat().st_mtime_ns)[: -self.keep]:
+        periodic = [path for path in self._known() if path.name != FINAL]
+        for path in sorted(periodic, key=_number)[: -self.keep]:
             if path != newest:
                 path.unlink(missing_ok=True)
 
@@ -140,12 +166,39 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 path.unlink(missing_ok=True)
 
 
+def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints that a run has left, whole or not, in no order."""
+    names = (p for p in Path(folder).glob("model_*.pth") if _PERIODIC.fullmatch(p.name))
+    return [path for path in (*names, Path(folder) / FINAL) if path.is_file()]
+
+
+def _number(path: Path) -> int:
+    """The iteration in a checkpoint's name; of the final one, which has none, above all."""
+    found = re.search(r"\d+", path.stem)
+    return int(found[0]) if found else sys.maxsize
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Tells whether a file is as it was."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @lru_cache
-def _is_whole(path: Path, size: int, changed: int) -> bool:
-    """Whether a torch file is complete and its checksums agree; reads all of it, once per state."""
+def _iteration(path: Path, size: int, changed: int) -> int:
+    """The last iteration in a checkpoint; by its name where the file does not say."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    # NotImplementedError is zipfile's for a damaged header that names an unknown compression.
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
-        return False
+        iteration = read(str(path), mmap=True).get("iteration")
+    except (ValueError, OSError):  # whoever takes it for the newest will say why it is none
+        iteration = None
+    return iteration if isinstance(iteration, int) else _number(path)
+
+
+@lru_cache
+def _fault(path: Path, size: int, changed: int) -> str:
+    """What is wrong with a checkpoint; reads all of it, once per state."""
+    try:
+        check_whole(str(path))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""

@@ -65,10 +65,13 @@ def find_weight_file(path: str | Path) -> str:
     raise ValueError(f"no weights in folder {path}: expected one of {', '.join(_WEIGHT_FILES)}")
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, *, mmap: bool = False) -> dict[str, Any]:
     """Content of a .safetensors file, or of a torch file of tensors and plain containers.
 
     Nothing of it is larger than the file.
+
+    Args:
+        mmap: leave the tensors on the disk until they are used.
 
     Raises:
         ValueError: it is no such file.
@@ -79,12 +82,20 @@ def read(path: str) -> dict[str, Any]:
             return load_file(path)
         _check_entries(path)
         with _numpy_scalars():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         _check_tensors(content)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         found = "other keys than names" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a dict of tensors by name, got {found}")
     return content
+
+
+def check_whole(path: str) -> None:
+    """Raises ValueError unless a torch file can be read and its checksums agree."""
+    read(path)
+    with _named(path, "a whole checkpoint"), zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} does not agree with its checksum")
 
 
 def read_zoo(path: str) -> dict[str, Any]:

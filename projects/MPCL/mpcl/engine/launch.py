@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
@@ -21,7 +22,8 @@ def launch_job(main: Callable, args, *, device: str) -> None:
 
     Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one of them; else there
     are ``args.num_gpus`` on this machine, and signals to this process reach all of them. The status
-    of a process that ends early becomes that of the job.
+    of a process that ends early becomes that of the job; of one that a signal ends, 128 and the
+    signal's number.
 
     Args:
         device: MODEL.DEVICE; the processes of another than the GPU meet through gloo.
@@ -44,7 +46,16 @@ def launch_job(main: Callable, args, *, device: str) -> None:
                 args=(args,),
             )
         except ProcessExitedException as error:
-            raise SystemExit(error.exit_code) from error
+            if error.exit_code >= 0:  # the process has said why
+                raise SystemExit(error.exit_code) from error
+            rank = args.machine_rank * args.num_gpus + error.error_index
+            print(
+                f"Rank {rank} (process {error.error_pid}) was ended by {error.signal_name}; after "
+                "SIGKILL, look for memory that ran out (dmesg). Go on with --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(128 - error.exit_code) from error  # as shells count
 
 
 def is_restart() -> bool:

@@ -1,16 +1,20 @@
 """Whether a run that goes on from a checkpoint is still the same run."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
+from typing import Any
 
-import torch
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+
+from ..checkpoint.weight_files import read
 
 logger = logging.getLogger(__name__)
 
 
-def run_identity(cfg, world_size: int | None = None) -> dict[str, int]:
-    """What decides, beside the data, which images each iteration draws on each rank.
+def run_identity(cfg, world_size: int | None = None) -> dict[str, int | str]:
+    """What decides, beside the files, which images and labels each iteration draws on each rank.
 
     Args:
         world_size: processes of the job; None = as many as there are.
@@ -19,17 +23,41 @@ def run_identity(cfg, world_size: int | None = None) -> dict[str, int]:
         "SEED": cfg.SEED,
         "number of processes": comm.get_world_size() if world_size is None else world_size,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+        "digest of classes and label_map of DATASETS.TRAIN": _labels(cfg.DATASETS.TRAIN),
     }
 
 
-def check_checkpoint(path: str, cfg, world_size: int) -> None:
-    """:func:`check_same_run` with a checkpoint's file, of which no tensor is read."""
-    content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    if saved := content.get("trainer", {}).get("run"):
-        check_same_run(saved, cfg, world_size)
+def _labels(names) -> str:
+    described = []
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        label_map = metadata.get("label_map") or {}
+        described.append((metadata.get("stuff_classes"), sorted(map(repr, label_map.items()))))
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:8]
 
 
-def check_same_run(saved: Mapping[str, int], cfg, world_size: int | None = None) -> None:
+def check_checkpoint(path: str, cfg, world_size: int) -> list[str]:
+    """:func:`check_same_run` with a checkpoint's file, of which no tensor is read.
+
+    Returns: what is legitimate but seldom meant, in sentences.
+    Raises:
+        ValueError: it is another run's, or has gone further than this one shall.
+    """
+    content = read(path, mmap=True)
+    trainer, iteration = content.get("trainer"), content.get("iteration")
+    if isinstance(trainer, Mapping) and isinstance(trainer.get("run"), Mapping):
+        check_same_run(trainer["run"], cfg, world_size)
+    done = iteration + 1 if isinstance(iteration, int) else 0
+    if done > cfg.SOLVER.MAX_ITER:
+        raise ValueError(
+            f"{path} has done {done} iterations, and SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: "
+            "nothing is left to train. Raise SOLVER.MAX_ITER, or evaluate with --eval-only --resume"
+        )
+    finished = done == cfg.SOLVER.MAX_ITER
+    return [f"{path} is of the last iteration: the run is evaluated, not trained"] * finished
+
+
+def check_same_run(saved: Mapping[str, Any], cfg, world_size: int | None = None) -> None:
     """Compares a checkpoint's :func:`run_identity` with the present one.
 
     Raises:
@@ -38,14 +66,14 @@ def check_same_run(saved: Mapping[str, int], cfg, world_size: int | None = None)
     changed = [
         f"{key} was {saved[key]} and is {value}"
         for key, value in run_identity(cfg, world_size).items()
-        if saved[key] != value
+        if saved.get(key, value) != value  # of earlier versions it holds less
     ]
     if changed and not cfg.SOLVER.RESUME_CHANGED:
         raise ValueError(
-            f"Cannot resume: {'; '.join(changed)}. The run would draw other images than the one it "
-            "goes on from. Restore these values; or go on all the same with SOLVER.RESUME_CHANGED "
-            "True; or start a new run from the checkpoint's weights with MODEL.WEIGHTS and another "
-            "OUTPUT_DIR."
+            f"Cannot resume: {'; '.join(changed)}. The run would draw other images, or label them "
+            "otherwise, than the one it goes on from. Restore these values; or go on all the same "
+            "with SOLVER.RESUME_CHANGED True; or start a new run from its weights with "
+            "MODEL.WEIGHTS and another OUTPUT_DIR."
         )
     if changed:
         logger.warning(f"Resuming although {'; '.join(changed)} (SOLVER.RESUME_CHANGED)")

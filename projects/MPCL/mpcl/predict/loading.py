@@ -20,6 +20,8 @@ from ..data.labels import IGNORE_LABEL
 from ..data.sets.custom import class_colors
 from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
 from ..self_training.teacher import EMATeacher
+from ..utils.foreign_files import parse_yaml
+from ..utils.short import short
 
 Source = CfgNode | str | os.PathLike[str]
 SLIM_CONFIG, SLIM_CLASSES, SLIM_ROLE = "config", "classes", "role"
@@ -130,7 +132,10 @@ def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None]:
     if "teacher" not in rest:
         return student, None
     teacher = EMATeacher.from_config(cfg, student)
-    teacher.model.load_state_dict(rest["teacher"])
+    try:
+        teacher.model.load_state_dict(rest["teacher"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its teacher is none of the config's model: {error}") from error
     return student, teacher
 
 
@@ -149,9 +154,20 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
     opts = ["MODEL.WEIGHTS", str(path), *opts]
     content = read(str(path))
     if SLIM_CONFIG in content:
-        classes = content[SLIM_CLASSES]
-        metadata = _new_metadata(classes["names"], classes["colors"])
-        return _read_config(content[SLIM_CONFIG], opts), metadata, content[SLIM_ROLE]
+        classes = content.get(SLIM_CLASSES)
+        if not _are_classes(classes):
+            raise ValueError(
+                f"{path}: {SLIM_CLASSES} is {short(classes)}; expected names, and as many colors "
+                "of three values in 0..255, as tools/export.py writes them"
+            )
+        role = content.get(SLIM_ROLE)
+        if role not in ("student", "teacher"):
+            raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
+        try:
+            cfg = _read_config(content[SLIM_CONFIG], opts)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cfg, _new_metadata(classes["names"], classes["colors"]), role
     if (beside := path.with_name("config.yaml")).is_file():
         return get_cfg_from(str(beside), opts), None, "student"
     raise ValueError(
@@ -160,12 +176,26 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
     )
 
 
+def _are_classes(classes: Any) -> bool:
+    if not isinstance(classes, dict):
+        return False
+    names, colors = classes.get("names"), classes.get("colors")
+    if not isinstance(names, (list, tuple)) or not isinstance(colors, (list, tuple)):
+        return False
+    return len(names) == len(colors) and all(
+        isinstance(name, str)
+        and isinstance(color, (list, tuple))
+        and len(color) == 3
+        and all(isinstance(value, int) and 0 <= value <= 255 for value in color)
+        for name, color in zip(names, colors)
+    )
+
+
 def _read_config(text: str, opts: Sequence[Any]) -> CfgNode:
     """A config out of a weight file, which may come from anywhere: plain values, no other file."""
-    try:
-        settings = yaml.safe_load(text)  # detectron2's own reader would fall back to an unsafe one
-    except yaml.YAMLError as error:
-        raise ValueError(f"the weight file's config is not plain YAML: {error}") from error
+    if not isinstance(text, str):
+        raise ValueError(f"its config is {short(text)}; expected text")
+    settings = parse_yaml(text, "its config")
     if not isinstance(settings, dict) or "_BASE_" in settings:
         raise ValueError("the weight file's config is none of tools/export.py")
     with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,11 @@ each test image, found by the beginning of its name, ``<sequence>_frame_<number>
 confirmed, and by what, is in datasets/README.md.
 """
 
+import lzma
 import os
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -20,10 +23,16 @@ from ..data.decoding import BadFile, opened, pixel_limit
 from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_test_loader
 from ..data.sets.registration import load_records
+from ..utils.foreign_files import check_regular
 from .predictor import predict
 
 IMAGE_SUFFIX = "_rgb_anon.png"
 NAMES = "{folder}/{frame}" + IMAGE_SUFFIX
+# What zipfile raises for archives that are damaged, encrypted or packed in an unknown way.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(RuntimeError, ValueError, OSError, LookupError),
+)
 # Dark Zurich's server also scores uncertainty (UIoU) and refuses a package without its two folders.
 FOLDERS = {
     "acdc": ("labelTrainIds",),
@@ -115,9 +124,11 @@ def check_submission(package: Path, dataset: str) -> list[str]:
 
     Raises:
         FileNotFoundError: the package or the test set does not exist.
+        ValueError: the package is no regular file.
     """
     folders, frames = folders_of(dataset), frames_of(dataset)
     num_classes = len(MetadataCatalog.get(dataset).stuff_classes)
+    check_regular(package)
     try:
         with zipfile.ZipFile(package) as archive:
             entries: dict[tuple[str, str], list[str]] = {}
@@ -137,7 +148,7 @@ def check_submission(package: Path, dataset: str) -> list[str]:
                         faults.append(f"{image} has {len(found)} predictions: {', '.join(found)}")
                     else:
                         faults += _content_faults(archive, found[0], folder, image, num_classes)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         return [f"{package} is no readable zip: {error}"]
     return faults
 
@@ -163,7 +174,11 @@ def _content_faults(
             f"{name} unfolds to {archive.getinfo(name).file_size} bytes, more than an image has"
         ]
     try:
-        with opened(name, archive.read(name)) as png:
+        content = archive.read(name)
+    except _DAMAGED as error:
+        return [f"{name} cannot be unpacked: {error}"]
+    try:
+        with opened(name, content) as png:
             png.load()
             ids, mode, form = np.array(png), png.mode, png.format
     except BadFile as error:

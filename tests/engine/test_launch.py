@@ -1,0 +1,21 @@
+"""How a job of several processes ends."""
+
+from argparse import Namespace
+
+import pytest
+from faults import die
+
+from mpcl.engine import launch
+
+
+def die_as_rank_one(args: Namespace) -> None:
+    die(rank=1)
+
+
+def test_a_killed_rank_is_named_with_its_signal(capfd):
+    args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(SystemExit) as end:
+        launch.launch_job(die_as_rank_one, args, device="cpu")
+    assert end.value.code == 128 + 9
+    assert "Rank 1 (process " in (said := capfd.readouterr().err)
+    assert "was ended by SIGKILL" in said and "--resume" in said

@@ -1,0 +1,25 @@
+"""What makes a run another run."""
+
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+from mpcl.data.sets.registration import set_metadata
+from mpcl.engine.run_identity import check_same_run, run_identity
+
+
+def config(label_map, classes=("a", "b"), changed=False):
+    name = f"identity_{uuid.uuid4().hex}"
+    set_metadata(name, list(classes), [(0, 0, 0)] * len(classes), label_map)
+    solver = SimpleNamespace(IMS_PER_BATCH=2, RESUME_CHANGED=changed)
+    return SimpleNamespace(SEED=0, SOLVER=solver, DATASETS=SimpleNamespace(TRAIN=(name,)))
+
+
+def test_labels_that_mean_something_else_make_another_run():
+    saved = run_identity(config({7: 0, (1, 2, 3): 1}))
+    check_same_run(saved, config({(1, 2, 3): 1, 7: 0}))
+    for changed in (({7: 1, (1, 2, 3): 0},), ({7: 0, (1, 2, 3): 1}, ("b", "a")), (None,)):
+        with pytest.raises(ValueError, match=r"classes and label_map of DATASETS\.TRAIN was"):
+            check_same_run(saved, config(*changed))
+        check_same_run(saved, config(*changed, **{"changed": True}))
