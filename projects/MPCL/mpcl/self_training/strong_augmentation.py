@@ -193,7 +193,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         sigma: (B,) standard deviations in pixels, on the CPU.
     """
     batch, channels, height, width = images.shape
-    needed = 2 * math.ceil(_REACH * sigma.max().item()) + 1
+    needed = 2 * math.ceil(_REACH * max(sigma.tolist())) + 1
     down, right = (
         _gaussian_taps(sigma, min(blur_kernel_size(length), needed)).repeat_interleave(
             channels, dim=0
