@@ -191,7 +191,7 @@ class PrototypeLearner:
         filled = torch.cat([bank.filled[which] for bank in banks], dim=1)
         first = next(iter(banks)).features
         points = first.new_empty(*filled.shape, first.shape[-1])
-        for bank, part in zip(banks, points.split([bank.size for bank in banks], dim=1)):
+        for bank, part in zip(banks, torch.split(points, [bank.size for bank in banks], dim=1)):
             for place, index in zip(part, which.tolist()):
                 place.copy_(bank.features[index])
         return points, filled
