@@ -13,7 +13,7 @@ from command_line import DEBUG, command_line, make_parser
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAMES = sorted(file.stem for file in TOOLS.glob("*.py") if file.stem != "command_line")
 # Runs before there is anything to import; its errors are those of pip, which it shows as they are.
-OWN_WAYS = {"install_detectron2"}
+OWN_WAYS = {"install_detectron2", "gpu_check"}
 # Takes Detectron2's own parser, and with it torch.
 SLOW = {"train_net"}
 
