@@ -217,7 +217,8 @@ def _tensors(node: object, name: str = ""):
 def evaluation(stage: Stage) -> Figures:
     """Scores as on the CPU; seconds an image of the best model."""
     stage.data()
-    small = ["MODEL.MIT.VARIANT", "b0", "MODEL.WEIGHTS", "''"]
+    exact = ["TEST.AMP", "False"]
+    small = ["MODEL.MIT.VARIANT", "b0", "MODEL.WEIGHTS", "''", *exact]
     matrices, figures = [], {}
     for device in dict.fromkeys((stage.device, "cpu")):
         matrices.append(_evaluate(stage, "source_only", device, *small)[0])
@@ -225,7 +226,8 @@ def evaluation(stage: Stage) -> Figures:
     if differ > 1e-3:
         raise RuntimeError(f"{differ:.2%} of the pixels are classified otherwise than on the CPU")
     figures["share of pixels other than on the CPU"] = float(differ)
-    figures["seconds an image"] = _evaluate(stage, "mic_gauss", stage.device)[1]
+    for name, opts in {"bfloat16": [], "float32": exact}.items():
+        figures[f"seconds an image, {name}"] = _evaluate(stage, "mic_gauss", stage.device, *opts)[1]
     return figures
 
 

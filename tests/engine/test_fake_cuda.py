@@ -63,6 +63,27 @@ def test_what_waits_or_mixes_devices_is_noticed(wait):
             WAITS[wait](x)
 
 
+@pytest.mark.parametrize(
+    "amp, capability, expected",
+    [
+        (True, (8, 0), torch.bfloat16),
+        (True, (7, 5), torch.float32),
+        (False, (9, 0), torch.float32),
+    ],
+)
+def test_predictions_are_in_bfloat16_on_gpus_that_can(monkeypatch, amp, capability, expected):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    opts = ["MODEL.DEVICE", "cpu", "TEST.AMP", amp, "MODEL.MIT.VARIANT", "b0"]
+    model = build_model(get_cfg_from(str(CONFIGS / "source_only.yaml"), opts)).eval()
+    record = {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 80, "width": 80}
+    with fake_cuda.fake_cuda(), torch.no_grad(), Types() as types:
+        (result,) = model.to("cuda")([record])
+    (logits,) = result.values()
+    assert (logits.dtype, logits.shape, logits.device) == (torch.float32, (19, 80, 80), CUDA)
+    convolutions = [dtypes for name, dtypes in types.seen if name.startswith("aten.convolution")]
+    assert {dtypes[0] for dtypes in convolutions} == {expected}
+
+
 def test_live_bytes_are_those_of_the_tensors():
     with fake_cuda.fake_cuda() as mode:
         x = torch.ones(1000, device="cuda", requires_grad=True)

@@ -293,6 +293,9 @@ def _add_solver_config(cfg: CN) -> None:
 
 def _add_test_config(cfg: CN) -> None:
     cfg.TEST.EVAL_PERIOD = 4000  # iterations between two evaluations; 0 = at the end only
+    # bfloat16 forward passes of evaluation and prediction, on GPUs that compute in it (compute
+    # capability 8.0); logits are averaged, resized and compared in float32.
+    cfg.TEST.AMP = True
     cfg.TEST.INFERENCE = "whole"  # whole image | slide: windows, whose logits are averaged
     # The windows of TEST.INFERENCE slide.
     cfg.TEST.SLIDE = CN()

@@ -42,6 +42,7 @@ class MPCLSegmentor(nn.Module):
         pixel_std: tuple[float, ...],
         inference: Inference = whole_image,
         predict_by_prototypes: bool = False,
+        predict_in_bfloat16: bool = False,
         ignore_value: int = 255,
         detail_weight: float = 0.0,
     ) -> None:
@@ -50,6 +51,7 @@ class MPCLSegmentor(nn.Module):
             inference: maps (network, images) to logits at the images' size: whole image or sliding
                 window.
             predict_by_prototypes: predict by (10) where there is a prototype head.
+            predict_in_bfloat16: run :meth:`predict`'s forward passes so, on GPUs that can.
             detail_weight: lambda_d of detectron2's own training contract.
         """
         super().__init__()
@@ -61,6 +63,7 @@ class MPCLSegmentor(nn.Module):
         self.encoder_has_batch_norm = any(isinstance(m, _BatchNorm) for m in backbone.modules())
         self.inference = inference
         self.predict_by_prototypes = predict_by_prototypes
+        self.predict_in_bfloat16 = predict_in_bfloat16
         self.ignore_value = ignore_value
         self.detail_weight = detail_weight
         self.register_buffer(
@@ -85,6 +88,7 @@ class MPCLSegmentor(nn.Module):
             if cfg.TEST.INFERENCE == "slide"
             else whole_image,
             "predict_by_prototypes": cfg.TEST.OUTPUT == "prototypes",
+            "predict_in_bfloat16": cfg.TEST.AMP,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "detail_weight": cfg.MODEL.HRDA.DETAIL_WEIGHT,
         }
@@ -172,12 +176,20 @@ class MPCLSegmentor(nn.Module):
             images = self.normalize([batch[index] for index in indices])
             small = min(images.shape[-2:]) < self.smallest_side
             divisor = self.smallest_side if small else self.size_divisor
-            logits = self.inference(self.score, images, divisor=divisor)
+            with self._prediction_precision():
+                logits = self.inference(self.score, images, divisor=divisor)
             for index, own in zip(indices, logits):
                 record = batch[index]
                 size = (record.get("height", own.shape[-2]), record.get("width", own.shape[-1]))
                 results[index] = {"sem_seg": _resize(own, size)}
         return results
+
+    def _prediction_precision(self) -> torch.autocast:
+        device = self.device
+        half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.autocast(
+            device.type, torch.bfloat16, enabled=half and self.predict_in_bfloat16
+        )
 
     def score(self, images: Tensor) -> Tensor:
         """Class scores (B, C, H/4, W/4) of whole images: of tests and of pseudo-labels."""
