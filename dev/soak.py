@@ -34,7 +34,6 @@ from mpcl.engine import AdaptationTrainer
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "projects" / "MPCL" / "configs" / "mic_gauss.yaml"
 FORKS = multiprocessing.get_context("forkserver")
-MEASURED = {"time", "data_time", "eta_seconds", "[metric] max_mem_MiB"}
 WATCH_EVERY = 5  # steps between two looks at memory and open files
 MAX_SLOPE = 2.0  # MiB of memory that 1000 steps may add, beyond twice the slope's standard error
 IMAGES = 24  # of each domain
@@ -239,13 +238,11 @@ def slope(samples: list[dict], key: str) -> tuple[float, float]:
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Names of what differs between two final checkpoints, and between the iterations logged."""
+    """Names of what differs between two final checkpoints."""
     states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (left, right)]
     one, other = (dict(flatten(state)) for state in states)
     found = [n for n in one.keys() | other.keys() if not equal(one.get(n), other.get(n))]
-    # Their values are means since the line before, or since the run went on.
-    logs = [[row["iteration"] for row in rows(f / "metrics.json")] for f in (left, right)]
-    return sorted(found) + (["metrics.json"] if logs[0] != logs[1] else [])
+    return sorted(found)
 
 
 def flatten(node, prefix: str = ""):
