@@ -258,7 +258,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     # files of configs and descriptions
     ("a config that is missing", lambda w: setattr(w, "config", "nowhere.yaml"), r"config file nowhere\.yaml does not exist"),
     ("a base that is missing", lambda w: w.config_file("_BASE_: nothing.yaml\n"), r"nothing\.yaml does not exist.*_BASE_ of .*mine\.yaml"),
-    ("bases in a circle", circle, r"mine\.yaml.*circle"),
+    ("bases in a circle", circle, r"mine\.yaml.*nested too deep"),
     ("a config that is no YAML", lambda w: w.config_file("SOLVER: [\n"), r"mine\.yaml.*no valid YAML"),
     ("a Python config", lambda w: setattr(w, "config", "lazy.py"), r"lazy\.py is Python.*YAML"),
     ("an empty config", lambda w: w.config_file(""), r"mine\.yaml.*is empty"),
