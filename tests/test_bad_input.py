@@ -326,7 +326,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("text as a checkpoint", weights("page.pth", b"<html>404</html>"), r"page\.pth is no weight file"),
     ("text as safetensors", weights("page.safetensors", b"<html>404</html>"), r"page\.safetensors is no weight file"),
     ("a truncated pickle", weights("zoo.pkl", b"\x80\x04\x95"), r"zoo\.pkl is no weight file"),
-    ("a list as a checkpoint", weights("list.pth", [1, 2]), r"list\.pth.*expected a dict of tensors, got list"),
+    ("a list as a checkpoint", weights("list.pth", [1, 2]), r"list\.pth.*expected a dict of tensors by name, got list"),
     ("a checkpoint without tensors", weights("none.pth", {"a": 1}), r"none\.pth.*expected tensors"),
     ("a checkpoint of something else", weights("mnist.pth", ARRAY), r"mnist\.pth.*weight.*known are"),
     ("a checkpoint of fewer classes", other_classes, r"three\.pth.*classifier.*\(3, .*expected \(4, .*NUM_CLASSES.*ALLOW_UNMATCHED"),
