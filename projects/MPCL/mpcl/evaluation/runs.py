@@ -130,7 +130,6 @@ def _check_config(config: Any, file: Path) -> None:
         "SOLVER.MAX_ITER": int,
         "DATASETS.TEST": (list, tuple),
         "TEST": dict,
-        "MODEL": dict,
     }
     for key, kind in expected.items():
         value: Any = config
