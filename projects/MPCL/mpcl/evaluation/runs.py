@@ -126,7 +126,6 @@ def _check_config(config: Any, file: Path) -> None:
     """Raises ValueError unless what this module reads of a run's config is there."""
     expected = {
         "SEED": int,
-        "OUTPUT_DIR": str,
         "SOLVER.MAX_ITER": int,
         "DATASETS.TEST": (list, tuple),
         "TEST": dict,
