@@ -68,7 +68,7 @@ def git(folder: Path, *words: str) -> None:
 def test_a_damaged_record_is_named(tmp_path):
     assert read_sessions(tmp_path) == []
     (tmp_path / "run.json").write_text('{"sessions": [')
-    with pytest.raises(ValueError, match=r"run\.json is no record"):
+    with pytest.raises(ValueError, match=r"run\.json is no valid JSON"):
         read_sessions(tmp_path)
 
 
