@@ -160,6 +160,14 @@ def test_models_that_cannot_serve_are_refused_by_name(name, message):
         TimmBackbone(name)
 
 
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "dla46_c", "vgg11", "densenet121"])
+def test_encoders_without_stochastic_depth_are_built_without_it_and_else_name_the_key(name):
+    with pytest.raises(ValueError, match=rf"{name}.*MODEL\.BACKBONE\.DROP_PATH 0\.0, got 0\.1"):
+        TimmBackbone(name, drop_path=0.1)
+    with torch.device("meta"):
+        assert len(TimmBackbone(name, drop_path=0.0).output_shape()) == 4
+
+
 def test_a_drop_path_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"MODEL\.BACKBONE\.DROP_PATH.*1\.0"):
         TimmBackbone("test_vit", drop_path=1.0)

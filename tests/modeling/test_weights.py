@@ -1,5 +1,6 @@
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,52 @@ def test_official_files_of_every_layout_load_into_the_backbone(layout, official,
     WeightsCheckpointer(model).load(str(path))
     assert_same(backbone_of(model), ours)
     assert torch.equal(model.sem_seg_head.weight, head)
+
+
+def openmmlab_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder under our names as OpenMMLab's: torch's attention, 1x1 convolutions."""
+    renamed = {}
+    for name, tensor in state.items():
+        stage, rest = re.fullmatch(r"stages\.(\d)\.(.+)", name).groups()
+        if rest.startswith("patch_embed."):
+            rest = rest.replace("patch_embed.proj", "0.projection").replace("patch_embed", "0")
+        elif rest.startswith("norm."):
+            rest = rest.replace("norm", "2")
+        elif ".attn.kv." in rest:
+            continue
+        else:
+            rest = rest.replace("blocks.", "1.").replace(".attn.proj.", ".attn.attn.out_proj.")
+            for ours, theirs in (("fc1", 0), ("dwconv", 1), ("fc2", 4)):
+                rest = rest.replace(f"ffn.{ours}.", f"ffn.layers.{theirs}.")
+            if ".attn.q." in rest:
+                tensor = torch.cat([tensor, state[name.replace(".q.", ".kv.")]])
+                rest = rest.replace(".attn.q.", ".attn.attn.in_proj_")
+            if ".fc" in name and name.endswith("weight"):
+                tensor = tensor[..., None, None]
+        renamed[f"layers.{stage}.{rest}"] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("layout", ["flat", "segmentor"])
+@torch.no_grad()
+def test_openmmlabs_files_compute_the_same(layout, ours, tmp_path):
+    theirs = openmmlab_names(ours)
+    # Names and shapes as torch's own modules have them.
+    block, attention = "layers.1.1.0.", nn.MultiheadAttention(64, 2).state_dict()
+    prefix = f"{block}attn.attn."
+    found = {n.removeprefix(prefix): t for n, t in theirs.items() if n.startswith(prefix)}
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in attention.items()}
+    assert theirs[f"{block}ffn.layers.0.weight"].shape == (256, 64, 1, 1)
+    torch.save(OFFICIAL_LAYOUTS[layout](theirs), tmp_path / "mit_b0.pth")
+    model = Segmentor()
+    WeightsCheckpointer(model).load(str(tmp_path / "mit_b0.pth"))
+    expected = MixTransformer(variant="b0").eval()
+    expected.load_state_dict(ours)
+    images = torch.randn(1, 3, 64, 96)
+    assert_same(model.backbone.eval()(images), expected(images))
+    assert convert_checkpoint(tmp_path / "mit_b0.pth", tmp_path / "ours.pth").kind == (
+        "OpenMMLab SegFormer MiT-b0"
+    )
 
 
 def hugging_face_files(model: SegformerForImageClassification, folder: Path) -> dict[str, Path]:

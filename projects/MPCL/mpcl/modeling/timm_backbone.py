@@ -78,8 +78,9 @@ class TimmBackbone(Backbone):
             in_channels: channels of the images.
 
         Raises:
-            ValueError: timm has no such model, ``drop_path`` is outside [0, 1), or the model cannot
-                give four levels, or only for images of one size.
+            ValueError: timm has no such model, ``drop_path`` is outside [0, 1), or above 0 for a
+                model without it, or the model cannot give four levels, or only for images of one
+                size.
         """
         super().__init__()
         check_name(name)
@@ -206,6 +207,11 @@ def _create(name: str, **options: Any) -> nn.Module:
             model = timm.create_model(name, pretrained=False, num_classes=0, **any_size, **options)
             break
         except TypeError as error:
+            if "drop_path_rate" in str(error):
+                raise ValueError(
+                    f"{name} (MODEL.TIMM.NAME) has no stochastic depth; expected "
+                    f"MODEL.BACKBONE.DROP_PATH 0.0, got {options['drop_path_rate']}"
+                ) from error
             if not any(key in str(error) for key in any_size):
                 raise ValueError(f"{name} (MODEL.TIMM.NAME) cannot be built: {error}") from error
     if not any_size and model.pretrained_cfg.get("fixed_input_size"):
