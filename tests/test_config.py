@@ -89,6 +89,22 @@ def test_gta5_config_has_the_papers_hyper_parameters():
 
 
 @pytest.mark.parametrize(
+    ("config", "width", "height"),
+    [
+        ("daformer", 1914, 1052),
+        ("mic_gauss", 1914, 1052),
+        ("synthia/mic_gauss", 1280, 760),
+        ("acdc/mic_gauss", 2048, 1024),
+        ("dark_zurich/mic_gauss", 2048, 1024),
+    ],
+)
+def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, height):
+    settings = get_cfg_from(str(CONFIGS / f"{config}.yaml")).DATALOADER.RARE_CLASS
+    assert round(settings.MIN_IMAGE_FRACTION * width * height) in range(2994, 3007)
+    assert round(settings.MIN_CROP_FRACTION * 512 * 512) in range(1497, 1504)
+
+
+@pytest.mark.parametrize(
     ("opts", "message"),
     [
         (["PROTOTYPES.TYPE", "gaussian"], "PROTOTYPES.TYPE is 'gaussian'.*none, centroid, gauss"),

@@ -5,6 +5,7 @@
   python tools/visualize.py curves RUN [RUN ...]                # mIoU over iterations, over seeds
   python tools/visualize.py activations --run RUN --class-name car   # where prototypes respond
   python tools/visualize.py features --run RUN --method tsne    # pixels and prototypes in the plane
+  python tools/visualize.py clusterings --run RUN               # one or K prototypes a class
   python tools/visualize.py class-mix --run RUN                 # what the student trains on
   python tools/visualize.py pseudo-labels --run RUN             # what the teacher says, how surely
   python tools/visualize.py rare-classes --config-file CONFIG   # how often each class is drawn
@@ -13,7 +14,7 @@ A RUN is an output folder of tools/train_net.py, whose newest checkpoint is show
 a checkpoint in such a folder, or a slim file (tools/export.py). --weights names another checkpoint,
 --config-file with --weights one without a folder, and KEY VALUE pairs at the end another data set:
 DATASETS.TEST "('cityscapes_fine_sem_seg_val',)". docs/SEEING.md shows and explains each figure.
-features needs pip install -e '.[report]'.
+features and clusterings need pip install -e '.[report]'.
 """
 
 import argparse
@@ -63,6 +64,20 @@ def features(args: argparse.Namespace) -> Any:
         classes=args.classes,
         number=args.images,
         per_class=args.pixels,
+    )
+
+
+def clusterings(args: argparse.Namespace) -> Any:
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.clusterings import clustering_figure
+
+    return clustering_figure(
+        load_networks(**args.networks),
+        method=args.method,
+        classes=args.classes,
+        number=args.images,
+        per_class=args.pixels,
+        prototypes=args.prototypes,
     )
 
 
@@ -124,12 +139,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     command = add(activations, 3, "where in an image each prototype of a class responds")
     command.add_argument("--class-name", required=True, help="such as car")
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
-    command = add(features, 16, "pixel features of both domains with the prototypes, in the plane")
-    command.add_argument("--method", default="tsne", help="tsne or pca (default: tsne)")
-    command.add_argument(
-        "--classes", nargs="+", default=[], help="default: the 8 most frequent with prototypes"
-    )
-    command.add_argument("--pixels", type=int, default=150, help="of each class and domain")
+    words = "pixel features of both domains in the plane, with the prototypes if there are some"
+    for figure, text in (
+        (features, words),
+        (clusterings, "one centroid, K centroids and K Gaussians fitted to the same features"),
+    ):
+        command = add(figure, 16, text)
+        command.add_argument("--method", default="tsne", help="tsne or pca (default: tsne)")
+        command.add_argument(
+            "--classes", nargs="+", default=[], help="default: the 8 most frequent"
+        )
+        command.add_argument("--pixels", type=int, default=150, help="of each class and domain")
+    command.add_argument("--prototypes", type=int, default=5, metavar="K", help="default: 5")
     add(class_mix, 4, "samples as self-training makes them")
     add(pseudo_labels, 4, "the teacher's labels of target images and their confidence")
     add(rare_classes, 0, "how often each class is there, and is drawn")

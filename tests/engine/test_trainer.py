@@ -51,9 +51,9 @@ def test_method_trains_logs_and_evaluates(tiny_cfg, method):
         "loss_contrast": clusters,
         "prototypes/marginal_violation": clusters,
         "prototypes/usage_entropy": clusters,
-        "gradient_share/contrast": clusters,
-        "gradient_share/consistency": clusters,
-        "gradient_cosine/contrast": clusters,
+        "gradient_share/fused/contrast": clusters,
+        "gradient_share/encoder/consistency": clusters,
+        "gradient_cosine/encoder/contrast": clusters,
     }.items():
         assert (name in seen) == expected, name
     if clusters:  # they start at their iteration
@@ -63,6 +63,14 @@ def test_method_trains_logs_and_evaluates(tiny_cfg, method):
         prototypes = trainer.student.prototype_head.prototypes
         assert prototypes.started.all() and torch.isfinite(prototypes.mean).all()
         assert not torch.equal(prototypes.mean, prototypes.start_mean)
+        # Their head's moments begin with them: before, its gradients were zeros.
+        steps = {
+            name: int(trainer.optimizer.state[parameter]["step"])
+            for name, parameter in trainer.student.named_parameters()
+        }
+        since_start = cfg.SOLVER.MAX_ITER - start
+        assert steps["prototype_head.projection.weight"] == since_start
+        assert steps["sem_seg_head.classifier.weight"] == cfg.SOLVER.MAX_ITER
     pictures = EventAccumulator(cfg.OUTPUT_DIR).Reload().Tags()["images"]
     shown = {"source/image", "source/label", "source/prediction"}
     if adapts:

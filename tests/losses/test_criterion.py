@@ -26,8 +26,9 @@ def make_step():
         label = torch.randint(0, C, (1, 8, 8), generator=generator)
         everywhere, weight = label >= 0, torch.full((1, 8, 8), unsure)
         setattr(step, name, View(torch.zeros(1, 3, 8, 8), label, weight, everywhere, everywhere))
-        detail = Detail(Box(0, 0, 4, 4), randn(1, C, 2, 2), randn(1, D, 2, 2))
-        outputs = Outputs(randn(1, C, 2, 2), randn(1, D, 2, 2), torch.zeros(1, 5, 1, 1), detail)
+        deep = torch.zeros(1, 5, 1, 1)
+        detail = Detail(Box(0, 0, 4, 4), randn(1, C, 2, 2), randn(1, D, 2, 2), deep)
+        outputs = Outputs(randn(1, C, 2, 2), randn(1, D, 2, 2), deep, deep, detail)
         step.outputs[name] = outputs
         weight = torch.where(from_source, 1.0, unsure)
         for scale, seen, cells, cluster in (
@@ -98,16 +99,17 @@ def test_segmentation_losses_are_weighted_means_over_all_pixels():
         torch.testing.assert_close(losses[key], expected)
 
 
-def test_contrast_is_the_mean_of_its_views_and_the_target_leaves_the_source_pixels_out():
+def test_contrast_is_the_sum_of_its_views_and_the_target_leaves_the_source_pixels_out():
     step, prototypes = at_one_scale(make_step()), make_prototypes()
     views = step.pixels["context"]
     source, mixed = (slow_contrast(view, prototypes, view.weight) for view in views.values())
     only_target = views["mixed"].weight * ~views["mixed"].from_source
     target = slow_contrast(views["mixed"], prototypes, only_target)
     for names, expected in {
-        ("source", "mixed"): (source + mixed) / 2,
+        ("mixed",): mixed,
+        ("source", "mixed"): source + mixed,
         ("target",): target,
-        ("source", "target"): (source + target) / 2,
+        ("source", "target"): source + target,
     }.items():
         loss = make_criterion(prototypes, contrast_views=names)(step)["loss_contrast"]
         torch.testing.assert_close(loss, 0.1 * expected)

@@ -100,7 +100,7 @@ def test_detail_has_its_share_and_is_a_mean_over_its_crop():
     label, weight = torch.randint(0, 3, (1, 8, 8)), torch.rand(1, 8, 8)
     view = View(torch.zeros(1, 3, 8, 8), label, weight, label >= 0, label >= 0)
     fused, detail, box = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 4, 4), Box(2, 4, 6, 8)
-    outputs = Outputs(fused, None, fused, Detail(box, detail, None))
+    outputs = Outputs(fused, None, fused, fused, Detail(box, detail, None, detail))
     expected = 0.9 * slow_cross_entropy(fused, label, weight)
     expected += 0.1 * slow_cross_entropy(detail, label[:, 2:6, 4:], weight[:, 2:6, 4:])
     loss = segmentation_loss(outputs, view, detail_weight=0.1)

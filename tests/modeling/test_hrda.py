@@ -150,6 +150,16 @@ def test_detectron2s_training_contract_has_the_fused_and_the_detail_loss(tiny_cf
         assert all(p.grad is not None for p in part.parameters())
 
 
+def test_whole_images_pass_context_first_as_in_hrda(tiny_cfg, monkeypatch):
+    model, sizes = build(tiny_cfg, "hrda"), []
+    monkeypatch.setattr(
+        model.sem_seg_head.classifier, "forward", lambda x: sizes.append(len(x)) or x[:, :4]
+    )
+    with torch.no_grad():
+        model.eval().score(torch.randn(2, 3, 64, 64))
+    assert sizes == [2, 2 * 9]  # images, then all windows of all images
+
+
 def test_teacher_normalises_all_windows_together(tiny_cfg):
     # Context and windows: two calls of the head's batch norm, one of the attention's.
     model = build(tiny_cfg, "hrda")

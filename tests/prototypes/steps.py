@@ -12,5 +12,5 @@ def make_step(iteration, **views):
         images = embeddings.detach().new_zeros(len(label), 3, *label.shape[1:])
         weight, from_source = torch.ones_like(images[:, 0]), torch.ones_like(trusted)
         setattr(step, name, View(images, label, weight, trusted, from_source))
-        step.outputs[name] = Outputs(embeddings, embeddings, embeddings)
+        step.outputs[name] = Outputs(embeddings, embeddings, embeddings, embeddings)
     return step

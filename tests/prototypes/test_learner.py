@@ -191,7 +191,7 @@ def test_both_scales_are_clustered_each_on_its_own_and_move_the_prototypes_toget
     step = make_step(4, source=make_pixels(), mixed=make_pixels())
     box = Box(0, 4, 8, 12)
     for outputs in step.outputs.values():
-        outputs.detail = Detail(box, outputs.logits, torch.randn(1, D, 8, 8))
+        outputs.detail = Detail(box, outputs.logits, torch.randn(1, D, 8, 8), outputs.fused)
     scalars = learner(step)
     assert torch.equal(step.pixels["detail"]["mixed"].label, box.crop(step.mixed.label))
     assert {"prototypes/bank_fill_min", "prototypes/bank_fill_min_detail"} < set(scalars)

@@ -100,7 +100,9 @@ def test_targets_without_a_mask_are_valid_and_source_only_has_none():
 def test_the_detail_is_embedded_inside_its_box():
     view, box = make_view(), Box(0, 4, 8, 12)
     context, detail = torch.randn(2, D, 2, 3), torch.randn(2, D, 4, 4)
-    outputs = {"source": Outputs(context, context, context, Detail(box, detail, detail))}
+    outputs = {
+        "source": Outputs(context, context, context, context, Detail(box, detail, detail, detail))
+    }
     step = Step(0, view, outputs=outputs)
     for scale, seen, embeddings in (("context", view, context), ("detail", view.crop(box), detail)):
         pixels = step.pixels_at(scale, C, K)["source"]

@@ -17,10 +17,11 @@ from mpcl.predict.loading import load_networks
 from mpcl.self_training.pseudo_label import PseudoLabels
 from mpcl.visualization import feature_map
 from mpcl.visualization.activations import activation_maps
+from mpcl.visualization.clusterings import fit
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
 from mpcl.visualization.rare_classes import frequencies
-from mpcl.visualization.scenes import embed, evenly_spaced, load_scenes
+from mpcl.visualization.scenes import embed, evenly_spaced, load_scenes, pixel_features
 from mpcl.visualization.score_curves import score_curve, score_figure
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
 
@@ -38,6 +39,7 @@ def gauss(trained_runs):
         ["activations", "--class-name", "sky", "--images", "2"],
         ["features", "--method", "pca", "--pixels", "20"],
         ["features", "--method", "tsne", "--pixels", "8", "--classes", "sky", "ground"],
+        ["clusterings", "--method", "pca", "--pixels", "20", "--prototypes", "2"],
         ["class-mix", "--images", "3"],
         ["pseudo-labels", "--images", "2"],
         ["rare-classes"],
@@ -174,7 +176,7 @@ def test_checkpoints_of_a_run_are_compared_on_a_named_set(trained_runs, tmp_path
     [
         ("daformer_gauss", ["activations", "--class-name", "moon"], "expected one of ground"),
         ("source_only", ["activations", "--class-name", "sky"], "no prototypes"),
-        ("source_only", ["features"], "PROTOTYPES.TYPE is none"),
+        ("source_only", ["clusterings", "--pixels", "1"], "expected 10 or more"),
         ("source_only", ["class-mix"], "no teacher"),
         ("source_only", ["pseudo-labels"], "no teacher"),
         ("daformer_gauss", ["features", "--classes", "moon"], "unknown classes"),
@@ -258,6 +260,42 @@ def test_the_feature_map_chooses_among_the_classes_with_prototypes(gauss, monkey
     gauss.student.prototype_head.prototypes.started.copy_(torch.tensor([True, False, True, True]))
     feature_map.feature_figure(gauss, method="pca", number=1, per_class=5)
     assert asked == [[0, 2, 3]]
+
+
+def test_features_of_a_network_without_prototypes_are_those_that_its_classifier_reads(trained_runs):
+    networks = load_networks(trained_runs["source_only"])
+    scene = load_scenes(networks.cfg, "tiny_val", 1)[0]
+    fused = []
+    hook = networks.student.sem_seg_head.classifier.register_forward_pre_hook(
+        lambda module, inputs: fused.append(inputs[0])
+    )
+    networks.student.predict([scene.record])
+    hook.remove()
+    expected = torch.nn.functional.layer_norm(fused[0][0].permute(1, 2, 0), (fused[0].shape[1],))
+    features = pixel_features(networks.student, scene.record).permute(1, 2, 0)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    figure = feature_map.feature_figure(networks, method="pca", number=1, per_class=5)
+    assert "stars" not in figure.axes[0].get_title()
+
+
+def test_several_gaussians_describe_what_one_centroid_cannot():
+    """Two classes on one line, each with two modes: a-b-a-b; and a wide class beside a narrow."""
+    rng = np.random.default_rng(0)
+    modes = [(0, -3.0, 0.2), (1, -1.0, 0.2), (0, 1.0, 0.2), (1, 3.0, 0.2)]
+    points = np.concatenate([rng.normal(mean, std, (200, 2)) for _, mean, std in modes])
+    label = np.repeat([index for index, *_ in modes], 200)
+    one, centroids, gaussians = fit(points.astype(np.float32), label, ["a", "b"], 2)
+    right = [
+        (each.similarity(points).max(2).argmax(1) == label).mean()
+        for each in (one, centroids, gaussians)
+    ]
+    assert right[0] < 0.6 and right[1] > 0.99 and right[2] > 0.99
+    normal = torch.distributions.Normal(
+        torch.tensor(gaussians.means), torch.tensor(gaussians.variances).sqrt()
+    )
+    density = normal.log_prob(torch.tensor(points)[:, None, None]).sum(-1)
+    constant = density - torch.tensor(gaussians.similarity(points))
+    torch.testing.assert_close(constant, torch.full_like(constant, -np.log(2 * np.pi)))
 
 
 @pytest.mark.parametrize("margins", [(0.0, 0.0, 0.0, 0.0), (0.25, 0.0, 0.0, 0.5)])

@@ -110,8 +110,8 @@ def _add_data_config(cfg: CN) -> None:
     cfg.DATALOADER.RARE_CLASS.ENABLED = True  # False draws source images evenly
     cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 0.01  # the lower, the more often rare classes are drawn
     # An image is a candidate for a class that covers more than this share of it (DAFormer: 3000
-    # pixels).
-    cfg.DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION = 0.0015
+    # pixels; the configs of SYNTHIA and of Cityscapes as a source set their own share).
+    cfg.DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION = 0.00149  # of GTA5's 1914x1052
     # A crop is drawn again, up to ten times, until the class covers more than this share (DAFormer:
     # 1500 of 512x512).
     cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION = 0.00572
@@ -237,9 +237,9 @@ def _add_prototype_config(cfg: CN) -> None:
     p.SCALES = ("context",)
     p.CONTRAST_WEIGHT = 0.1  # lambda_1 of (18) (Table X)
     p.CONSISTENCY_WEIGHT = 0.1  # lambda_2 of (18) (Table X)
-    # Views that enter the contrast (15), (17): source | mixed | target (the mixed view without its
-    # source pixels).
-    p.CONTRAST_VIEWS = ("source", "mixed")
+    # Views whose contrast enters, each with the whole CONTRAST_WEIGHT: mixed (17), which (18)
+    # prints; source (15); target (the mixed view without its source pixels: Table VII).
+    p.CONTRAST_VIEWS = ("mixed",)
     p.IN_CLASS_NEGATIVES = True  # siblings of the same class are negatives, too (False: Table VI)
     p.CONSISTENCY_WEIGHTED = True  # (12) weighted by w^M; False = as printed
     # What is clustered: bank = batch and feature bank together; batch = the literal (13).

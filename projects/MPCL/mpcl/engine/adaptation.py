@@ -95,8 +95,14 @@ class AdaptationHook(HookBase):
 
     def after_forward(self, step: Step) -> None:
         """Sinkhorn clustering; prototype update."""
-        if self.learner is not None:
-            self.trainer.metrics.add(self.learner(step))
+        if self.learner is None:
+            return
+        self.trainer.metrics.add(self.learner(step))
+        if step.iteration == self.learner.start_iter:
+            # So far its gradients were zeros, which have aged Adam's moments: its first steps would
+            # be several times the learning rate.
+            for parameter in self.student.prototype_head.parameters():
+                self.trainer.optimizer.state.pop(parameter, None)
 
     def after_step(self) -> None:
         self.teacher.update_(self.student, self.trainer.iter)

@@ -144,8 +144,8 @@ class AdaptationTrainer(SimpleTrainer):
         """
         period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
         if step is not None and step.pixels and period and step.iteration % period == 0:
-            features = [outputs.features for outputs in step.outputs.values()]
-            self.metrics.add(gradient_share(losses, features))
+            where = {"fused": step.fused, "encoder": list(self.student.backbone.parameters())}
+            self.metrics.add(gradient_share(losses, where))
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 

@@ -1,7 +1,7 @@
-"""How much each loss pulls, and where to: gradients at the encoder's deepest features (of two
-resolutions: the context's)."""
+"""How much each prototype loss pulls, and where to, beside the segmentation losses."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -10,33 +10,41 @@ WATCHED = ("loss_contrast", "loss_consistency")
 REFERENCE = ("loss_sem_seg", "loss_sem_seg_mix")
 
 
-def gradient_share(losses: Mapping[str, Tensor], features: Sequence[Tensor]) -> dict[str, Tensor]:
+def gradient_share(
+    losses: Mapping[str, Tensor], where: Mapping[str, Sequence[Tensor]]
+) -> dict[str, Tensor]:
     """Each prototype loss's gradient norm over that of the segmentation losses, and the cosine of
     the angle between the two gradients: 1 = the prototypes ask for what the classifier asks for, 0
     = for something else or nothing, -1 = the opposite.
 
-    Health check of the similarity's scale: with the paper's weights both together are 0.1 to 0.5 in
-    the runs of docs/RESULTS.md; values above 1 mean that they drown the classifier. Costs a few
-    extra backward passes through the heads.
+    Health check of the similarity's scale: values above 1 mean that the prototypes drown the
+    classifier. Costs three extra backward passes.
 
     Args:
         losses: of one step, with their graph.
-        features: what the gradients are taken at.
+        where: the tensors at which gradients are taken, under the name that the scalars get:
+            ``{"fused": ..., "encoder": ...}``.
     """
-    classifier = _gradients(torch.stack([losses[name] for name in REFERENCE]).sum(), features)
-    norm = _dot(classifier, classifier).sqrt().clamp_min(1e-12)
+    places = list(where)
+    tensors = [tensor for place in places for tensor in where[place]]
+    counts = [len(where[place]) for place in places]
+
+    def gradients(loss: Tensor) -> list[tuple[Tensor, ...]]:
+        flat = torch.autograd.grad(loss, tensors, retain_graph=True, materialize_grads=True)
+        rest = iter(flat)
+        return [tuple(islice(rest, count)) for count in counts]
+
+    classifier = gradients(torch.stack([losses[name] for name in REFERENCE]).sum())
     scalars: dict[str, Tensor] = {}
     for name in WATCHED:
-        prototype, label = _gradients(losses[name], features), name.removeprefix("loss_")
-        length = _dot(prototype, prototype).sqrt()
-        cosine = _dot(classifier, prototype) / (norm * length.clamp_min(1e-12))
-        scalars |= {f"gradient_share/{label}": length / norm, f"gradient_cosine/{label}": cosine}
+        label = name.removeprefix("loss_")
+        for place, own, prototype in zip(places, classifier, gradients(losses[name])):
+            norm = _dot(own, own).sqrt().clamp_min(1e-12)
+            length = _dot(prototype, prototype).sqrt()
+            cosine = _dot(own, prototype) / (norm * length.clamp_min(1e-12))
+            scalars[f"gradient_share/{place}/{label}"] = length / norm
+            scalars[f"gradient_cosine/{place}/{label}"] = cosine
     return scalars
-
-
-def _gradients(loss: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of each of the features; zero where the loss does not depend on it."""
-    return torch.autograd.grad(loss, features, retain_graph=True, materialize_grads=True)
 
 
 def _dot(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:

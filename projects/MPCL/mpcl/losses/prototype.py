@@ -33,7 +33,7 @@ class PrototypeLosses:
         temperature: tau.
         contrast_weight, consistency_weight: lambda_1 and lambda_2.
         contrast_views: some of ``source``, ``mixed``, ``target`` (the mixed view without its source
-            pixels).
+            pixels); each enters with the whole ``contrast_weight``.
         in_class_negatives: whether siblings of the positive are negatives.
         consistency_weighted: whether confidence weighs the consistency.
         detail_weight: lambda_d of (18), where context and detail are both clustered.
@@ -82,16 +82,19 @@ class PrototypeLosses:
 
     def _of_scale(self, views: Mapping[str, Pixels]) -> tuple[Tensor, Tensor]:
         """Contrast and consistency of one scale, unweighted."""
-        similarity = {name: self.prototypes.similarity(view.rows) for name, view in views.items()}
+        seen_in = {"source": "source", "mixed": "mixed", "target": "mixed"}
+        similarity = {
+            name: self.prototypes.similarity(views[name].rows)
+            for name in {"mixed", *(seen_in[name] for name in self.contrast_views)}
+        }
 
         def contrast(name: str) -> Tensor:
-            seen_in = "mixed" if name == "target" else name
-            view = views[seen_in]
+            view = views[seen_in[name]]
             weight = (
                 view.weight.masked_fill(view.from_source, 0) if name == "target" else view.weight
             )
             return pixel_prototype_contrast(
-                similarity[seen_in],
+                similarity[seen_in[name]],
                 view.cluster.flatten(),
                 weight.flatten(),
                 self.temperature,
@@ -108,8 +111,7 @@ class PrototypeLosses:
             self.temperature,
             self.prototypes.started,
         )
-        # A mean over the views, so that lambda_1 keeps its meaning with two of them.
-        return torch.stack([contrast(name) for name in self.contrast_views]).mean(), consistency
+        return torch.stack([contrast(name) for name in self.contrast_views]).sum(), consistency
 
 
 def pixel_prototype_contrast(

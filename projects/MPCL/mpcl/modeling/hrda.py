@@ -121,7 +121,8 @@ class HRDASegmentor(MPCLSegmentor):
             fuse_scales(context.logits, detail.logits, attention, box),
             context.embeddings,
             context.features,
-            Detail(box, detail.logits, detail.embeddings),
+            context.fused,
+            Detail(box, detail.logits, detail.embeddings, detail.fused),
         )
 
     def score(self, images: Tensor) -> Tensor:
@@ -131,6 +132,8 @@ class HRDASegmentor(MPCLSegmentor):
         labelling teacher), these are of all windows together, as in HRDA.
         """
         features = self.encode(images)
+        # Before the detail, as in HRDA: the heads' batch norms see the two in this order.
+        context = self.class_scores(features)
         stride = (self.detail_size[0] // 2, self.detail_size[1] // 2)
         detail = sliding_window(
             lambda windows: self.class_scores(self.backbone(windows)),
@@ -139,4 +142,4 @@ class HRDASegmentor(MPCLSegmentor):
             stride=stride,
             cell=DETAIL_CELL,
         )
-        return fuse_scales(self.class_scores(features), detail, self.scale_attention(features))
+        return fuse_scales(context, detail, self.scale_attention(features))

@@ -152,7 +152,7 @@ class MPCLSegmentor(nn.Module):
         if embed and self.prototype_head is not None:
             embeddings = self.prototype_head(features, fused)
         logits = self.sem_seg_head.classify(fused)
-        return Outputs(logits, embeddings, features[self.deepest_feature])
+        return Outputs(logits, embeddings, features[self.deepest_feature], fused)
 
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
         labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)

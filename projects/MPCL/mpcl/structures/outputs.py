@@ -18,11 +18,13 @@ class Detail:
         box: the crop, in pixels of the view; one for all images.
         logits: (B, C, h, w) of the crop alone, before fusion.
         embeddings: (B, D, h, w) float32; None without a prototype head.
+        fused: (B, F, h, w) features that the classifier and a shared prototype head read.
     """
 
     box: Box
     logits: Tensor
     embeddings: Tensor | None
+    fused: Tensor
 
 
 @dataclass
@@ -34,10 +36,12 @@ class Outputs:
         embeddings: (B, D, h, w) float32 normalised embeddings at stride 4 (of a multi-resolution
             student: of its half-size context, at stride 8); None without a prototype head.
         features: (B, C4, h/8, w/8) deepest encoder features (half of that for the context).
+        fused: (B, F, h, w) features that the classifier and a shared prototype head read.
         detail: the high-resolution crop of a multi-resolution student; None = there is one scale.
     """
 
     logits: Tensor
     embeddings: Tensor | None
     features: Tensor
+    fused: Tensor
     detail: Detail | None = None

@@ -131,6 +131,12 @@ class Step:
         """The student's input."""
         return {name: view.images for name, view in self.views.items()}
 
+    @property
+    def fused(self) -> list[Tensor]:
+        """The fused features of all views, of context and detail."""
+        scales = (each for own in self.outputs.values() for each in (own, own.detail))
+        return [scale.fused for scale in scales if scale is not None]
+
     def pixels_at(self, scale: str, num_classes: int, num_prototypes: int) -> dict[str, Pixels]:
         """The pixels of each view at a scale of the student, ``context`` or ``detail``."""
         pixels = {}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..predict.loading import Networks
-from .scenes import Scene, embed, first_test_set, labels_on_grid, load_scenes
+from .scenes import Scene, first_test_set, labels_on_grid, load_scenes, pixel_features
 
 METHODS = ("tsne", "pca")
+IGNORED = 255  # of the scenes' labels
 _DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
 _MARKERS = ("o", "^")
 
@@ -77,12 +79,11 @@ def _labelled_pixels(
     student: nn.Module, scenes: Sequence[Scene]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     pixels, labels = [], []
-    num_classes = student.prototype_head.prototypes.num_classes
     for scene in scenes:
         assert scene.truth is not None
-        embeddings = embed(student, scene.record).cpu()
-        label = labels_on_grid(scene.truth, embeddings.shape[1:], num_classes).flatten()
-        known = label < num_classes
+        embeddings = pixel_features(student, scene.record).cpu()
+        label = labels_on_grid(scene.truth, embeddings.shape[1:], IGNORED).flatten()
+        known = label < IGNORED
         pixels.append(embeddings.flatten(1).t()[known])
         labels.append(label[known])
     return torch.cat(pixels).numpy(), torch.cat(labels).numpy()
@@ -96,36 +97,61 @@ def feature_figure(
     number: int = 16,
     per_class: int = 150,
 ) -> Figure:
-    """Pixels of the source and the test set with all prototypes, coloured by class and by domain.
+    """Pixels of the source and the test set, coloured by class and by domain, with all prototypes
+    where the network has some.
 
     Args:
         method: see :func:`project`.
-        classes: by name; default: the eight classes with the most pixels that have prototypes.
+        classes: by name; default: the eight classes with the most pixels (that have prototypes).
         number: of images of each set.
         per_class: pixels of each class and domain, at most.
 
     Raises:
         ValueError: a class is unknown, no chosen class has prototypes, or DATASETS.TEST is empty.
     """
-    cfg, student, names = networks.cfg, networks.student, list(networks.metadata.stuff_classes)
-    if unknown := [name for name in classes if name not in names]:
-        raise ValueError(f"unknown classes {unknown}; expected some of {', '.join(names)}")
-    sets = {"source": cfg.DATASETS.TRAIN[0], "target": first_test_set(cfg)}
-    domains = {role: load_scenes(cfg, name, number) for role, name in sets.items()}
+    student, names = networks.student, list(networks.metadata.stuff_classes)
+    domains = load_domains(networks.cfg, number)
     if student.prototype_head is None:
-        raise ValueError("the network has no prototypes: PROTOTYPES.TYPE is none")
-    prototypes = student.prototype_head.prototypes
-    started = [c for c, on in enumerate(prototypes.started.tolist()) if on]
-    wanted = [names.index(name) for name in classes]
-    if not wanted:
-        wanted = most_frequent([s.truth for s in domains["target"]], started)
-    chosen = [c for c in wanted if c in started]
+        chosen = choose_classes(names, classes, domains, range(len(names)))
+        means = np.empty((0, 1), np.float32)
+    else:
+        prototypes = student.prototype_head.prototypes
+        started = [c for c, on in enumerate(prototypes.started.tolist()) if on]
+        chosen = choose_classes(names, classes, domains, started)
+        means = prototypes.mean[chosen].flatten(0, 1).cpu().numpy()
+    sample = sample_pixels(student, domains, chosen, per_class)
+    points = project(np.concatenate([sample.embeddings, *([means] if len(means) else [])]), method)
+    colors = networks.metadata.stuff_colors
+    return _draw(sample, points, chosen, names, colors, list(domains), method)
+
+
+def load_domains(cfg: CfgNode, number: int) -> dict[str, list[Scene]]:
+    """Images of the (first) source set and of the test set.
+
+    Raises: ValueError: DATASETS.TEST is empty.
+    """
+    sets = {"source": cfg.DATASETS.TRAIN[0], "target": first_test_set(cfg)}
+    return {role: load_scenes(cfg, name, number) for role, name in sets.items()}
+
+
+def choose_classes(
+    names: Sequence[str],
+    wanted: Sequence[str],
+    domains: Mapping[str, Sequence[Scene]],
+    possible: Sequence[int],
+) -> list[int]:
+    """The wanted classes that are possible; the most frequent ones of the target by default.
+
+    Raises: ValueError: a name is unknown, or no class is left.
+    """
+    if unknown := [name for name in wanted if name not in names]:
+        raise ValueError(f"unknown classes {unknown}; expected some of {', '.join(names)}")
+    truths = [scene.truth for scene in domains["target"] if scene.truth is not None]
+    indices = [names.index(name) for name in wanted] or most_frequent(truths, possible)
+    chosen = [index for index in indices if index in possible]
     if not chosen:
         raise ValueError("none of the classes has prototypes in this checkpoint")
-    sample = sample_pixels(student, domains, chosen, per_class)
-    means = prototypes.mean[chosen].flatten(0, 1).cpu().numpy()
-    points = project(np.concatenate([sample.embeddings, means]), method)
-    return _draw(sample, points, chosen, names, networks.metadata.stuff_colors, list(sets), method)
+    return chosen
 
 
 def most_frequent(
@@ -156,12 +182,13 @@ def _draw(
             own = sample.domain == domain
             shade = [color for color, chosen in zip(tint, own) if chosen]
             axes.scatter(*pixels[own].T, s=9, c=shade, marker=_MARKERS[domain], alpha=0.55, lw=0)
-        owner = np.repeat(classes, len(prototypes) // len(classes))
+        owner = np.repeat(classes, len(prototypes) // len(classes))  # none without prototypes
         fill = [rgb[int(c)] for c in owner]
         axes.scatter(*prototypes.T, s=150, c=fill, marker="*", edgecolors="black", linewidths=0.9)
         axes.set(xticks=[], yticks=[])
     words = {"tsne": "t-SNE", "pca": "PCA"}[method]
-    left.set_title(f"{words} of pixel features, by class (stars: prototypes)")
+    stars = " (stars: prototypes)" if len(prototypes) else ""
+    left.set_title(f"{words} of pixel features, by class{stars}")
     right.set_title("the same, by domain")
     _legends(left, right, [names[c] for c in classes], list(rgb.values()), domains)
     return figure

@@ -13,6 +13,7 @@ from ..data.decoding import read_image
 from ..data.labels import read_label
 from ..data.mapper import TestMapper
 from ..data.sets.registration import load_records
+from ..prototypes.embedding import normalize_embeddings
 from ..structures.view import at_cell_centres
 
 
@@ -104,6 +105,16 @@ def refuse_other_classes(cfg: CfgNode, dataset: str) -> None:
     if number != len(expected) or found not in ([], [expected]):
         own = ", ".join(found[0]) if found else f"{number} classes"
         raise ValueError(f"it knows {own}; {dataset} has {', '.join(expected)}")
+
+
+@torch.no_grad()
+def pixel_features(student: nn.Module, record: dict[str, Any]) -> Tensor:
+    """(D, h, w) float32: the embeddings of :func:`embed`; of a network without prototypes the
+    decode head's fused features, layer-normalised as embeddings are."""
+    if student.prototype_head is not None:
+        return embed(student, record)
+    fused = student.sem_seg_head.fuse(student.encode(student.normalize([record])))
+    return normalize_embeddings(fused, "layer")[0]
 
 
 @torch.no_grad()
