@@ -4,9 +4,14 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
-from sklearn.metrics import confusion_matrix, jaccard_score
+from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
 
-from mpcl.evaluation.evaluator import SegmentationEvaluator, check_class_subsets, mean_metrics
+from mpcl.evaluation.evaluator import (
+    CLASS_SCORES,
+    SegmentationEvaluator,
+    check_class_subsets,
+    mean_metrics,
+)
 
 
 @pytest.fixture
@@ -70,7 +75,32 @@ def test_numbers_are_the_stock_evaluators(dataset, tmp_path):
         ),
     )
     theirs = evaluate(stock, predictions)
-    assert ours and all(theirs[name] == value for name, value in ours.items())
+    assert {name.split("-")[0] for name in ours.keys() - theirs.keys()} == {
+        *CLASS_SCORES,
+        *CLASS_SCORES.values(),
+    }
+    assert all(value == theirs[name] for name, value in ours.items() if name in theirs)
+
+
+def test_dice_precision_and_recall_are_sklearns(dataset, caplog):
+    # b is never predicted; c is predicted but never shown, hence absent.
+    predictions = [[[0, 0, 2], [2, 2, 0]], [[0, 0, 0], [0, 2, 0]]]
+    truth = [0, 0, 1, 0, 1, 1, 1, 1, 0, 0]
+    predicted = [0, 0, 2, 2, 0, 0, 0, 0, 0, 2]
+    with caplog.at_level("INFO", "mpcl.evaluation.evaluator"):
+        scores = evaluate(SegmentationEvaluator(dataset), predictions)
+    *found, _ = precision_recall_fscore_support(truth, predicted, labels=[0, 1], zero_division=0)
+    for kind, mean, values in zip(
+        ("precision", "recall", "Dice"), ("mPrecision", "mRecall", "mDice"), found
+    ):
+        assert [scores[f"{kind}-{name}"] for name in "ab"] == pytest.approx(list(100 * values))
+        assert scores[mean] == pytest.approx(100 * values.mean())
+        assert f"{kind}-c" not in scores
+    assert scores["precision-b"] == 0 and scores["recall-a"] == scores["ACC-a"]
+    lines = {line.split()[0]: line.split()[1:] for line in caplog.text.splitlines() if line}
+    expected = [f"{scores[f'{kind}-a']:.2f}" for kind in ("IoU", "Dice", "precision", "recall")]
+    assert lines["a"] == expected and lines["c"] == ["absent"] * 4
+    assert lines["mean"][1:] == [f"{scores[m]:.2f}" for m in ("mDice", "mPrecision", "mRecall")]
 
 
 CITYSCAPES = MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_classes

@@ -23,7 +23,7 @@ from mpcl.visualization.report.contents import read_contents, settings_that_diff
 from mpcl.visualization.report.curves import MOST_POINTS, quality_charts, thin_out, training_charts
 from mpcl.visualization.report.page import write_report
 from mpcl.visualization.report.samples import run_lengths, samples
-from mpcl.visualization.report.tables import duration, summary
+from mpcl.visualization.report.tables import class_scores, duration, summary
 from mpcl.visualization.scenes import load_scenes
 
 
@@ -299,6 +299,17 @@ def test_scores_and_memory_are_read(tmp_path):
     teacher, student = chart["traces"]
     assert (teacher["x"], teacher["y"], teacher["dash"]) == ([19, 40], [30.0, 40.0], "solid")
     assert (student["y"], student["dash"]) == ([29.0, 39.0], "dash")
+
+
+def test_dice_precision_and_recall_have_tables_where_a_run_has_them(tmp_path):
+    values = {"IoU": 41.0, "Dice": 58.0, "precision": 62.0, "recall": 55.0}
+    rows = [{"iteration": 40, **{f"sem_seg/{kind}-a": v for kind, v in values.items()}}]
+    html = class_scores(read_contents([make_run(tmp_path / "new", rows)]), "a_val", ["a"])
+    found = re.findall(r"<caption>(\w+) of each class on a_val, %.*?<td>([\d.]+)</td>", html)
+    assert found == [(kind, f"{value:.1f}") for kind, value in values.items()]
+    earlier = [{"iteration": 40, "sem_seg/IoU-a": 41.0}]
+    html = class_scores(read_contents([make_run(tmp_path / "old", earlier)]), "a_val", ["a"])
+    assert re.findall(r"<caption>(\w+)", html) == ["IoU"]
 
 
 def test_runs_with_nothing_in_them_are_shown(tmp_path):

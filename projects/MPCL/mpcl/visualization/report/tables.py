@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ...evaluation.evaluator import CLASS_SCORES
 from .contents import NETWORKS, RunContents, settings_that_differ
 
 _LONGEST = 1000  # characters of a setting
@@ -160,11 +161,23 @@ def _session(session: dict[str, Any], number: int) -> str:
 
 
 def class_scores(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> str:
-    """IoU of each class, for those who do not see the bars."""
+    """Tables of IoU, for those who do not see the bars, and of the other scores of each class."""
+    known = {metric.partition("-")[0] for run in runs for metric in _metrics(run, dataset)}
+    kinds = ["IoU", *(kind for kind in CLASS_SCORES if kind in known)]  # earlier runs lack them
+    return "".join(_class_table(runs, dataset, classes, kind) for kind in kinds)
+
+
+def _metrics(run: RunContents, dataset: str) -> set[str]:
+    return {metric for scores in run.scores.get(dataset, {}).values() for metric in scores}
+
+
+def _class_table(
+    runs: Sequence[RunContents], dataset: str, classes: Sequence[str], kind: str
+) -> str:
     columns = [(run, n) for run in runs for n in NETWORKS if run.scores.get(dataset, {}).get(n)]
     rows = []
     for name in classes:
-        found = [run.scores[dataset][network].get(f"IoU-{name}") for run, network in columns]
+        found = [run.scores[dataset][network].get(f"{kind}-{name}") for run, network in columns]
         rows.append([escape(name), *("–" if v is None else f"{v:.1f}" for v in found)])
     headers = ["class", *(f"{escape(run.name)}, {network}" for run, network in columns)]
-    return table(headers, rows, f"IoU of each class on {dataset}, %", kind="summary")
+    return table(headers, rows, f"{kind} of each class on {dataset}, %", kind="summary")
