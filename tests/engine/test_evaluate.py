@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import SMALLEST
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mpcl.engine import AdaptationTrainer
+from mpcl.engine import trainer as trainer_module
 from mpcl.engine.evaluate import evaluate_checkpoint
 from mpcl.evaluation.runs import differences, read_run
 from mpcl.predict.loading import load_networks
@@ -102,6 +104,46 @@ def test_a_single_set_keeps_the_short_names(tiny_cfg):
     results = train(cfg)._last_eval_results
     assert set(results) == {"sem_seg", "sem_seg_student"}
     assert last_row(cfg)["sem_seg/mIoU-3"] == pytest.approx(results["sem_seg"]["mIoU-3"])
+
+
+def test_the_best_checkpoint_is_kept_on_request_and_called_selection_on_labels(
+    tiny_cfg, monkeypatch, caplog
+):
+    opts = (*SHORT, *SMALLEST, "SOLVER.MAX_ITER", 5, "TEST.EVAL_PERIOD", 1)
+    cfg = tiny_cfg("daformer", *opts, "TEST.SELECT_ON", "tiny_val", "SOLVER.CHECKPOINT_PERIOD", 1)
+    scores = iter([10.0, 30.0, 20.0, 25.0, 15.0])
+    evaluate = trainer_module.evaluate_models
+
+    def scored(*args, **kwargs):
+        results = evaluate(*args, **kwargs)
+        results["sem_seg"]["mIoU-3"] = next(scores)
+        return results
+
+    monkeypatch.setattr(trainer_module, "evaluate_models", scored)
+    trainer = AdaptationTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.max_iter = 3
+    with caplog.at_level("INFO"):
+        trainer.train()
+    selected = Path(cfg.OUTPUT_DIR) / "model_selected_on_labels.pth"
+    expected = {"metric": "sem_seg/mIoU-3", "score": 30.0, "iterations": 2}
+    assert torch.load(selected)["selection"] == expected
+    assert torch.load(selected)["trainer"]["iteration"] == 1
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
+    said = [record.getMessage() for record in caplog.records if "30.0" in record.getMessage()]
+    assert said and all(text.startswith("Selection on labels: ") for text in said)
+    # A resumed run does not put a worse one in its place; a new one puts it aside.
+    resumed = AdaptationTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    assert torch.load(selected)["selection"] == expected
+    with caplog.at_level("WARNING"):
+        evaluate_checkpoint(tiny_cfg("daformer", *opts, "MODEL.WEIGHTS", str(selected)))
+    chosen = "{'iterations': 2, 'metric': 'sem_seg/mIoU-3', 'score': 30.0}"
+    assert f"Selection on labels: these weights were chosen by {chosen}" in caplog.text
+    resumed.checkpointer.start_afresh()
+    assert not selected.exists() and selected.with_suffix(".old.pth").exists()
 
 
 def test_without_a_test_set_nothing_is_evaluated(tiny_cfg):

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 POINTER = "last_checkpoint"
 FINAL = "model_final.pth"
+SELECTED = "model_selected_on_labels.pth"
+"""The one that a labelled set has chosen, where it was asked to; no run goes on from it."""
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
 
 
@@ -38,7 +40,8 @@ class TrainingCheckpointer(WeightsCheckpointer):
         self.keep = keep
 
     def save(self, name: str, **extra: Any) -> None:
-        """Writes ``<name>.pth`` and points to it. All ranks must call it: the state is gathered.
+        """Writes ``<name>.pth`` and, unless it is :data:`SELECTED`, points to it. All ranks must
+        call it: the state is gathered.
 
         Raises:
             OSError: it could not be written (disk full, quota, read-only). The checkpoints before
@@ -53,8 +56,9 @@ class TrainingCheckpointer(WeightsCheckpointer):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, lambda opened: torch.save(content, opened))
-            target = file.with_name(POINTER)
-            self.tag_last_checkpoint(file.name)
+            if file.name != SELECTED:
+                target = file.with_name(POINTER)
+                self.tag_last_checkpoint(file.name)
         except OSError as error:
             earlier, _ = self._newest()
             raise OSError(
@@ -72,7 +76,8 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def start_afresh(self) -> None:
         """Puts the checkpoints of an earlier run in this folder aside, as ``*.old.pth``: a restart
         must not go on from them."""
-        for path in self._known():
+        selected = [p for p in [Path(self.save_dir, SELECTED)] if self.save_dir and p.is_file()]
+        for path in (*self._known(), *selected):
             path.replace(path.with_suffix(".old.pth"))
         if self.save_dir:
             (Path(self.save_dir) / POINTER).unlink(missing_ok=True)

@@ -308,6 +308,10 @@ def _add_test_config(cfg: CN) -> None:
     # Means over some of the classes: each [name, [class, ...]] is reported as mIoU-<name> beside
     # the mIoU over all; the first is the headline. For sources that lack classes of the target.
     cfg.TEST.CLASS_SUBSETS = ()
+    # A set of DATASETS.TEST: of all evaluations, the checkpoint with the best headline on it is
+    # kept as model_selected_on_labels.pth, beside the last one. That is selection on labels, and no
+    # result of unsupervised adaptation where the set is of the target. "" = off.
+    cfg.TEST.SELECT_ON = ""
 
 
 def _pixel_statistics(cfg: CN) -> tuple[Sequence[float], Sequence[float]] | None:

@@ -255,6 +255,10 @@ def _check_test(cfg: CN) -> None:
         _refuse(cfg, "TEST.SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
     _number(cfg, "TEST.SLIDE.BATCH", least=1, most=1000)
     _one_of(cfg, "TEST.OUTPUT", ("classifier", "prototypes"))
+    if cfg.TEST.SELECT_ON:
+        if cfg.TEST.SELECT_ON not in cfg.DATASETS.TEST:
+            _refuse(cfg, "TEST.SELECT_ON", f"a set of DATASETS.TEST {tuple(cfg.DATASETS.TEST)}")
+        _number(cfg, "TEST.EVAL_PERIOD", least=1, most=_MANY)
     if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
         raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
 

@@ -1,11 +1,16 @@
-"""The hook that saves checkpoints, at intervals, at the end, and when a run is asked to stop."""
+"""The hooks that save checkpoints: at intervals, at the end and when a run is asked to stop; and,
+on request, the best one by labels."""
 
 import logging
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from ..checkpoint.training import FINAL, TrainingCheckpointer
+from ..checkpoint.training import FINAL, SELECTED, TrainingCheckpointer
+from ..checkpoint.weight_files import read
 from .preemption import Preempted, StopSignals
 
 logger = logging.getLogger(__name__)
@@ -48,3 +53,42 @@ class CheckpointHook(HookBase):
 
     def after_train(self) -> None:
         self.signals.restore()
+
+
+class _Named(logging.LoggerAdapter):
+    """Says of every number what it is."""
+
+    def process(self, msg: str, kwargs: MutableMapping[str, Any]):
+        return f"Selection on labels: {msg}", kwargs
+
+
+class SelectionHook(hooks.BestCheckpointer):
+    """Keeps the checkpoint with the highest score on a labelled set, beside the last one.
+
+    After the evaluation hook. The file holds under ``selection`` by which score it was chosen; a
+    resumed run compares with that.
+    """
+
+    def __init__(self, checkpointer: TrainingCheckpointer, period: int, metric: str) -> None:
+        """
+        Args:
+            period: iterations between two evaluations.
+            metric: key of the score in metrics.json.
+        """
+        super().__init__(period, self, metric, file_prefix=SELECTED.removesuffix(".pth"))
+        self._logger = _Named(logger)
+        self.checkpointer = checkpointer
+
+    def before_train(self) -> None:
+        file = Path(self.checkpointer.save_dir) / SELECTED
+        if self.trainer.start_iter and file.is_file():
+            selection = read(str(file)).get("selection", {})
+            if selection.get("metric") == self._val_metric:
+                self._update_best(selection["score"], selection["iterations"])
+
+    def save(self, name: str, iteration: int) -> None:
+        """What Detectron2's hook calls to write the checkpoint."""
+        score, _ = self.trainer.storage.latest()[self._val_metric]
+        done = min(self.trainer.iter + 1, self.trainer.max_iter)
+        selection = {"metric": self._val_metric, "score": score, "iterations": done}
+        self.checkpointer.save(name, iteration=done - 1, selection=selection)

@@ -92,4 +92,14 @@ def evaluate_network(
 def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
     """``--eval-only``: evaluates what a checkpoint holds; see :func:`load_networks`."""
     networks = load_networks(cfg, resume=resume)
-    return evaluate_models(cfg, networks.student, networks.teacher)
+    results = evaluate_models(cfg, networks.student, networks.teacher)
+    if networks.selection and comm.is_main_process():
+        logger.warning(f"Selection on labels: these weights were chosen by {networks.selection}")
+    return results
+
+
+def headline_key(cfg, dataset: str) -> str:
+    """The key in metrics.json of a test set's headline, of the network in use."""
+    several = len(cfg.DATASETS.TEST) > 1 or MetadataCatalog.get(dataset).get("parts", ())
+    metric = f"sem_seg/{mean_metrics(cfg.TEST.CLASS_SUBSETS)[0]}"
+    return f"{dataset}/{metric}" if several else metric

@@ -30,8 +30,8 @@ from ..utils.seeding import fold_seed
 from .adaptation import AdaptationHook
 from .alarms import CollapseAlarm
 from .bad_file_report import BadFileReport
-from .checkpointing import CheckpointHook
-from .evaluate import EvaluationHook, evaluate_models
+from .checkpointing import CheckpointHook, SelectionHook
+from .evaluate import EvaluationHook, evaluate_models, headline_key
 from .guards import StepGuard
 from .metrics import DeviceMetrics
 from .metrics_file import start_metrics
@@ -224,6 +224,11 @@ class AdaptationTrainer(SimpleTrainer):
             BadFileReport(self.data_loader.bad_files),
             CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            SelectionHook(
+                self.checkpointer, cfg.TEST.EVAL_PERIOD, headline_key(cfg, cfg.TEST.SELECT_ON)
+            )
+            if cfg.TEST.SELECT_ON
+            else None,
             TrainingPictures(cfg) if comm.is_main_process() and cfg.VIS_PERIOD else None,
         ]
 
@@ -247,14 +252,16 @@ class AdaptationTrainer(SimpleTrainer):
             self._data_loader_iter_obj.close()  # ends the workers
 
     def evaluate(self) -> OrderedDict:
-        """Scores of both networks on DATASETS.TEST, see :func:`evaluate_models`."""
-        self._last_eval_results = evaluate_models(
+        """Scores of both networks on DATASETS.TEST, see :func:`evaluate_models`; the same on all
+        ranks."""
+        results = evaluate_models(
             self.cfg,
             self.student,
             self.teacher,
             build_test_loader=self.build_test_loader,
             build_evaluator=self.build_evaluator,
         )
+        self._last_eval_results = comm.all_gather(results)[0]
         return self._last_eval_results
 
     # ---- state

@@ -37,6 +37,8 @@ class Networks(NamedTuple):
         metadata: ``stuff_classes`` and ``stuff_colors`` of the network's classes.
         prefers_student: the student was asked for.
         role_of_model: what the checkpoint's "model" is; a slim file may hold a teacher alone.
+        selection: by which score on labels the checkpoint was chosen (TEST.SELECT_ON); "" = it was
+            not.
     """
 
     cfg: CfgNode
@@ -45,6 +47,7 @@ class Networks(NamedTuple):
     metadata: Metadata
     prefers_student: bool = False
     role_of_model: str = "student"
+    selection: str = ""
 
     @property
     def predicts_by_teacher(self) -> bool:
@@ -115,28 +118,29 @@ def load_networks(
             cfg = get_cfg_from(str(path), opts)
         else:
             cfg, classes, role = _config_of_weights(path, opts)
-    networks = _load(cfg, resume)
+    *networks, selection = _load(cfg, resume)
     for network in networks:
         if network is not None:
             network.eval().requires_grad_(False)
-    return Networks(cfg, *networks, classes or _metadata(cfg), student, role)
+    return Networks(cfg, *networks, classes or _metadata(cfg), student, role, selection)
 
 
-def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None]:
+def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str]:
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
+    selection = short(rest["selection"]) if "selection" in rest else ""
     if "teacher" not in rest:
-        return student, None
+        return student, None, selection
     teacher = EMATeacher.from_config(cfg, student)
     try:
         teacher.model.load_state_dict(rest["teacher"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: its teacher is none of the config's model: {error}") from error
-    return student, teacher
+    return student, teacher, selection
 
 
 def _config_of_run(folder: Path, opts: Sequence[Any]) -> CfgNode:
