@@ -13,23 +13,29 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from benchmarks import backbone, evaluate, sinkhorn
+from benchmarks.driving_sets import street_blocks, write_driving_sets
 from benchmarks.step import CONFIGS, SyntheticTrainer, build
 from benchmarks.timing import compare, measure
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from PIL import Image
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from mpcl import Predictor
 from mpcl.config import get_cfg_from
 from mpcl.data.paired_loader import build_test_loader
-from mpcl.data.sets.driving_classes import CITYSCAPES_COLORS
 from mpcl.evaluation.evaluator import SegmentationEvaluator
+from mpcl.modeling.dilated_conv import DilatedDepthwiseConv
 from mpcl.prototypes.kmeans import kmeans
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,21 +74,7 @@ class Stage:
         if root.exists():
             return root
         sizes = ((96, 160), (64, 128)) if self.tiny else ((1052, 1914), (1024, 2048))
-        for number in range(4):
-            image, label = _scene(number, *sizes[0])
-            _save(image, root / f"gta5/images/{number:05d}.png")
-            _save(label, root / f"gta5/labels/{number:05d}_labelTrainIds.png")
-        for split, city in (("train", "aachen"), ("val", "lindau")):
-            for number in range(4):
-                image, label = _scene(100 + number, *sizes[1])
-                stem = f"{city}/{city}_{number:06d}_000019"
-                _save(image, root / f"cityscapes/leftImg8bit/{split}/{stem}_leftImg8bit.png")
-                labels = f"cityscapes/gtFine/{split}/{stem}_gtFine_"
-                _save(label, root / f"{labels}labelTrainIds.png")
-                for other in ("labelIds.png", "instanceIds.png"):
-                    (root / f"{labels}{other}").touch()  # Detectron2 looks whether they are there
-                size = {"imgHeight": sizes[1][0], "imgWidth": sizes[1][1]}
-                (root / f"{labels}polygons.json").write_text(json.dumps(size))
+        write_driving_sets(root, *sizes)
         cfg = get_cfg_from(str(CONFIGS / "mic_gauss.yaml"), [*self.size, "MODEL.DEVICE", "cpu"])
         weights = build_model(cfg).backbone.state_dict()
         torch.save(
@@ -100,21 +92,6 @@ class Stage:
         command += ["DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", "0.0"]
         subprocess.run([*command, *opts], cwd=ROOT, check=True)
         return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-
-
-def _scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of all 19 classes in their colours, with noise; and their train ids."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.permutation(32) % 19
-    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 8 // width
-    label = blocks.reshape(4, 8)[rows][:, columns]
-    image = np.array(CITYSCAPES_COLORS)[label] + rng.normal(0, 10, (height, width, 1))
-    return image.clip(0, 255).astype(np.uint8), label.astype(np.uint8)
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
 
 
 def train(stage: Stage) -> Figures:
@@ -176,20 +153,83 @@ def peaks(stage: Stage) -> Figures:
 
 
 def precision(stage: Stage) -> Figures:
-    """Seconds of a DAFormer step with Gaussians: half precision, float32, compiled."""
-    kinds = {"bfloat16": ["SOLVER.AMP.ENABLED", "True"], "float32": ["SOLVER.AMP.ENABLED", "False"]}
-    if not stage.tiny:
-        kinds["bfloat16, compiled"] = [*kinds["bfloat16"], "MODEL.COMPILE", "True"]
-    trainers = [stage.trainer("daformer_gauss", *opts) for opts in kinds.values()]
-    return dict(zip(kinds, stage.seconds(*trainers)))
+    """Seconds of a DAFormer step with Gaussians: half precision, float32, compiled, and with the
+    fastest of cuDNN's convolutions. (Tiny: traced by the compiler, not compiled.)"""
+    half = ["SOLVER.AMP.ENABLED", "True"]
+    kinds = {"bfloat16": half, "float32": ["SOLVER.AMP.ENABLED", "False"]}
+    kinds["bfloat16, compiled"] = [*half, "MODEL.COMPILE", "True"]
+    with patch.object(nn.Module, "compile", _trace if stage.tiny else nn.Module.compile):
+        trainers = [stage.trainer("daformer_gauss", *opts) for opts in kinds.values()]
+    figures: Figures = dict(zip(kinds, stage.seconds(*trainers)))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        (figures["bfloat16, CUDNN_BENCHMARK"],) = stage.seconds(trainers[0])
+    return figures
+
+
+def _trace(module: nn.Module, **options) -> None:
+    module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+
+
+def convolutions(stage: Stage) -> Figures:
+    """Milliseconds, forward and backward, of ways to compute the step's depth-wise convolutions:
+    those of MiT-B5's blocks on the main forward's images, and of the head."""
+    shapes = [(8, 256, 128, 1), (8, 512, 64, 1), (8, 1280, 32, 1), (8, 2048, 16, 1)]
+    shapes += [(2, 1024, 128, dilation) for dilation in (6, 12, 18)]
+    dtype, figures = torch.float32 if stage.device == "cpu" else torch.bfloat16, {}
+    for batch, channels, side, dilation in shapes:
+        channels, side = (16, 16) if stage.tiny else (channels, side)
+        convolution = DilatedDepthwiseConv(channels, dilation).to(stage.device, dtype)
+        grid = torch.randn(batch, channels, side, side, device=stage.device, dtype=dtype)
+        grid = grid.to(memory_format=torch.channels_last).requires_grad_()
+        dense = grid.detach().contiguous().requires_grad_()
+        plain = partial(nn.Conv2d.forward, convolution)
+        ways = {
+            "cuDNN": (plain, grid, {}),
+            "cuDNN's fastest": (plain, grid, {"benchmark": True}),
+            "cuDNN, channels first": (plain, dense, {}),
+            "torch, channels first": (plain, dense, {"enabled": False}),
+            "phases": (convolution.by_phases, grid, {}),
+        }
+        calls = {name: partial(_there_and_back, *way) for name, way in ways.items()}
+        samples = compare(calls, device=stage.device, repeats=1 if stage.tiny else 9)
+        where = f"{batch}x{channels}x{side}x{side}, dilation {dilation}"
+        figures |= {f"{where}: {name}": 1000 * s.seconds for name, s in samples.items()}
+    return figures
+
+
+def _there_and_back(convolve: Callable[[Tensor], Tensor], grid: Tensor, flags: dict) -> None:
+    with torch.backends.cudnn.flags(**{"enabled": True, **flags}):
+        result = convolve(grid)
+        result.backward(result.detach())
+    grid.grad = None
 
 
 def resume(stage: Stage) -> Figures:
-    """A run that goes on from its middle ends as the one that was not stopped."""
-    whole, resumed = stage.folder / "whole", stage.folder / "resumed"
+    """A run that goes on from its middle ends as the one that was not stopped: with the key for it
+    to the last bit, else nearly."""
+    figures: Figures = {}
+    for deterministic in (True, False):
+        whole, resumed = (dict(_tensors(end)) for end in _both_ends(stage, deterministic))
+        different = [k for k, value in whole.items() if not torch.equal(value, resumed[k])]
+        if deterministic and (different or whole.keys() != resumed.keys()):
+            raise RuntimeError(f"{len(different)} of {len(whole)} differ: {different[:5]}")
+        figures[f"different tensors, deterministic {deterministic}"] = len(different)
+        weights = [k for k in whole if k.startswith(".model.") and whole[k].is_floating_point()]
+        gaps = [_gap(resumed[k].double(), whole[k].double()) for k in weights]
+        figures[f"largest difference of a weight, deterministic {deterministic}"] = max(gaps)
+    return figures
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+
+def _both_ends(stage: Stage, deterministic: bool) -> list[dict]:
+    """The last checkpoints of two runs, of which one has gone on from its middle."""
+    whole, resumed = (stage.folder / f"{n}_{deterministic}" for n in ("whole", "resumed"))
     opts = ["SOLVER.MAX_ITER", "6", "SOLVER.CHECKPOINT_PERIOD", "3", "LOG_PERIOD", "1"]
     opts += ["PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.INIT.MIN_SAMPLES", "1"]
-    opts += ["SOLVER.DETERMINISTIC", "True"]
+    opts += ["SOLVER.DETERMINISTIC", str(deterministic)]
     stage.train("daformer_gauss", whole, *opts)
     shutil.copytree(whole, resumed)
     (resumed / "model_final.pth").unlink()
@@ -197,16 +237,11 @@ def resume(stage: Stage) -> Figures:
         checkpoint.unlink()
     (resumed / "last_checkpoint").write_text("model_0000002.pth")
     stage.train("daformer_gauss", resumed, *opts)
-    ends = [torch.load(folder / "model_final.pth", "cpu") for folder in (whole, resumed)]
-    flat = [dict(_tensors(end)) for end in ends]
-    different = [name for name, value in flat[0].items() if not torch.equal(value, flat[1][name])]
-    if different or flat[0].keys() != flat[1].keys():
-        raise RuntimeError(f"{len(different)} of {len(flat[0])} differ: {different[:5]}")
-    return {"equal tensors": len(flat[0])}
+    return [torch.load(folder / "model_final.pth", "cpu") for folder in (whole, resumed)]
 
 
 def _tensors(node: object, name: str = ""):
-    if isinstance(node, torch.Tensor):
+    if isinstance(node, Tensor):
         yield name, node
     elif isinstance(node, (dict, list, tuple)):
         items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -255,7 +290,7 @@ def predictor(stage: Stage) -> Figures:
     weights = stage.folder / "network.pth"
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     predict = Predictor(cfg, weights)
-    images = [_scene(i, *((64, 128) if stage.tiny else (1024, 2048)))[0] for i in range(4)]
+    images = [street_blocks(i, *((64, 128) if stage.tiny else (1024, 2048)))[0] for i in range(4)]
     predict.labels(images[0])
     seconds, _ = measure(lambda: predict.labels(images), stage.device)
     weights.unlink()
@@ -263,24 +298,37 @@ def predictor(stage: Stage) -> Figures:
 
 
 def clustering(stage: Stage) -> Figures:
-    """Seconds of the K-means that starts the prototypes."""
+    """Seconds of the K-means that starts the prototypes, and of a step's clustering."""
     figures: Figures = {}
-    size, dim = (200, 16) if stage.tiny else (20_000, 256)
+    size, dim, pixels = (200, 16, 1000) if stage.tiny else (20_000, 256, 51_200)
     for classes in (19, 150):
         points = torch.randn(classes, size, dim, device=stage.device, dtype=torch.float16)
         valid = torch.ones(classes, size, dtype=torch.bool, device=stage.device)
-        kmeans(points[:, :100], valid[:, :100], 5, seed=0)
-        figures[f"{classes} classes"], _ = measure(
-            lambda p=points, v=valid: kmeans(p, v, 5, seed=0), stage.device
-        )
+        problem = sinkhorn.Problem(pixels, classes, 5, dim, stage.device)
+        calls = {
+            "K-means": lambda p=points, v=valid: kmeans(p, v, 5, seed=0),
+            "step": lambda p=problem: sinkhorn.all_at_once(p),
+        }
+        samples = compare(calls, device=stage.device, repeats=1)
+        figures |= {f"{name}, {classes} classes": s.seconds for name, s in samples.items()}
     return figures
+
+
+def baselines(stage: Stage) -> Figures:
+    """Seconds of the evaluator and of the encoder, over those of Detectron2's and transformers'."""
+    common = {"device": stage.device, "repeats": 1 if stage.tiny else 5}
+    rows = evaluate.run(Namespace(images=1 if stage.tiny else 4, **common))
+    if find_spec("transformers"):
+        variant, size = ("b0", 64) if stage.tiny else ("b5", 512)
+        rows += backbone.run(Namespace(variants=[variant], size=size, batch=1, **common))
+    return {f"{row.name}, {row.unit}": row.ratio for row in rows if row.ratio is not None}
 
 
 STAGES: dict[str, Callable[[Stage], Figures]] = {
     function.__name__: function
     for function in (
-        *(train, step, peaks, precision, resume),
-        *(evaluation, predictor, clustering),
+        *(train, step, peaks, precision, convolutions, resume),
+        *(evaluation, predictor, clustering, baselines),
     )
 }
 

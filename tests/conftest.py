@@ -195,6 +195,11 @@ def report_of_runs(trained_runs, tmp_path_factory) -> Path:
     return output
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Equal sums in every test, and no fight for cores between parallel test workers."""

@@ -37,10 +37,12 @@ LIMITS = {
     "step": 60,
     "peaks": 50,
     "precision": 120,
-    "resume": 90,
+    "convolutions": 30,
+    "resume": 120,
     "evaluation": 50,
     "predictor": 30,
     "clustering": 30,
+    "baselines": 40,
 }
 
 

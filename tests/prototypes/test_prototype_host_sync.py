@@ -104,7 +104,6 @@ def test_the_guard_notices_host_reads(read):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @POOLS
 @KINDS
 def test_cuda_reports_no_synchronisation_in_an_iteration(kind, pool):

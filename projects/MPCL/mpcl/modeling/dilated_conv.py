@@ -30,8 +30,12 @@ class DilatedDepthwiseConv(nn.Conv2d):
         built_into_a_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if grid.device.type != "cpu" or self.dilation == (1, 1) or built_into_a_graph:
             return super().forward(grid)
+        return self.by_phases(grid)
+
+    def by_phases(self, grid: Tensor) -> Tensor:
+        """The same, in phases wherever the grid is."""
         batch, _, height, width = grid.shape
-        layout = _phases(batch, height, width, self.dilation[0])
+        layout = _phases(batch, height, width, self.dilation[0], grid.device)
         rows = _Split.apply(_rows(grid), layout)
         phases = rows.view(*layout.shape, -1).permute(0, 3, 1, 2)
         phases = F.conv2d(phases, self.weight, self.bias, padding=1, groups=self.groups)
@@ -56,10 +60,11 @@ class _Phases(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _phases(batch: int, height: int, width: int, d: int) -> _Phases:
+def _phases(batch: int, height: int, width: int, d: int, device: torch.device) -> _Phases:
     rows, columns = -(-height // d), -(-width // d)
-    pixel = torch.full((batch, rows * d, columns * d), -1)
-    pixel[:, :height, :width] = torch.arange(batch * height * width).view(batch, height, width)
+    pixel = torch.full((batch, rows * d, columns * d), -1, device=device)
+    number = torch.arange(batch * height * width, device=device)
+    pixel[:, :height, :width] = number.view(batch, height, width)
     cells = pixel.view(batch, rows, d, columns, d).permute(0, 2, 4, 1, 3).flatten()
     place = cells.argsort(stable=True)[-batch * height * width :]
     empty = (cells < 0).nonzero().flatten()
