@@ -69,6 +69,8 @@ ABLATIONS = {
     "contrast_only": ("PROTOTYPES.CONSISTENCY_WEIGHT", "0.0"),  # (IV)
     "consistency_only": ("PROTOTYPES.CONTRAST_WEIGHT", "0.0"),
     "no_in_class_negatives": ("PROTOTYPES.IN_CLASS_NEGATIVES", "False"),  # (VI)
+    "separate_head": ("PROTOTYPES.HEAD", "separate"),
+    "source_and_mixed_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('source', 'mixed')"),
     "source_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('source',)"),  # (VII)
     "target_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('target',)"),
     "K1": ("PROTOTYPES.NUM_PER_CLASS", "1"),  # (IX)
@@ -113,8 +115,6 @@ def options(name: str, benchmark: str, folder: Path) -> list[str]:
         iterations, period = sizes.start_two_scales, 0
     elif name in TWO_SCALES:  # inference takes too long to look more than once
         start, iterations, period = START_TWO_SCALES, sizes.two_scale_run, 0
-    elif name in ABLATIONS:
-        period = 0
     opts = ["MODEL.WEIGHTS", str(folder / start / "seed_0" / "model_final.pth")]
     opts += ["SOLVER.WARMUP_ITERS", "20", "PROTOTYPES.INIT.ITER", str(iterations // 10)]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"]
