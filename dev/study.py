@@ -48,7 +48,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "streets": Benchmark(800, 300, 2000, 200),
-    "camvid": Benchmark(800, 300, 1000, 100, ceiling=("oracle",)),
+    "camvid": Benchmark(800, 300, 400, 100, ceiling=("oracle",)),
 }
 ONE_SCALE = (
     "source_only",
