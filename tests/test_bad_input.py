@@ -29,6 +29,7 @@ from tiny_files import write_tiff
 
 from mpcl.config import get_cfg_from
 from mpcl.config.preflight import preflight
+from mpcl.engine import job
 from mpcl.utils import cli
 
 ROOT = Path(__file__).parents[1]
@@ -183,8 +184,14 @@ def lists(line: str) -> Callable[[World], None]:
     return spoil
 
 
-def circle(world: World) -> None:
-    world.config_file("_BASE_: mine.yaml\n")
+def circle(*names: str) -> Callable[[World], None]:
+    """Config files of which each is the next one's base, and the last one's the first."""
+
+    def spoil(world: World) -> None:
+        for name, base in zip(names, (*names[1:], names[0])):
+            world.config_file(f"_BASE_: {base}\n", name)
+
+    return spoil
 
 
 def relabel(world: World, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -260,7 +267,9 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     # files of configs and descriptions
     ("a config that is missing", lambda w: setattr(w, "config", "nowhere.yaml"), r"config file nowhere\.yaml does not exist"),
     ("a base that is missing", lambda w: w.config_file("_BASE_: nothing.yaml\n"), r"nothing\.yaml does not exist.*_BASE_ of .*mine\.yaml"),
-    ("bases in a circle", circle, r"mine\.yaml.*nested too deep"),
+    ("a config that is its own base", circle("mine.yaml"), r"leads back to it: \S+/mine\.yaml -> \S+/mine\.yaml\n"),
+    ("bases in a circle", circle("mine.yaml", "a.yaml", "b.yaml"), r"mine\.yaml: its _BASE_ leads back to it: \S+/mine\.yaml -> \S+/a\.yaml -> \S+/b\.yaml -> \S+/mine\.yaml\n"),
+    ("a config whose name moves the cursor", lambda w: w.config_file("_BASE_: \"\\e[2J\\n.yaml\"\n"), r"config file \S+/\\x1b\[2J\\n\.yaml does not exist"),
     ("a config that is no YAML", lambda w: w.config_file("SOLVER: [\n"), r"mine\.yaml.*no valid YAML"),
     ("a Python config", lambda w: setattr(w, "config", "lazy.py"), r"lazy\.py is Python.*YAML"),
     ("an empty config", lambda w: w.config_file(""), r"mine\.yaml.*is empty"),
@@ -321,6 +330,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("an unknown id to test with", saved(lambda w: w.pixels("val_labels/0.png") + np.uint8(4), "val_labels/0.png"), r"DATASETS\.TEST.*val_labels/0\.png holds the ids \[4, "),
     # weights
     ("weights that are missing", key("MODEL.WEIGHTS", "nowhere.pth"), r"nowhere\.pth.*(put|name)"),
+    ("weights whose name moves the cursor", key("MODEL.WEIGHTS", "\x1b[2J.pth"), r"no weights at \\x1b\[2J\.pth"),
     ("weights that are a URL", key("MODEL.WEIGHTS", "https://a.b/c.pth"), r"MODEL\.WEIGHTS https://a\.b/c\.pth is no file of this machine"),
     ("a folder without weights", folder_of_weights, r"no weights in folder .*hub.*model\.safetensors"),
     ("a truncated checkpoint", cut_checkpoint, r"cut\.pth is no weight file, is truncated"),
@@ -445,13 +455,13 @@ def test_processes_of_one_machine_say_it_once_and_end_alike(world, capsys, monke
     ends_silently(lambda: train_net.cli(world.command("SEED", "-1")))
     monkeypatch.setattr(comm, "get_local_rank", lambda: 1)
     args = train_net.parse_args(world.command("SEED", "-1"))
-    ends_silently(lambda: train_net.main(args))
+    ends_silently(lambda: job.run_process(args))
 
 
 def flawless(world: World, *opts: str) -> list[str]:
     """Notes of the preflight."""
     args = train_net.parse_args(world.command(*opts))
-    return train_net.check(args)
+    return job.check(args)
 
 
 def test_a_world_without_fault_passes_within_two_seconds(world):

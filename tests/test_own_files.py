@@ -22,6 +22,7 @@ from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.data.sets.custom import register_from_yaml
+from mpcl.engine import job
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 
 pytest_plugins = ["mistakes"]
@@ -119,7 +120,7 @@ def test_a_class_without_a_pixel_is_a_fault_unless_it_is_declared(world, capsys)
     for split in ("source", "val"):
         world.description["splits"][split]["absent"] = ["box"]
     assert "classes without a pixel: box" in checked(world, capsys)
-    assert train_net.check(train_net.parse_args(world.command())) == []
+    assert job.check(train_net.parse_args(world.command())) == []
 
 
 def test_palettes_that_disagree_are_named_with_both_files(world, capsys):
@@ -193,7 +194,7 @@ def test_a_mark_in_front_of_a_list_or_a_description_does_no_harm(world, capsys):
 
 
 def notes(world: World, *opts: str) -> list[str]:
-    return train_net.check(train_net.parse_args(world.command(*opts)))
+    return job.check(train_net.parse_args(world.command(*opts)))
 
 
 def test_strong_and_uneven_resizing_is_noted_by_factor(world):

@@ -51,6 +51,17 @@ def test_files_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_tests_that_are_named_exist(page):
+    named = set(re.findall(r"`(test_\w+)`", text_of(page)))
+    there = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert named <= there, f"{page.name}: {named - there}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_config_keys_that_are_named_exist(page):
     from mpcl.config import get_cfg_from
     from mpcl.config.reading import get

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,43 @@ class Signal:
     def __call__(self, trainer) -> None:
         if comm.get_rank() == self.rank:
             at_iteration(trainer, self.iteration, lambda: os.kill(os.getpid(), self.number))
+
+
+@dataclass
+class Fail:
+    """This rank meets an error in an iteration that is no user's mistake."""
+
+    iteration: int
+    rank: int = 0
+
+    def __call__(self, trainer) -> None:
+        def fail() -> None:
+            raise RuntimeError("planted")
+
+        if comm.get_rank() == self.rank:
+            at_iteration(trainer, self.iteration, fail)
+
+
+@dataclass
+class WriteDown:
+    """Each rank writes down its process and its loader's workers when an iteration begins, before
+    another fault of it."""
+
+    folder: Path
+    iteration: int
+    fault: Callable | None = None
+
+    def __call__(self, trainer) -> None:
+        def write() -> None:
+            pid = os.getpid()
+            workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            Path(self.folder, f"rank{comm.get_rank()}.txt").write_text(
+                " ".join([str(pid), *workers])
+            )
+
+        if self.fault is not None:
+            self.fault(trainer)
+        at_iteration(trainer, self.iteration, write)  # planted later: it comes first
 
 
 @dataclass

@@ -1,17 +1,22 @@
 """Processes that are killed or die, at any moment: the run goes on and ends in the same weights."""
 
+import gc
+import json
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import SMALLEST
-from faults import STAGES, KillWhileSaving, Ready, Signal, random_moments
+from faults import STAGES, Fail, KillWhileSaving, Ready, Signal, WriteDown, random_moments
 from processes import (
+    FORKS,
     Register,
     assert_equal_checkpoints,
     checkpoint,
@@ -19,6 +24,7 @@ from processes import (
     run,
     start,
     statuses,
+    train,
 )
 
 from mpcl.checkpoint.training import TrainingCheckpointer
@@ -62,8 +68,69 @@ def test_rank_that_is_killed_ends_the_other_one_soon(tiny_cfg, tiny_world):
     assert statuses([survivor], timeout=20) == [1]
 
 
+ENDS = {
+    "normal": None,
+    "exception": Fail(2, rank=1),
+    "SIGTERM": Signal(signal.SIGTERM, 2),
+    "SIGKILL": Signal(signal.SIGKILL, 2, rank=1),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_process_and_no_shared_memory_outlives_a_run(tiny_cfg, tiny_world, tmp_path, end):
+    opts = (*SMALLEST, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 0)
+    cfg = tiny_cfg("source_only", *opts)
+    statuses(start(cfg, tiny_world, world_size=2, before=WriteDown(tmp_path, 2, ENDS[end])))
+    pids = [pid for rank in range(2) for pid in (tmp_path / f"rank{rank}.txt").read_text().split()]
+    assert len(pids) >= 4  # each rank and its worker
+    deadline = time.monotonic() + 20  # workers look every five seconds whether their rank is there
+    while running := [pid for pid in pids if is_running(pid)]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.05)
+    # Named as torch and OpenMP do; semaphores have no name from their birth on.
+    left = [file.name for file in Path("/dev/shm").iterdir()]
+    assert not [name for name in left if set(pids) & set(name.split("_"))]
+
+
+def is_running(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # ended, and nobody has asked for its status
+
+
+def train_and_count(register, cfg, ends, file: Path) -> None:
+    """Trains to each of the ends in this one process, and writes down what it then holds."""
+    multiprocessing.set_start_method("fork", force=True)
+    register()
+    counts = []
+    for end in (*ends, *ends):
+        with suppress(RuntimeError, SystemExit):
+            train(cfg, resume=False, before=end)
+        gc.collect()
+        counts.append([len(os.listdir("/proc/self/fd")), len(multiprocessing.active_children())])
+    file.write_text(json.dumps(counts))
+
+
+def test_a_process_that_trains_twice_holds_no_more_files_and_no_workers(
+    tiny_cfg, tiny_world, tmp_path
+):
+    opts = (*SMALLEST, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 0)
+    cfg = tiny_cfg("source_only", *opts)
+    ends = [ENDS["normal"], Fail(2), ENDS["SIGTERM"]]
+    words = (Register(tiny_world), cfg, ends, tmp_path / "counts.json")
+    process = FORKS.Process(target=train_and_count, args=words)
+    process.start()
+    assert statuses([process]) == [0]
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert [workers for _, workers in counts] == [0] * 6
+    first, again = counts[:3], counts[3:]
+    assert max(files for files, _ in again) <= max(files for files, _ in first), counts
+
+
 DIES_ONCE = """
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 import pickle
@@ -71,18 +138,20 @@ import torch
 import train_net
 from detectron2.utils import comm
 
+from mpcl.engine import AdaptationTrainer
+
 pickle.loads(Path({register!r}).read_bytes())()
 torch.set_num_threads(1)
 marker = Path({marker!r})
-run_step = train_net.AdaptationTrainer.run_step
+run_step = AdaptationTrainer.run_step
 
 def step(self):
     if self.iter == 2 and comm.get_rank() == 1 and not marker.exists():
         marker.touch()
-        raise SystemExit(3)
+        os.kill(os.getpid(), signal.SIGKILL)
     run_step(self)
 
-train_net.AdaptationTrainer.run_step = step
+AdaptationTrainer.run_step = step
 train_net.cli()
 """
 

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mpcl.checkpoint import packages
@@ -136,6 +137,12 @@ def test_pipes_and_devices_are_no_weights(suffix, tmp_path):
         path = str(tmp_path / f"{name}{suffix}")
         with pytest.raises(ValueError, match=rf"{name}\{suffix} is no regular file"):
             WeightsCheckpointer(nn.Linear(1, 1)).load(path)
+
+
+def test_of_a_folder_the_file_that_holds_nothing_but_tensors_is_read(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert load_checkpoint_file(tmp_path)["a"] == 1
 
 
 def test_memory_that_is_not_there_is_said_with_the_file(tmp_path, monkeypatch):

@@ -14,11 +14,9 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAMES = sorted(file.stem for file in TOOLS.glob("*.py") if file.stem != "command_line")
 # Runs before there is anything to import; its errors are those of pip, which it shows as they are.
 OWN_WAYS = {"install_detectron2", "gpu_check"}
-# Takes Detectron2's own parser, and with it torch.
-SLOW = {"train_net"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
+@pytest.mark.parametrize("name", NAMES)
 def test_help_comes_without_torch_and_names_the_way_to_the_traceback(name):
     code = """if True:
         import runpy, sys

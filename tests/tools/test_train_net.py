@@ -17,6 +17,7 @@ from mistakes import cut, refuse
 from PIL import Image
 from tiny_files import write_label, write_palette_label
 
+from mpcl.engine import AdaptationTrainer
 from mpcl.engine.guards import EXIT_DIVERGED
 from mpcl.modeling import MixTransformer
 from mpcl.utils import atomic_write
@@ -69,11 +70,11 @@ def save(image: np.ndarray, path: Path) -> None:
 # Scripts as ``python SCRIPT WORDS`` runs them, one after the other in one process, which imports
 # everything once.
 SESSION = """
-import json, runpy, sys
+import json, os, runpy, sys
 
 for words in json.load(sys.stdin):
     print("=====", *words, flush=True)
-    sys.argv = words
+    sys.argv, sys.path[0] = words, os.path.dirname(words[0])
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
@@ -143,6 +144,20 @@ def test_help_shows_how_to_run_and_resume(capsys):
         assert flag in text
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--num-gpus", "0"], "expect 1 or more"),
+        (["--num-machines", "-1"], "expect 1 or more"),
+        (["--machine-rank", "1"], "below --num-machines 1"),
+        (["--num-machines", "2"], "needs --dist-url"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_impossible_arguments_are_refused(words, said, capsys):
+    assert said in refuse(lambda: train_net.parse_args(words), capsys)
+
+
 # Exit statuses, in a world so small that a run takes a second. 0 is above; 2 is also what
 # tests/test_bad_input.py expects a hundred times; 75 is in tests/engine/test_preemption.py.
 
@@ -156,14 +171,14 @@ def status(command: list[str]) -> int:
 
 
 def test_diverged_run_ends_with_its_status_and_names_its_images(world, monkeypatch):
-    next_step = train_net.AdaptationTrainer.next_step
+    next_step = AdaptationTrainer.next_step
 
     def spoilt_step(trainer):
         step = next_step(trainer)
         step.source.images.fill_(float("nan"))
         return step
 
-    monkeypatch.setattr(train_net.AdaptationTrainer, "next_step", spoilt_step)
+    monkeypatch.setattr(AdaptationTrainer, "next_step", spoilt_step)
     assert status(world.command(*SHORT, "SOLVER.MAX_SKIPPED", "2")) == EXIT_DIVERGED == 65
     assert "source/" in (world.output / "diverged.json").read_text()
 

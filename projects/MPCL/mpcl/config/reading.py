@@ -1,5 +1,6 @@
 """Merges files and ``KEY VALUE`` pairs into a config: runs no code, and names every mistake."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from io import StringIO
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
 
 from ..utils.foreign_files import MAX_YAML, parse_yaml, read_text
-from ..utils.short import short
+from ..utils.short import short, shown
 
 
 class UnknownKey(KeyError, ValueError):
@@ -26,9 +27,9 @@ def merge_file(cfg: CN, path: str) -> None:
         ValueError: it is no valid config; the message names the file and the key.
     """
     if path.endswith(".py"):
-        raise ValueError(f"{path} is Python, such as a LazyConfig; expected a YAML file")
+        raise ValueError(f"{shown(path)} is Python, such as a LazyConfig; expected a YAML file")
     content = _load(path)
-    _check(cfg, content, f"{path}: ")
+    _check(cfg, content, f"{shown(path)}: ")
     cfg.merge_from_other_cfg(CN(content))
 
 
@@ -69,28 +70,40 @@ def leaves(node: CN, prefix: str = "") -> Iterator[str]:
 
 
 def _load(path: str) -> dict[str, Any]:
+    name = shown(path)
     try:
         content = _Bounded.load_yaml_with_base(path, allow_unsafe=False)
     except FileNotFoundError as error:
-        missing = error.filename or path
-        of = "" if missing == path else f", which is a _BASE_ of {path} or of one of its bases"
+        missing = shown(error.filename or path)
+        of = "" if missing == name else f", which is a _BASE_ of {name} or of one of its bases"
         raise FileNotFoundError(f"config file {missing} does not exist{of}") from None
     except ValueError as error:
-        of = "" if str(error).startswith(path) else f"{path}: in one of its _BASE_: "
+        of = "" if str(error).startswith(name) else f"{name}: in one of its _BASE_: "
         raise ValueError(f"{of}{error}") from None
     except RecursionError:
-        raise ValueError(f"{path}: its _BASE_ files name each other in a circle") from None
+        raise ValueError(f"{name}: too many _BASE_ files below each other") from None
     except AssertionError as error:  # a group in one file, a value in the other
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     except (AttributeError, TypeError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}, or one of its _BASE_, is empty or no mapping of keys")
+        raise ValueError(f"{name}, or one of its _BASE_, is empty or no mapping of keys")
     return content
 
 
 class _Bounded(CN):
     """Reads each file, and each ``_BASE_``, only after it was found small and plain."""
+
+    _including: tuple[str, ...] = ()  # the files that led to the one that is read
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        if (path := os.path.realpath(filename)) in cls._including:
+            circle = [*cls._including[cls._including.index(path) :], path]
+            files = " -> ".join(map(shown, circle))
+            raise ValueError(f"{shown(filename)}: its _BASE_ leads back to it: {files}")
+        below = type(cls.__name__, (cls,), {"_including": (*cls._including, path)})
+        return super(_Bounded, below).load_yaml_with_base(filename, allow_unsafe)
 
     @classmethod
     def _open_cfg(cls, filename: str) -> StringIO:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .short import printable
+
 USER_ERROR = 2
 """Exit status of a tool that was given something it cannot work with; argparse's own."""
 
@@ -42,7 +44,7 @@ def user_errors(program: str, debug: bool = False, silent: bool = False) -> Iter
         if silent:
             time.sleep(UNTIL_TOLD)
             raise SystemExit(USER_ERROR) from None
-        text = f"{program}: error: {in_words(error)}\n({DEBUG} shows where)"
+        text = f"{program}: error: {printable(in_words(error))}\n({DEBUG} shows where)"
         print(text, file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR) from None
 

@@ -20,3 +20,8 @@ def shown(path: str | os.PathLike[str]) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path)
     )
+
+
+def printable(text: str) -> str:
+    """A message for a terminal: as :func:`shown`, but its lines stay."""
+    return "\n".join(map(shown, text.split("\n")))

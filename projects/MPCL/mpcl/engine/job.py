@@ -1,0 +1,115 @@
+"""A job of ``tools/train_net.py``, from its arguments to its end: a training or an evaluation.
+
+``args`` has what its command line takes: ``config_file``, ``opts`` (KEY VALUE pairs), ``resume``,
+``overwrite``, ``eval_only``, ``debug``, and Detectron2's numbers of processes and machines.
+"""
+
+import logging
+import os
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..checkpoint.training import TrainingCheckpointer, checkpoints_in
+from ..config import get_cfg_from
+from ..config.preflight import preflight
+from ..evaluation.run_record import record_session
+from ..predict.loading import load_networks
+from ..utils.cli import user_errors, without_traceback
+from ..utils.host_memory import keep_freed_memory
+from .evaluate import evaluate_models
+from .guards import EXIT_DIVERGED, Diverged
+from .launch import is_restart, launch_job
+from .run_identity import check_checkpoint
+from .run_lock import only_run_in
+from .start import start_process
+from .trainer import AdaptationTrainer, precision_in_words
+
+logger = logging.getLogger(__name__)
+
+_PROGRAM = "train_net.py"
+
+
+def run_job(args: Namespace) -> None:
+    """Looks at what was given, then trains or evaluates on every process; a user's mistake ends it
+    with one message and status 2."""
+    silent = int(os.environ.get("LOCAL_RANK", 0)) > 0
+    with user_errors(_PROGRAM, args.debug, silent=silent):
+        args.notes = check(args)
+        device = get_cfg_from(args.config_file, args.opts).MODEL.DEVICE
+    launch_job(run_process, args, device=device)
+
+
+def check(args: Namespace) -> list[str]:
+    """What can be known before anything is started or written; returns notes for the log."""
+    cfg = get_cfg_from(args.config_file, args.opts)
+    processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
+    resumed = None
+    resume = args.resume or is_restart()
+    if not resume and not args.eval_only and not args.overwrite:
+        refuse_to_overwrite(cfg.OUTPUT_DIR)
+    if resume:
+        resumed = TrainingCheckpointer(None, cfg.OUTPUT_DIR).get_checkpoint_file()
+    notes = preflight(
+        cfg,
+        world_size=processes,
+        local_processes=int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus)),
+        eval_only=args.eval_only,
+        resumed=resumed,
+    )
+    if resumed and not args.eval_only:
+        notes += check_checkpoint(resumed, cfg, processes)
+    return notes
+
+
+def refuse_to_overwrite(folder: str) -> None:
+    """Raises ValueError where a run has left checkpoints or scores."""
+    scores = Path(folder) / "metrics.json"
+    if checkpoints_in(folder) or (scores.is_file() and scores.stat().st_size):
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds a run already. Go on with it: --resume; keep it: choose "
+            "another OUTPUT_DIR; train anew in its place: --overwrite"
+        )
+
+
+def run_process(args: Namespace):
+    """One process of the job; returns the scores."""
+    train_loop = logging.getLogger("detectron2.engine.train_loop")  # logs what ends a training
+    (train_loop.removeFilter if args.debug else train_loop.addFilter)(without_traceback)
+    args.resume = args.resume or (not args.eval_only and is_restart())
+    with ExitStack() as held:
+        # What is wrong with a start is wrong for every process of a machine: one says so.
+        with user_errors(_PROGRAM, args.debug, silent=comm.get_local_rank() > 0):
+            cfg = set_up(args, held)
+            if args.eval_only:
+                networks = load_networks(cfg, resume=args.resume)
+            else:
+                trainer = AdaptationTrainer(cfg)
+                trainer.resume_or_load(resume=args.resume)
+        with user_errors(_PROGRAM, args.debug):  # such as a bad file, which one process meets
+            try:
+                if args.eval_only:
+                    return evaluate_models(cfg, networks.student, networks.teacher)
+                return trainer.train()
+            except Diverged as error:
+                raise SystemExit(EXIT_DIVERGED) from error  # the trainer has logged it
+
+
+def set_up(args: Namespace, held: ExitStack) -> CfgNode:
+    """The config of a process, once its log is open; the output folder's lock goes to ``held``."""
+    cfg = get_cfg_from(args.config_file, args.opts)
+    cfg.freeze()
+    if comm.is_main_process() and not args.eval_only:
+        held.enter_context(only_run_in(cfg.OUTPUT_DIR))
+    start_process(cfg, eval_only=args.eval_only)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
+    logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
+    for note in args.notes:
+        logger.warning(note)
+    if comm.is_main_process() and not args.eval_only:
+        record_session(cfg, args.config_file, resume=args.resume)
+    return cfg
