@@ -27,7 +27,9 @@ DETECTRON2 = ("--python-version", "3.10", "sal-detectron2==0.7.2")  # whatever P
 # What a machine with torch, torchvision, timm, OpenCV and TensorBoard may still lack.
 BUILT = ("fvcore", "iopath", "antlr4-python3-runtime==4.9.3")  # pure Python, published as source
 BINARY = ("pycocotools", "omegaconf<2.4", "hydra-core", "yacs", "portalocker", "termcolor")
-BINARY += ("cloudpickle", "tabulate")
+BINARY += ("cloudpickle", "tabulate", "tqdm")
+BINARY += ("matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pyparsing")
+BINARY += ("python-dateutil", "six")
 
 # Stages in the order of their worth, and the seconds that each may take of eight minutes.
 LIMITS = {

@@ -324,6 +324,11 @@ def test_test_images_are_whole_resized_and_remember_their_native_size(tmp_path):
     assert (result["height"], result["width"]) == (48, 64)
     assert result["file_name"] == record["file_name"]
     assert np.array_equal(hwc(TestMapper(size=(0, 0))(record)), noise(48, 64))
+    assert np.array_equal(result["label"], stripes(48, 64))  # as the file has it
+    changed = TestMapper(size=(32, 24), label_map={0: 5})(record)["label"]
+    assert np.array_equal(changed, np.where(stripes(48, 64) == 0, 5, 255))
+    Path(record["sem_seg_file_name"]).write_bytes(b"broken")  # whoever scores says so
+    assert "label" not in TestMapper(size=(32, 24))(record)
 
 
 def test_source_target_and_test_images_are_resized_alike(tmp_path):

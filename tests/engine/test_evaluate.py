@@ -10,9 +10,12 @@ import yaml
 from conftest import SMALLEST
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from mpcl.data import mapper
+from mpcl.data.decoding import BadFile
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine import trainer as trainer_module
 from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.evaluation import evaluator
 from mpcl.evaluation.runs import differences, read_run
 from mpcl.predict.loading import load_networks
 
@@ -78,6 +81,46 @@ def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts,
     assert "nan" not in summary.lower()
 
 
+def test_both_networks_see_an_image_and_its_label_that_are_read_once(tiny_cfg, monkeypatch):
+    reads = []
+
+    def counted(read):
+        def call(file, *args):
+            reads.append(Path(file).name)
+            return read(file, *args)
+
+        return call
+
+    trainer = AdaptationTrainer(tiny_cfg("daformer", *SHORT))
+    for module, name in ((mapper, "read_image"), (mapper, "read_label"), (evaluator, "read_label")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    trainer.student.train()
+    results = trainer.evaluate()
+    assert sorted(reads) == sorted(f"val_{i}{end}.png" for i in range(3) for end in ("", "_label"))
+    assert results.keys() == {"sem_seg", "sem_seg_student"}
+    assert trainer.student.training and trainer.student.sem_seg_head.dropout.training
+    assert not trainer.teacher.model.sem_seg_head.dropout.training  # its own way to train
+
+
+def test_label_that_a_worker_cannot_read_is_named(tiny_cfg, tiny_world, tmp_path):
+    (tmp_path / "label.png").write_bytes(b"broken")
+    record = DatasetCatalog.get(tiny_world["val"])[0]
+    broken = {**record, "sem_seg_file_name": str(tmp_path / "label.png")}
+    DatasetCatalog.register("tiny_broken", lambda: [broken])
+    MetadataCatalog.get("tiny_broken").set(
+        **{k: v for k, v in MetadataCatalog.get(tiny_world["val"]).as_dict().items() if k != "name"}
+    )
+    try:
+        opts = ("DATASETS.TEST", ("tiny_broken",), "DATALOADER.NUM_WORKERS", 1)
+        trainer = AdaptationTrainer(tiny_cfg("source_only", *SHORT, *opts))
+        with pytest.raises(BadFile, match=r"label\.png") as raised:
+            trainer.evaluate()
+        assert "\n" not in str(raised.value)
+    finally:
+        DatasetCatalog.remove("tiny_broken")
+        MetadataCatalog.remove("tiny_broken")
+
+
 def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
     for method, networks in (("source_only", {"student"}), ("daformer", {"teacher", "student"})):
         folder = f"{tiny_cfg(method).OUTPUT_DIR}_{method}"
@@ -130,7 +173,7 @@ def test_the_best_checkpoint_is_kept_on_request_and_called_selection_on_labels(
     assert torch.load(selected)["selection"] == expected
     assert torch.load(selected)["trainer"]["iteration"] == 1
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_final.pth"
-    said = [record.getMessage() for record in caplog.records if "30.0" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "30.00000" in record.getMessage()]
     assert said and all(text.startswith("Selection on labels: ") for text in said)
     # A resumed run does not put a worse one in its place; a new one puts it aside.
     resumed = AdaptationTrainer(cfg)

@@ -326,32 +326,42 @@ def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> n
 
 @dataclass(frozen=True, kw_only=True)
 class TestMapper:
-    """Record -> the whole image at the size that the target is trained at.
-
-    The prediction is evaluated at the ``height`` and ``width`` of the file; the evaluator reads the
-    label itself.
+    """Record -> the whole image at the size that the target is trained at, and its label as the
+    file has it: the prediction is evaluated at the ``height`` and ``width`` of the file.
 
     Attributes:
         size: bounding box of the resized image, see :func:`keep_aspect_size`.
+        label_map: raw id -> class index, of sets whose label files do not hold class indices.
     """
 
     __test__ = False  # the name starts with Test, but it is none
 
     size: Size | None
+    label_map: LabelMap | None = None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> "TestMapper":
-        return cls(size=tuple(cfg.INPUT.TARGET_SIZE))
+    def from_config(cls, cfg: CfgNode, dataset: str = "") -> "TestMapper":
+        """For the images of a data set; without one, for images that have no label."""
+        label_map = MetadataCatalog.get(dataset).get("label_map") if dataset else None
+        return cls(size=tuple(cfg.INPUT.TARGET_SIZE), label_map=label_map)
 
     def __call__(self, record: Record) -> Record:
         """Reads and resizes one image.
 
-        Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file.
+        Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file;
+            ``label`` (H, W) uint8 class indices, where the record names a label file that can be
+            read.
 
         Raises:
             BadFile: the image cannot be read.
         """
-        return self.of_pixels(read_image(record["file_name"]), record["file_name"])
+        result = self.of_pixels(read_image(record["file_name"]), record["file_name"])
+        if "sem_seg_file_name" in record:
+            # Raised here, in a worker, it would be wrapped in a traceback: the evaluator tries it
+            # once more, and says what is wrong.
+            with suppress(BadFile):
+                result["label"] = read_label(record["sem_seg_file_name"], self.label_map)
+        return result
 
     def of_pixels(self, image: np.ndarray, file_name: str = "") -> Record:
         """The same for an image in memory, (H, W, 3) uint8 in OpenCV's BGR order."""

@@ -308,4 +308,5 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     """Detectron2's test loader, with images of the size that the target is trained at."""
-    return build_detection_test_loader(cfg, dataset_name, mapper=TestMapper.from_config(cfg))
+    mapper = TestMapper.from_config(cfg, dataset_name)
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)

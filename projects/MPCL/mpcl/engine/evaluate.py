@@ -3,12 +3,12 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
@@ -50,43 +50,72 @@ def evaluate_models(
         teacher ``sem_seg`` is the student's. With several sets, or parts of a set, the same below
         the name of each, as in detectron2. Empty on other processes than the main one.
     """
-    networks = {"sem_seg": teacher, "sem_seg_student": student}
-    if teacher is None:
-        networks = {"sem_seg": student}
+    networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    if comm.is_main_process() and cfg.DATASETS.TEST:
+        logger.info(f"Evaluating the {' and the '.join(networks)}")
     results: OrderedDict = OrderedDict()
-    for task, network in networks.items():
-        role = "student" if network is student else "teacher"
-        if comm.is_main_process():
-            logger.info(f"Evaluating the {role}")
-        for dataset, scores in evaluate_network(
-            cfg, network, role, build_test_loader, build_evaluator
-        ).items():
-            results.setdefault(dataset, OrderedDict())[task] = scores
+    for name in cfg.DATASETS.TEST:
+        loader = build_test_loader(cfg, name)
+        evaluators = {role: build_evaluator(cfg, name) for role in networks}
+        for role, scores in _evaluate_together(cfg, name, networks, loader, evaluators).items():
+            task = "sem_seg" if role == next(iter(networks)) else f"sem_seg_{role}"
+            for part in scores:
+                dataset = name if part == "sem_seg" else part
+                results.setdefault(dataset, OrderedDict())[task] = scores[part]
     if results:
         by_dataset = scores_by_dataset(flatten_results_dict(results), cfg.DATASETS.TEST)
         logger.info(f"In percent:\n{summary(by_dataset, mean_metrics(cfg.TEST.CLASS_SUBSETS))}")
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def evaluate_network(
-    cfg, network: nn.Module, role: str, build_test_loader: Callable, build_evaluator: Callable
-) -> dict[str, dict[str, float]]:
-    """Scores of each set of DATASETS.TEST and of its parts, by name. All ranks must call it.
+def _evaluate_together(
+    cfg, name: str, networks: dict, loader: Iterable, evaluators: dict[str, DatasetEvaluator]
+) -> dict[str, dict]:
+    """Scores of each network on a set and its parts, in one pass over the images. All ranks must
+    call it; empty on other processes than the main one.
 
-    The confusion matrix stays in ``<OUTPUT_DIR>/inference/<set>/confusion_<role>.json``.
+    The confusion matrices stay in ``<OUTPUT_DIR>/inference/<set>/confusion_<role>.json``.
     """
-    results: dict[str, dict[str, float]] = {}
-    for name in cfg.DATASETS.TEST:
-        evaluator, start = build_evaluator(cfg, name), time.perf_counter()
-        scores = inference_on_dataset(network, build_test_loader(cfg, name), evaluator)
-        if comm.is_main_process() and isinstance(evaluator, SegmentationEvaluator):
-            classes, folder = MetadataCatalog.get(name).stuff_classes, Path(cfg.OUTPUT_DIR)
-            seconds = time.perf_counter() - start
-            write_confusion(
-                folder / "inference" / name, role, classes, evaluator.confusion, seconds
-            )
-        results |= {name if task == "sem_seg" else task: scores[task] for task in scores}
-    return results
+    start = time.perf_counter()
+    scores = inference_on_dataset(_Networks(networks), loader, _Evaluators(evaluators))
+    seconds = time.perf_counter() - start
+    if not comm.is_main_process():
+        return {}
+    classes = MetadataCatalog.get(name).stuff_classes
+    folder = Path(cfg.OUTPUT_DIR) / "inference" / name
+    for role, evaluator in evaluators.items():
+        if isinstance(evaluator, SegmentationEvaluator):
+            write_confusion(folder, role, classes, evaluator.confusion, seconds)
+    return scores
+
+
+class _Networks(nn.ModuleDict):
+    """Networks that see the same images; leaves evaluation in the mode that the first was in."""
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__(networks)
+        self.training = next(iter(networks.values())).training
+
+    def forward(self, batch: list[dict]) -> dict[str, list[dict]]:
+        return {role: network(batch) for role, network in self.items()}
+
+
+class _Evaluators(DatasetEvaluator):
+    """Each counts the predictions of its network."""
+
+    def __init__(self, evaluators: dict[str, DatasetEvaluator]) -> None:
+        self.evaluators = evaluators
+
+    def reset(self) -> None:
+        for evaluator in self.evaluators.values():
+            evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: dict[str, list[dict]]) -> None:
+        for role, evaluator in self.evaluators.items():
+            evaluator.process(inputs, outputs[role])
+
+    def evaluate(self) -> dict[str, dict]:
+        return {role: evaluator.evaluate() for role, evaluator in self.evaluators.items()}
 
 
 def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:

@@ -85,20 +85,27 @@ class SegmentationEvaluator(SemSegEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for record, output in zip(inputs, outputs):
             file = record["file_name"]
-            matrix = self._count(output["sem_seg"], file, self.input_file_to_gt_file[file])
+            matrix = self._count(output["sem_seg"], file, record.get("label"))
             for evaluator in (self, *self._parts.values()):
                 if file in evaluator.input_file_to_gt_file:
                     evaluator._conf_matrix += matrix
 
-    def _count(self, scores: Tensor, image_file: str, label_file: str) -> NDArray[np.int64]:
+    def _count(
+        self, scores: Tensor, image_file: str, truth: NDArray[np.uint8] | None
+    ) -> NDArray[np.int64]:
         """The image's confusion matrix, counted where its scores (C, H, W) are: rows are
         predictions, columns the ground truth; the last of each stand for ignored pixels.
+
+        Args:
+            truth: (H, W) class indices, if the loader has read them.
 
         Raises:
             BadFile: the label cannot be read, has another size or holds an unknown id.
         """
         size = self._num_classes + 1
-        truth = read_label(label_file, self._label_map)
+        label_file = self.input_file_to_gt_file[image_file]
+        if truth is None:
+            truth = read_label(label_file, self._label_map)
         pair = {"file_name": image_file, "sem_seg_file_name": label_file}
         check_pair(pair, tuple(scores.shape[-2:]), truth.shape)
         check_label(label_file, truth, self._num_classes)

@@ -168,7 +168,7 @@ def write_confusion(
         folder: ``<OUTPUT_DIR>/inference/<set>``.
         network: ``teacher`` or ``student``.
         matrix: (C, C) pixels; rows are the ground truth, columns the prediction.
-        seconds: that the evaluation took.
+        seconds: of the pass over the images, which teacher and student share.
     """
     content = {"classes": list(classes), "matrix": matrix.tolist(), "seconds": round(seconds, 3)}
     folder.mkdir(parents=True, exist_ok=True)
