@@ -94,7 +94,12 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = World(tmp_path)
     yield made
-    for name in [name for name in DatasetCatalog if name.startswith(made.name)]:
+    forget(made)
+
+
+def forget(world: World) -> None:
+    """Takes the sets of a world out of the catalogs, as if another process went on."""
+    for name in [name for name in DatasetCatalog if name.startswith(world.name)]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
         custom._registered.pop(name, None)

@@ -4,20 +4,25 @@ What must be refused is a row of ``test_bad_input.py``; here is what must be tol
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import check_data
+import export
 import numpy as np
+import predict
 import pytest
 import torch
 import train_net
 from conftest import COLORS, SMALLEST
 from detectron2.data import MetadataCatalog
-from mistakes import World
+from mistakes import CLASSES, World, forget
 from PIL import Image
 
+import mpcl
 from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
@@ -277,3 +282,158 @@ def test_files_that_are_no_files_neither_hang_nor_fill_the_memory(world):
         "4 faults",
     ):
         assert said in run.stdout, run.stdout
+
+
+def test_a_run_predicts_where_its_data_are_not(world, tmp_path, monkeypatch):
+    world.description["label_map"] = {0: "ground", 1: "hedge", 2: "sky", 3: "box", 255: "ignore"}
+    world.description["colors"] = [[i, 2, 3] for i in range(4)]
+    train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0"))
+    image = world.save(world.pixels("target/0.png"), "elsewhere/image.png")
+    run = tmp_path / "elsewhere/run"
+    world.output.rename(run)
+    for name in ("world.yaml", "source", "source_labels", "target", "val", "val_labels"):
+        (tmp_path / name).rename(tmp_path / f"{name}.gone")
+    forget(world)
+    monkeypatch.chdir(image.parent)
+    predict.main(["--run", "run", "--input", "image.png", "--output", "predicted"])
+    export.main(["--run", "run", "--format", "slim", "--output", "slim.pth"])
+    for source in ("run", run / "model_final.pth", "slim.pth"):
+        classes = mpcl.Predictor(source).metadata
+        assert classes.stuff_classes == CLASSES
+        assert classes.stuff_colors == [(i, 2, 3) for i in range(4)]
+        assert classes.label_map == {0: 0, 1: 1, 2: 2, 3: 3, 255: 255}
+
+
+def test_an_evaluation_asks_for_the_folders_that_it_reads_alone(world, tmp_path):
+    weights = world.checkpoint("weights.pth", *SMALLEST)
+    for name in ("source", "source_labels", "target"):
+        (tmp_path / name).rename(tmp_path / f"{name}.gone")
+    world.flags = ["--eval-only"]
+    args = train_net.parse_args(world.command(*SMALLEST, "MODEL.WEIGHTS", str(weights)))
+    assert train_net.check(args) == []
+    (tmp_path / "val").rename(tmp_path / "val.gone")
+    with pytest.raises(ValueError, match=r"TEST: .*'splits.val.images'.*val does not"):
+        train_net.check(args)
+
+
+def zipped(world: World, *folders: str, method: int = zipfile.ZIP_DEFLATED) -> None:
+    """Moves folders of the world into archives of their names, below a folder inside."""
+    for folder in folders:
+        with zipfile.ZipFile(world.root / f"{folder}.ZIP", "w", method) as archive:
+            archive.writestr("pack/", "")
+            archive.writestr("pack/.hidden/0.png", b"")
+            archive.writestr("__MACOSX/pack/._0.png", b"")
+            for file in sorted((world.root / folder).rglob("*.png")):
+                archive.write(file, f"pack/day/{file.name}")
+        shutil.rmtree(world.root / folder)
+
+
+def in_archives(world: World) -> None:
+    zipped(world, "source", "source_labels", "target", "val", "val_labels")
+    for split in world.description["splits"].values():
+        split |= {kind: f"{split[kind]}.ZIP/pack" for kind in ("images", "labels") if kind in split}
+
+
+def digest(batch: dict) -> list:
+    records = [record for domain in sorted(batch) for record in batch[domain]]
+    return [
+        record[key].sum().item()
+        for record in records
+        for key in ("image", "sem_seg")
+        if key in record
+    ]
+
+
+def test_archives_are_read_as_the_folders_in_them(world, capsys):
+    opts = ("DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "4")
+
+    def batches():
+        args = train_net.parse_args(world.command(*opts))
+        loader = iter(build_paired_loader(get_cfg_from(args.config_file, args.opts)))
+        return [digest(next(loader)) for _ in range(4)]
+
+    files = batches()
+    checked(world, capsys)
+    forget(world)
+    in_archives(world)
+    told = checked(world, capsys)
+    assert told.count("2 images") == 3 and told.count("no faults") == 3
+    assert batches() == files
+    assert notes(world) == []
+    train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0"))
+    assert list(world.root.glob("class_statistics_*.npz"))  # beside the archive
+
+
+HOSTILE = {
+    "encrypted": (lambda e: setattr(e, "flag_bits", e.flag_bits | 1), "is encrypted"),
+    "another method": (
+        lambda e: setattr(e, "compress_type", zipfile.ZIP_LZMA),
+        "is packed by method 14; expected 0 (stored) or 8",
+    ),
+    "a bomb": (lambda e: setattr(e, "file_size", 2**40), "bytes, above the limit of"),
+    "a lie about its size": (lambda e: setattr(e, "file_size", 9000), "its bytes are not those"),
+    "too little": (lambda e: setattr(e, "file_size", 2**20), "its bytes are not those"),
+    "another checksum": (lambda e: setattr(e, "CRC", 1), "its bytes are not those"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), HOSTILE.values(), ids=HOSTILE)
+def test_what_is_wrong_in_an_archive_is_said_by_file(world, capsys, spoil, said):
+    in_archives(world)
+    archive = world.root / "target.ZIP"
+    with zipfile.ZipFile(archive, "a") as opened:
+        spoil(opened.getinfo("pack/day/1.png"))
+        opened._didModify = True  # writes the directory anew
+    told = checked(world, capsys, status=1)
+    assert f"FAULT image {archive}/pack/day/1.png " in told and said in told, told
+    assert "2 images, image-only" in told
+
+
+def test_archives_that_are_none_or_cut_or_lack_the_folder_are_named(world, capsys):
+    in_archives(world)
+    archive = world.root / "target.ZIP"
+    content = archive.read_bytes()
+    world.description["splits"]["target"]["images"] = "target.ZIP/day"
+    assert f"folder {archive}/day holds no file" in checked(world, capsys, status=1)
+    forget(world)
+    world.description["splits"]["target"]["images"] = "target.ZIP/pack"
+    for broken in (content[: len(content) // 2], b"no zip", b""):
+        archive.write_bytes(broken)
+        assert f"{archive} is no readable zip archive" in checked(world, capsys, status=1)
+    archive.write_bytes(content[:200] + bytes(200) + content[400:])
+    assert "cannot be unpacked" in checked(world, capsys, status=1)
+
+
+def test_names_in_archives_lead_nowhere_else(world, capsys):
+    in_archives(world)
+    with zipfile.ZipFile(world.root / "target.ZIP", "a") as archive:
+        archive.writestr("pack/../../secret.png", b"x")
+        archive.writestr("/pack/secret.png", b"x")
+    told = checked(world, capsys)
+    assert "2 images, image-only" in told
+    with zipfile.ZipFile(world.root / "target.ZIP", "a") as archive:
+        archive.writestr("pack/day/1.png", b"x")
+    assert "have the same name" in checked(world, capsys, status=1)
+
+
+def test_masks_say_where_target_images_show_something(world, capsys):
+    for i in range(2):
+        mask = np.full((64, 96), 255, np.uint8)
+        mask[:, : 24 * (i + 1)] = 0
+        world.save(mask, f"target_masks/{i}.png", mode="L" if i else "1")
+        world.save(np.full((64, 96, 3), 20 * (i + 1), np.uint8), f"target/{i}.png")
+    world.description["splits"]["target"]["valid"] = "target_masks"
+    checked(world, capsys)
+    args = train_net.parse_args(
+        world.command("INPUT.RANDOM_FLIP", "none", "INPUT.CROP.SIZE", "(64,96)")
+    )
+    batch = next(iter(build_paired_loader(get_cfg_from(args.config_file, args.opts))))
+    for record in batch["target"]:
+        columns = 24 * (record["image"].max().item() // 20)
+        assert not record["valid"][:, :columns].any() and record["valid"][:, columns:].all()
+    train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "1", "VIS_PERIOD", "0"))
+    world.save(np.zeros((63, 96), np.uint8), "target_masks/1.png")
+    told = checked(world, capsys, status=1)
+    assert "mask" in told and "target_masks/1.png has height x width (63, 96)" in told
+    (world.root / "target_masks/1.png").unlink()
+    assert "target/1.png has no mask" in checked(world, capsys, status=1)

@@ -148,11 +148,11 @@ def _some(records: list[dict], number: int = 50) -> list[dict]:
 
 def _fitted_size(record: dict) -> tuple[int, int]:
     """(width, height) of an image whose longer side is brought down to LONGER_SIDE."""
-    from PIL import Image
+    from mpcl.data.decoding import stored_size
 
-    with Image.open(record["file_name"]) as image:
-        scale = min(1.0, LONGER_SIDE / max(image.size))
-        return round(scale * image.width), round(scale * image.height)
+    height, width = stored_size(record["file_name"])
+    scale = min(1.0, LONGER_SIDE / max(height, width))
+    return round(scale * width), round(scale * height)
 
 
 # ---- training

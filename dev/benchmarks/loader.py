@@ -1,5 +1,7 @@
-"""Images per second and core of the data pipeline, against plain decoding of the same files."""
+"""Images per second and core of the data pipeline, against plain decoding of the same files, and
+from a zip archive against files."""
 
+import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,18 +63,37 @@ def write_image(folder: Path, kind: str, number: int) -> dict[str, str]:
     return {key: str(path) for key, path in files.items()}
 
 
+def _packed(record: dict[str, str]) -> dict[str, str]:
+    """The record with its files in a deflated archive, as data sets are published."""
+    place = Path(record["file_name"]).with_suffix(".zip")
+    with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in record.values():
+            archive.write(path, Path(path).name)
+    return {key: f"{place}/{Path(path).name}" for key, path in record.items()}
+
+
 def _rates(kind: str, mapper, records: list[dict], args) -> list[Row]:
+    packed = [_packed(record) for record in records]
+
     def decode() -> None:
         for record in records:
             for path in record.values():
                 np.asarray(Image.open(path))
 
-    def pipeline() -> None:
+    def pipeline(records: list[dict]) -> None:
         for seed, record in enumerate(records):
             mapper(record, Draw(index=0, seed=seed, rare_class=NO_CLASS))
 
-    samples = compare({"pipeline": pipeline, "decode": decode}, device="cpu", repeats=args.repeats)
-    rate, limit = (len(records) / samples[name].seconds for name in ("pipeline", "decode"))
+    variants = {
+        "pipeline": lambda: pipeline(records),
+        "zip": lambda: pipeline(packed),
+        "decode": decode,
+    }
+    samples = compare(variants, device="cpu", repeats=args.repeats)
+    rate = {name: len(records) / sample.seconds for name, sample in samples.items()}
     files = "image and label" if len(records[0]) > 1 else "image"
-    name = f"{kind}-sized PNGs ({files}) over plain Pillow decoding"
-    return [row(name, rate, "images/s/core", limit, device_name("cpu"))]
+    name, unit, device = f"{kind}-sized PNGs ({files})", "images/s/core", device_name("cpu")
+    return [
+        row(f"{name} over plain Pillow decoding", rate["pipeline"], unit, rate["decode"], device),
+        row(f"{name} from a zip over from files", rate["zip"], unit, rate["pipeline"], device),
+    ]

@@ -9,6 +9,7 @@ from tiny_files import write_image, write_label
 from mpcl.data.labels import read_label
 from mpcl.data.sets import custom
 from mpcl.data.sets.custom import class_colors, register_from_yaml
+from mpcl.data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS, CITYSCAPES_IDS
 from mpcl.data.statistics import class_statistics
 
 EXAMPLE = Path(__file__).parents[2] / "datasets" / "examples" / "leaves.yaml"
@@ -167,7 +168,7 @@ def change(description, path, value):
     ("path", "value", "said"),
     [
         ("colour", [], ["'colour'", "colors"]),
-        ("splits.lab.image", "x", ["'splits.lab.image'", "images, labels, image_suffix"]),
+        ("splits.lab.image", "x", ["'splits.lab.image'", "images, labels, valid"]),
         ("name", "two words", ["'name'", "two words"]),
         ("name", None, ["'name'", "None"]),
         ("classes", ["vessel"], ["'classes'", "2 to 255", "background"]),
@@ -201,8 +202,8 @@ def test_a_mistake_names_file_key_value_and_what_was_expected(tmp_path, world, p
 
 def test_missing_folders_and_files_are_named(tmp_path, world):
     world["splits"]["lab"]["labels"] = "nowhere"
-    with pytest.raises(FileNotFoundError, match=r"splits\.lab\.labels.*nowhere.*does not exist"):
-        register_from_yaml(write(tmp_path, world))
+    with pytest.raises(FileNotFoundError, match=r"'splits\.lab\.labels'.*nowhere does not"):
+        load_lab(tmp_path, world)
     with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
         register_from_yaml(tmp_path / "none.yaml")
 
@@ -256,6 +257,28 @@ def test_faulty_lists_are_refused(tmp_path, world):
         DatasetCatalog.get("plants_sem_seg_lab")
     world["name"], world["splits"]["lab"]["labels"] = "plants2", "masks"
     with pytest.raises(ValueError, match="two folders, or two lists"):
+        DatasetCatalog.get(register_from_yaml(write(tmp_path, world))[0])
+
+
+def test_the_example_of_archives_has_the_ids_and_colours_of_cityscapes():
+    name, *_ = register_from_yaml(EXAMPLE.with_name("driving_zips.yaml"))
+    metadata = MetadataCatalog.get(name)
+    assert metadata.stuff_classes == CITYSCAPES_CLASSES
+    assert metadata.stuff_colors == CITYSCAPES_COLORS
+    assert metadata.label_map == {raw: i for raw, i in CITYSCAPES_IDS.items() if i < 19}
+    with pytest.raises(FileNotFoundError, match=r"splits\.gta5\.images.*01_images\.zip"):
+        DatasetCatalog.get(name)
+
+
+def test_places_of_a_split_are_pairs(tmp_path, world):
+    write_image(tmp_path / "more/c.png", (2, 3))
+    write_label(tmp_path / "more_masks/c.png", [[0, 1, 1], [7, 255, 0]])
+    world["splits"]["lab"] = {"images": ["shots", "more"], "labels": ["masks", "more_masks"]}
+    assert [Path(r["sem_seg_file_name"]).name for r in load_lab(tmp_path, world)] == [
+        *("a.png", "b.png", "c.png"),
+    ]
+    world["name"], world["splits"]["lab"]["labels"] = "plants2", "masks"
+    with pytest.raises(ValueError, match=r"splits\.lab\.labels.*one for each of the 2 places"):
         register_from_yaml(write(tmp_path, world))
 
 

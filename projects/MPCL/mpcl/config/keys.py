@@ -4,6 +4,7 @@ Numbers in brackets are the paper's equations. ``dev/config_reference.py`` makes
 the comments: one above a key, or behind it, is the key's; one above a group is the group's.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +18,19 @@ from .validation import check_class_subsets, validate
 
 __all__ = ["add_mpcl_config", "get_cfg_from"]
 
+logger = logging.getLogger(__name__)
 
-def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
+
+def get_cfg_from(
+    config_file: str = "", opts: Sequence[str] = (), *, data_may_lack: bool = False
+) -> CN:
     """The project's defaults, then a YAML file, then ``KEY VALUE`` pairs. Not frozen.
 
     Also registers the data sets that ``DATASETS.FILES`` describes, so that the names in the config
     can be looked up.
+
+    Args:
+        data_may_lack: of a description that cannot be used a warning tells, instead of an error.
 
     Raises:
         FileNotFoundError: the file, or one of its ``_BASE_``, does not exist.
@@ -45,7 +53,12 @@ def get_cfg_from(config_file: str = "", opts: Sequence[str] = ()) -> CN:
         from ..data.sets.custom import register_from_yaml
 
         for path in cfg.DATASETS.FILES:
-            register_from_yaml(path)
+            try:
+                register_from_yaml(path)
+            except (OSError, ValueError) as error:
+                if not data_may_lack:
+                    raise
+                logger.warning(f"DATASETS.FILES: {error}. What its sets hold cannot be read here")
     for name in cfg.DATASETS.TEST:
         if name in MetadataCatalog and hasattr(MetadataCatalog.get(name), "stuff_classes"):
             check_class_subsets(cfg.TEST.CLASS_SUBSETS, MetadataCatalog.get(name).stuff_classes)

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from ..utils import zip_files
 from ..utils.short import shown
 
 _LIMIT_VARIABLE = "MPCL_MAX_IMAGE_PIXELS"
@@ -87,29 +88,47 @@ def pixel_limit() -> int:
 
 def _check_file(path: str | os.PathLike[str]) -> None:
     """Refuses what would block or never end when it is read."""
-    status, limit = os.stat(path), _BYTES_A_PIXEL * pixel_limit()
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise BadFile(path, "is no regular file; expected an image file")
-    if status.st_size > limit:
+    _check_bytes(path, status.st_size)
+
+
+def _check_bytes(path: str | os.PathLike[str], size: int) -> None:
+    limit = _BYTES_A_PIXEL * pixel_limit()
+    if size > limit:
         raise BadFile(
             path,
-            f"has {status.st_size} bytes, above the limit of {limit} for an image file "
+            f"has {size} bytes, above the limit of {limit} for an image file "
             f"({_BYTES_A_PIXEL} bytes for each of {pixel_limit()} pixels); shrink it, or set "
             f"{_LIMIT_VARIABLE} higher if you trust the file",
         )
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file that is not larger than an image may be.
+    """The content of a regular file, or of one in a zip archive, that is not larger than an image
+    may be.
 
     Raises:
-        BadFile: it is missing, no regular file, or too large.
+        BadFile: it is missing, no regular file, too large, or damaged or encrypted in its archive.
     """
     try:
+        if place := zip_files.in_zip(path):
+            return _unpacked(path, place)
         _check_file(path)
         return Path(path).read_bytes()
     except OSError as error:
         raise BadFile(path, _in_words(error)) from error
+
+
+def _unpacked(path: str | os.PathLike[str], place: zip_files.InZip) -> bytes:
+    try:
+        _check_bytes(path, zip_files.size_of(place))
+        return zip_files.read(place)
+    except BadFile:
+        raise
+    except ValueError as error:
+        raise BadFile(path, str(error)) from error
 
 
 @contextmanager
@@ -127,6 +146,8 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
     limit = pixel_limit()
     Image.MAX_IMAGE_PIXELS = limit  # Pillow raises above twice this number by itself
     try:
+        if content is None and zip_files.in_zip(path):
+            content = read_bytes(path)
         if content is None:
             _check_file(path)
         source = open(path, "rb") if content is None else BytesIO(content)  # noqa: SIM115

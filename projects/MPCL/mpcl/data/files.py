@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.utils.logger import log_first_n
 
 from ..utils.short import shown
+from ..utils.zip_files import holds, in_zip, names_below
 
 _FOREIGN = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")
 
@@ -17,11 +18,22 @@ Record = dict[str, str]
 
 
 class MissingLabels(FileNotFoundError):
-    """Images of a labelled set have no label; ``images`` names all of them."""
+    """Images have no label, or no mask: see ``kind``; ``images`` names all of them."""
 
-    def __init__(self, message: str, images: list[str]) -> None:
+    def __init__(self, message: str, images: list[str], kind: str) -> None:
         super().__init__(message)
-        self.images = images
+        self.images, self.kind = images, kind
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path may be listed: a folder, or one in a zip archive."""
+    return path.is_dir() or in_zip(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, on the disk or in a zip archive."""
+    place = in_zip(path)
+    return path.is_file() if place is None else holds(place)
 
 
 def list_files(
@@ -34,7 +46,7 @@ def list_files(
     warning counts such files.
 
     Args:
-        folder: where to look; links are followed.
+        folder: where to look, also in a zip archive (``data.zip/images``); links are followed.
         suffixes: ends of names, such as ``"_leftImg8bit.png"``; compared without regard to case.
         prefixes: if any, a name must begin with one of them.
 
@@ -44,13 +56,15 @@ def list_files(
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no such file.
-        ValueError: two files have the same key (``a.png`` and ``a.jpg``).
+        ValueError: two files have the same key (``a.png`` and ``a.jpg``), or the archive is
+            damaged.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise FileNotFoundError(f"folder {shown(folder)} does not exist")
     found: dict[str, str] = {}
     left_out: list[str] = []
-    for path in _walk(folder, left_out):
+    walk = _walk if in_zip(folder) is None else _walk_zip
+    for path in walk(folder, left_out):
         name = os.path.basename(path)
         suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
         if suffix is None or not name.startswith(prefixes or ""):
@@ -100,6 +114,20 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
                 yield path
 
 
+def _walk_zip(folder: Path, left_out: list[str]) -> Iterator[str]:
+    """As :func:`_walk`, in an archive. Nothing leads out of it: names are never looked up on the
+    disk, and those that go up ("..") are left out as hidden ones."""
+    place = in_zip(folder)
+    assert place is not None
+    for name in names_below(place):
+        path = f"{place.archive}/{name}"
+        parts = name[len(place.name) :].strip("/").split("/")
+        if any(part.startswith(".") or part in _FOREIGN for part in parts):
+            left_out.append(path)
+        else:
+            yield path
+
+
 def sample(records: Sequence[Record], at_most: int = 16) -> Sequence[Record]:
     """Some of the records, evenly spread, the first among them."""
     return records[:: max(1, -(-len(records) // at_most))]
@@ -111,19 +139,22 @@ def image_records(images: Mapping[str, str]) -> list[Record]:
 
 
 def labelled_records(
-    images: Mapping[str, str], labels: Mapping[str, str], label_folder: Path
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    label_folder: Path,
+    key: str = "sem_seg_file_name",
 ) -> list[Record]:
-    """Records with ``file_name``, ``image_id`` and ``sem_seg_file_name``; labels of no image are
-    left aside.
+    """Records with ``file_name``, ``image_id`` and, under ``key``, the label; labels of no image
+    are left aside.
 
     Raises:
         MissingLabels: an image has no label; a ``FileNotFoundError`` that names them.
     """
-    missing = [path for key, path in images.items() if key not in labels]
+    missing = [path for name, path in images.items() if name not in labels]
     if missing:
         found = f"{len(missing)} of {len(images)} images, for instance {shown(missing[0])}"
-        raise MissingLabels(f"no label in {shown(label_folder)} for {found}", missing)
+        kind = "label" if key == "sem_seg_file_name" else "mask"
+        raise MissingLabels(f"no {kind} in {shown(label_folder)} for {found}", missing, kind)
     return [
-        {"file_name": path, "image_id": key, "sem_seg_file_name": labels[key]}
-        for key, path in images.items()
+        {"file_name": path, "image_id": name, key: labels[name]} for name, path in images.items()
     ]

@@ -10,7 +10,7 @@ only the accepted one is cut from the image.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -271,11 +271,14 @@ class TargetMapper(_CropMapper):
         margins: top, bottom, left and right shares of the image that pseudo-labels are not to be
             trusted in; see ``valid`` of the result.
         nodata: RGB of pixels that show nothing, by the name of the data set; they are not valid
-            either. Without margins and nodata the result has no ``valid``.
+            either.
+        masked: whether some records name a file of the pixels that show something. Without this,
+            margins and nodata the result has no ``valid``.
     """
 
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     nodata: Mapping[str, Color] = field(default_factory=dict)
+    masked: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TargetMapper":
@@ -283,6 +286,7 @@ class TargetMapper(_CropMapper):
             size=tuple(cfg.INPUT.TARGET_SIZE),
             margins=tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
             nodata=_described(cfg.DATASETS.TRAIN_TARGET, "nodata"),
+            masked=any(_described(cfg.DATASETS.TRAIN_TARGET, "masked").values()),
             **_crop_settings(cfg),
         )
 
@@ -292,7 +296,7 @@ class TargetMapper(_CropMapper):
 
         Raises:
             ValueError: the record names a label file.
-            BadFile: the image cannot be read.
+            BadFile: the image or its mask cannot be read, or they differ in size.
         """
         rng = np.random.default_rng(draw.seed)
         image = read_image(without_label(record)["file_name"])
@@ -303,16 +307,25 @@ class TargetMapper(_CropMapper):
         if flip:
             crop = cv2.flip(crop, 1)
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
-        if any(self.margins) or self.nodata:
+        if any(self.margins) or self.nodata or self.masked:
             valid = _inside_margins(size, self.margins)
-            if color := self.nodata.get(record.get("dataset", "")):
-                empty = cv2.inRange(image, color[::-1], color[::-1])
+            for empty in self._empty(record, image):
                 # Bilinear as the image: a pixel into which one without data is mixed shows neither.
                 valid &= _resize(empty, size, cv2.INTER_LINEAR) == 0
             valid = valid[box]
             valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
             result["valid"] = torch.from_numpy(valid.astype(bool))
         return result
+
+    def _empty(self, record: Record, image: np.ndarray) -> Iterator[np.ndarray]:
+        """(H, W) uint8, not 0 where the image shows nothing, by its colour and by its mask."""
+        if color := self.nodata.get(record.get("dataset", "")):
+            yield cv2.inRange(image, color[::-1], color[::-1])
+        if mask_file := record.get("valid_file_name"):
+            mask = read_image(mask_file)
+            pair = {**record, "sem_seg_file_name": mask_file}
+            check_pair(pair, image.shape[:2], mask.shape[:2])
+            yield cv2.inRange(mask, (0, 0, 0), (0, 0, 0))
 
 
 def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:

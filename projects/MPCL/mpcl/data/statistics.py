@@ -22,6 +22,7 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
+from ..utils.zip_files import on_disk
 from .decoding import BadFile
 from .labels import LabelMap, check_ids, fold_ids, inspect_label
 from .sets.registration import load_records
@@ -75,7 +76,8 @@ def class_statistics(
     files = tuple(record["sem_seg_file_name"] for record in records)
     metadata = MetadataCatalog.get(dataset_name)
     num_classes = len(metadata.stuff_classes)
-    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]))
+    parents = {os.path.dirname(os.path.abspath(on_disk(file))) for file in files}
+    folder = Path(os.path.commonpath(parents))
     key = _key(files, folder, metadata.get("label_map"), num_classes)
     places = _places(folder, dataset_name)
 
@@ -135,7 +137,7 @@ def class_table(names: Sequence[str], counts: NDArray[np.int64]) -> str:
 
 def _key(files: Sequence[str], folder: Path, label_map: LabelMap | None, num_classes: int) -> str:
     """Names are relative to the folder, so that data and cache may be moved together."""
-    stats = [os.stat(file) for file in files]
+    stats = [os.stat(on_disk(file)) for file in files]
     content = {
         "format": _FORMAT,
         "num_classes": num_classes,

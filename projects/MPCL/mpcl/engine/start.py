@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_mpcl_config
 from ..config.reading import get, leaves
+from ..data.sets.classes import classes_of, write_classes
 from ..evaluation.run_record import versions
 from ..utils.atomic_write import write_atomically
 
@@ -40,6 +41,7 @@ def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
         file = Path(cfg.OUTPUT_DIR) / "config.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, cfg.dump().encode())
+        write_classes(file.parent, classes_of(cfg))
         logger.info(f"The whole config is in {file}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not eval_only:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.foreign import write_checkpoint
+from ..data.sets.classes import plain
 from ..modeling.hrda import HRDASegmentor
 from ..modeling.segmentor import MPCLSegmentor
 from .loading import SLIM_CLASSES, SLIM_CONFIG, SLIM_ROLE, Networks
@@ -85,11 +86,11 @@ def save_slim(networks: Networks, path: str | Path) -> int:
         for name, tensor in networks.network.state_dict().items()
         if not name.startswith(_PROTOTYPES)
     }
-    classes = {
-        "names": list(networks.metadata.stuff_classes),
-        "colors": [list(map(int, color)) for color in networks.metadata.stuff_colors],
+    config = {
+        SLIM_CONFIG: cfg.dump(),
+        SLIM_CLASSES: plain(networks.metadata),
+        SLIM_ROLE: networks.role,
     }
-    config = {SLIM_CONFIG: cfg.dump(), SLIM_CLASSES: classes, SLIM_ROLE: networks.role}
     write_checkpoint({"model": state, **config}, path)
     return len(state)
 

@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.training import TrainingCheckpointer
 from ..checkpoint.weight_files import read, refuse_nothing, refuse_random_layers
 from ..config import get_cfg_from
-from ..data.labels import IGNORE_LABEL
-from ..data.sets.custom import class_colors
-from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS
+from ..data.sets.classes import classes_of, from_plain, read_classes
 from ..self_training.teacher import EMATeacher
 from ..utils.foreign_files import parse_yaml
 from ..utils.short import short
@@ -113,7 +111,8 @@ def load_networks(
         opts = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *opts]
         path = Path(source)
         if path.is_dir():
-            cfg, resume = _config_of_run(path, opts), not weights
+            cfg, classes = _config_of_run(path, [*opts, "OUTPUT_DIR", str(path)])
+            resume = not weights
         elif path.suffix in (".yaml", ".yml"):
             cfg = get_cfg_from(str(path), opts)
         else:
@@ -122,7 +121,7 @@ def load_networks(
     for network in networks:
         if network is not None:
             network.eval().requires_grad_(False)
-    return Networks(cfg, *networks, classes or _metadata(cfg), student, role, selection)
+    return Networks(cfg, *networks, classes or classes_of(cfg), student, role, selection)
 
 
 def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str]:
@@ -143,11 +142,13 @@ def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str
     return student, teacher, selection
 
 
-def _config_of_run(folder: Path, opts: Sequence[Any]) -> CfgNode:
+def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
+    """A run's config and classes. Where it has kept them, its data need not be there."""
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
-    return get_cfg_from(str(config_file), [*opts, "OUTPUT_DIR", str(folder)])
+    classes = read_classes(folder)
+    return get_cfg_from(str(config_file), opts, data_may_lack=classes is not None), classes
 
 
 def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None, str]:
@@ -158,12 +159,7 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
     opts = ["MODEL.WEIGHTS", str(path), *opts]
     content = read(str(path))
     if SLIM_CONFIG in content:
-        classes = content.get(SLIM_CLASSES)
-        if not _are_classes(classes):
-            raise ValueError(
-                f"{path}: {SLIM_CLASSES} is {short(classes)}; expected names, and as many colors "
-                "of three values in 0..255, as tools/export.py writes them"
-            )
+        classes = from_plain(content.get(SLIM_CLASSES), str(path))
         role = content.get(SLIM_ROLE)
         if role not in ("student", "teacher"):
             raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
@@ -171,27 +167,12 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
             cfg = _read_config(content[SLIM_CONFIG], opts)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cfg, _new_metadata(classes["names"], classes["colors"]), role
-    if (beside := path.with_name("config.yaml")).is_file():
-        return get_cfg_from(str(beside), opts), None, "student"
+        return cfg, classes, role
+    if path.with_name("config.yaml").is_file():
+        return *_config_of_run(path.parent, opts), "student"
     raise ValueError(
         f"{path} comes without its config: name a config file and these weights, or a run's "
         "folder, or write a slim file with tools/export.py"
-    )
-
-
-def _are_classes(classes: Any) -> bool:
-    if not isinstance(classes, dict):
-        return False
-    names, colors = classes.get("names"), classes.get("colors")
-    if not isinstance(names, (list, tuple)) or not isinstance(colors, (list, tuple)):
-        return False
-    return len(names) == len(colors) and all(
-        isinstance(name, str)
-        and isinstance(color, (list, tuple))
-        and len(color) == 3
-        and all(isinstance(value, int) and 0 <= value <= 255 for value in color)
-        for name, color in zip(names, colors)
     )
 
 
@@ -206,25 +187,3 @@ def _read_config(text: str, opts: Sequence[Any]) -> CfgNode:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         return get_cfg_from(str(file), opts)
-
-
-def _metadata(cfg: CfgNode) -> Metadata:
-    """Names and colours of the model's classes: of a data set of the config, if one has as many."""
-    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in MetadataCatalog and len(MetadataCatalog.get(name).get("stuff_classes", ())):
-            known = MetadataCatalog.get(name)
-            if len(known.stuff_classes) == number and known.get("stuff_colors"):
-                return known
-    if number == len(CITYSCAPES_CLASSES):
-        return _new_metadata(CITYSCAPES_CLASSES, CITYSCAPES_COLORS)
-    names = [f"class {i}" for i in range(number)]
-    return _new_metadata(names, class_colors(names))
-
-
-def _new_metadata(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> Metadata:
-    return Metadata(
-        stuff_classes=list(classes),
-        stuff_colors=[tuple(color) for color in colors],
-        ignore_label=IGNORE_LABEL,
-    )

@@ -56,7 +56,7 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
 
     Faults are: a file that is missing, broken or of a mode that training refuses, a label that
     holds no class ids (see :func:`mpcl.data.labels.read_label`), an id that is neither a class nor
-    ignored, a label of another size than its image.
+    ignored, a label or mask of another size than its image.
     """
     mode, size, faults = "unreadable", None, []
     ids, palette, label = np.zeros(256, dtype=np.int64), None, record.get("sem_seg_file_name", "")
@@ -74,6 +74,12 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
             )
         except BadFile as error:
             faults.append(f"label {error}")
+    if mask := record.get("valid_file_name"):
+        try:
+            mask_size = inspect_image(mask).size
+            check_pair({**record, "sem_seg_file_name": mask}, size or mask_size, mask_size)
+        except BadFile as error:
+            faults.append(f"mask {error}")
     return FileReport(mode, size, label, ids, palette, tuple(faults))
 
 
@@ -137,9 +143,9 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
     try:
         records = load_records([dataset_name])
     except MissingLabels as error:
-        missing = tuple(f"image {shown(file)} has no label" for file in error.images)
-        ids = label_ids(dataset_name, ())
-        return DatasetReport(dataset_name, True, (), ids, (*missing, str(error)))
+        missing = tuple(f"image {shown(file)} has no {error.kind}" for file in error.images)
+        ids, labelled = label_ids(dataset_name, ()), error.kind == "label"
+        return DatasetReport(dataset_name, labelled, (), ids, (*missing, str(error)))
     num_classes = len(metadata.stuff_classes)
     check = partial(check_record, label_map=metadata.get("label_map"), num_classes=num_classes)
     desc = f"checking {dataset_name}"

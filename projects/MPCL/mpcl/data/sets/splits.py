@@ -1,0 +1,134 @@
+"""The files of a split of a user's own data: in folders, in zip archives, or named by lists."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...utils.foreign_files import read_text
+from ...utils.short import short, shown
+from ..files import Record, image_records, is_file, is_folder, labelled_records, list_files
+from ..labels import Color
+
+
+class Fault(ValueError):
+    """A mistake in the description of a data set."""
+
+    def __init__(self, file: Path, key: str, value: object, expected: str) -> None:
+        super().__init__(f"{file}: key {key!r}: got {short(value)}, expected {expected}")
+
+
+class _Missing(FileNotFoundError):
+    """Of a place that a description names; the message is whole."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the files of one split lie: folders, also in zip archives, or lists of files. They are
+    looked up when the records are asked for.
+
+    Attributes:
+        file, key: the description, and the split's key in it.
+        images: one place or several.
+        labels: a place for each of ``images``; () makes the split image-only.
+        valid: likewise, of masks that are 0 where an unlabelled image shows nothing; () = none.
+        image_suffixes, label_suffix: ends of the names in folders; masks end as labels do.
+        root: of the files that lists name; None = the folder of each list.
+        absent: classes that may have no pixel.
+        nodata: RGB of pixels of unlabelled images that show nothing.
+    """
+
+    file: Path
+    key: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    valid: tuple[Path, ...]
+    image_suffixes: tuple[str, ...]
+    label_suffix: str
+    root: Path | None
+    absent: tuple[str, ...]
+    nodata: Color | None
+
+    def records(self) -> list[Record]:
+        """The records of all places, one after the other.
+
+        Raises:
+            FileNotFoundError, ValueError: files are missing or do not belong together; names the
+                description and the key.
+        """
+        try:
+            return [r for number in range(len(self.images)) for r in self._of_place(number)]
+        except (Fault, _Missing):
+            raise
+        except (FileNotFoundError, ValueError) as error:
+            error.args = (f"{self.file}: key {self.key!r}: {error}",)
+            raise
+
+    def _of_place(self, number: int) -> list[Record]:
+        images = self._listing("images", self.images[number], self.image_suffixes)
+        for key, kind, places in (
+            ("sem_seg_file_name", "labels", self.labels),
+            ("valid_file_name", "valid", self.valid),
+        ):
+            if places:
+                beside = self._beside(images, self.images[number], kind, places[number])
+                return labelled_records(images, beside, places[number], key)
+        return image_records(images)
+
+    def _beside(
+        self, images: Mapping[str, str], image_place: Path, kind: str, place: Path
+    ) -> dict[str, str]:
+        """Labels or masks by the keys of their images."""
+        found = self._listing(kind, place, (self.label_suffix,))
+        if is_folder(image_place) != is_folder(place):
+            expected = "two folders, or two lists of files"
+            raise Fault(self.file, self.key, f"images {image_place}, {kind} {place}", expected)
+        if not is_folder(place):
+            if len(found) != len(images):
+                numbers = f"{len(images)} images and {len(found)} {kind}"
+                raise Fault(self.file, self.key, numbers, "lists of the same length")
+            return dict(zip(images, found.values()))
+        unused = [path for key, path in found.items() if key not in images]
+        if unused:
+            numbers = f"{len(unused)} {kind} without an image, for instance {shown(unused[0])}"
+            raise Fault(self.file, self.key, numbers, f"an image in {image_place} for each of them")
+        return found
+
+    def _listing(self, kind: str, path: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+        if is_folder(path):
+            return list_files(path, suffixes)
+        if not path.exists():
+            raise _Missing(
+                f"{self.file}: key '{self.key}.{kind}': {shown(path)} does not exist; expected a "
+                "folder, also in a zip archive, or a list of files"
+            )
+        return _read_list(path, self.root or path.parent)
+
+
+def _read_list(path: Path, root: Path) -> dict[str, str]:
+    """One path a line, below ``root``; keeps the order of the lines.
+
+    A list may come with a download, unlike the description that names it: no line leads out of the
+    root. Links are followed, as in folders.
+    """
+    text = read_text(path)
+    named = [line.strip() for line in text.splitlines() if line.strip()]
+    files = {line: Path(os.path.normpath(root / line)) for line in named}
+    outside = [line for line, file in files.items() if not file.is_relative_to(root)]
+    if outside:
+        raise ValueError(
+            f"list {path} names {len(outside)} files outside {root}, first {outside[0]!r}; "
+            "expected paths below it: if they are meant, name their common folder with the split's "
+            "key root"
+        )
+    if len(files) != len(named):
+        raise ValueError(f"list {path} names a file twice")
+    missing = [str(file) for file in files.values() if not is_file(file)]
+    if missing or not files:
+        found = (
+            f"names {len(missing)} missing files, first {shown(missing[0])}"
+            if missing
+            else "is empty"
+        )
+        raise FileNotFoundError(f"list {path} {found}")
+    return {line: str(file) for line, file in files.items()}
