@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,39 @@ def ink(keys: dict) -> Callable[[World], list[str]]:
     return spoil
 
 
+def other_order(world: World) -> list[str]:
+    """The source once more, with two classes in each other's place."""
+    world.command()
+    text = (world.root / "world.yaml").read_text()
+    text = text.replace(world.name, f"{world.name}b").replace(
+        "- ground\n- hedge", "- hedge\n- ground"
+    )
+    (world.root / "other.yaml").write_text(text)
+    files = f"('{world.root / 'world.yaml'}','{world.root / 'other.yaml'}')"
+    names = f"('{world.name}_sem_seg_source','{world.name}b_sem_seg_source')"
+    return ["DATASETS.FILES", files, "DATASETS.TRAIN", names]
+
+
+def zipped(share: float = 1.0, flag: int = 0) -> Callable[[World], None]:
+    """Puts the target into an archive: a part of one, or one whose second file has a flag."""
+
+    def spoil(world: World) -> None:
+        with zipfile.ZipFile(world.root / "target.zip", "w") as archive:
+            for i in range(2):
+                archive.write(world.root / f"target/{i}.png", f"{i}.png")
+            archive.getinfo("1.png").flag_bits |= flag
+        cut("target.zip", share)(world)
+        world.description["splits"]["target"]["images"] = "target.zip"
+
+    return spoil
+
+
+def masked(world: World) -> None:
+    for i in range(2):
+        world.save(np.zeros((4, 6), np.uint8), f"masks/{i}.png")
+    world.description["splits"]["target"]["valid"] = "masks"
+
+
 def other_palettes(world: World) -> None:
     for i, palette in enumerate(([0, 0, 0, 9, 9, 9, 200, 0, 0], [0, 0, 0, 200, 0, 0, 9, 9, 9])):
         image = Image.fromarray(world.pixels(f"source_labels/{i}.png"))
@@ -292,6 +326,11 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("an unlabelled test set", sets("DATASETS.TEST", "('{w}_images_target',)"), r"TEST expects labelled sets.*image-only"),
     ("a data set that was not prepared", key("DATASETS.TRAIN", "('gta5_sem_seg_train',)"), r"gta5/images.*prepare_gta5\.py"),
     ("classes of another number", described(lambda d: d.update(classes=CLASSES[:3])), r"has 3 classes.*NUM_CLASSES is 4.*set it to 3"),
+    ("shares of some sets", sets("DATASETS.SHARES", "(('{w}_sem_seg_val',1),)"), r"DATASETS\.SHARES is .*names each set of DATASETS\.TRAIN"),
+    ("a share of nothing", sets("DATASETS.SHARES", "(('{w}_sem_seg_source',0),)"), r"DATASETS\.SHARES is .*number above 0"),
+    ("classes in another order", other_order, r"TRAIN: class 0 is 'hedge' in \w+b_sem_seg_source and 'ground' in \w+; expected one order"),
+    ("an archive that is cut", zipped(0.5), r"target\.zip is no readable zip archive"),
+    ("an archive with a password", zipped(flag=1), r"target\.zip/1\.png is encrypted"),
     # images and labels
     ("an id outside the classes", saved(foreign_id, "source_labels/0.png"), r"source_labels/0\.png holds the ids \[4, 5.*below 4.*label_map"),
     ("an id outside, in the test set", saved(foreign_id, "val_labels/0.png"), r"TEST.*val_labels/0\.png holds the ids"),
@@ -320,6 +359,8 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("a colour of two classes", described(lambda d: d.update(label_colors={"box": [1, 2, 3], "sky": [1, 2, 3]})), r"label_colors\.sky.*every colour once"),
     ("a colour of no class", described(lambda d: d.update(label_colors={"roda": [1, 2, 3]})), r"label_colors\.roda.*a class name"),
     ("a colour of two numbers", described(lambda d: d.update(label_colors={"box": [1, 2]})), r"label_colors\.box.*\[red, green, blue\]"),
+    ("labels and masks", described(lambda d: d["splits"]["source"].update(valid="source_labels")), r"splits\.source\.valid.*labels that say ignore"),
+    ("a mask of another size", masked, r"DATASETS\.TRAIN_TARGET.*mask .*masks/0\.png has height x width \(4, 6\)"),
     ("labels and pixels without data", described(lambda d: d["splits"]["source"].update(nodata=[0, 0, 0])), r"splits\.source\.nodata.*labels that say ignore"),
     ("colours and ids", described(lambda d: d.update(label_colors={"box": [1, 2, 3]}, ignore=9)), r"'ignore'.*beside label_colors"),
     # what is no image, or more than one

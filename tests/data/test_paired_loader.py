@@ -4,6 +4,7 @@ import pickle
 import signal
 import time
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +198,22 @@ def test_statistics_and_records_of_several_sets_stay_in_step(cfg, tmp_path, regi
     batches = take(build_paired_loader(cfg), 2)
     drawn = {image["file_name"] for batch in batches for image in batch["source"]}
     assert drawn == {str(tmp_path / "source" / "0.png")}
+
+
+def test_sets_with_shares_are_drawn_in_them_and_the_log_says_so(cfg, tmp_path, register, caplog):
+    more = register(write_images(tmp_path / "none_of_class_2", num_classes=2))
+    target = register(write_images(tmp_path / "more", labelled=False))
+    cfg.DATASETS.TRAIN = (*cfg.DATASETS.TRAIN, more)
+    cfg.DATASETS.TRAIN_TARGET = (*cfg.DATASETS.TRAIN_TARGET, target)
+    cfg.DATASETS.SHARES = [[cfg.DATASETS.TRAIN[0], 1e-9], [more, 1.0]]
+    with caplog.at_level("INFO"):
+        batches = take(build_paired_loader(cfg), 2)
+    drawn = {image["file_name"] for batch in batches for image in batch["source"]}
+    assert {Path(file).parent.name for file in drawn} == {"none_of_class_2"}
+    assert len(drawn) > 2  # its own rare classes, as if it were alone
+    scaled = "scaled by 0.75 (0.75 to 0.75)"
+    assert f"{more}: 6 images, 100.0% of the draws; {scaled}; no pixel of c" in caplog.text
+    assert f"{target}: 6 images, 50.0% of the draws; {scaled}" in caplog.text
 
 
 def test_several_target_sets_are_one_stream(cfg, tmp_path, register):

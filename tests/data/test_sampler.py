@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from mpcl.data.rare_class import RareClassSampler
-from mpcl.data.sampler import NO_CLASS, RareClassDraws, UniformDraws, rank_positions
+from mpcl.data.sampler import (
+    NO_CLASS,
+    RareClassDraws,
+    SharedDraws,
+    UniformDraws,
+    rank_positions,
+)
 
 
 def uniform(seed=0, stream=0, num_images=7):
@@ -13,6 +19,11 @@ def rare(seed=0, stream=0):
     counts = np.array([[60, 0, 40], [100, 0, 0], [0, 0, 100], [30, 50, 20]])
     sampler = RareClassSampler(counts, np.full((4, 2), 10), temperature=1.0, min_image_fraction=0.1)
     return RareClassDraws(sampler, seed=seed, stream=stream)
+
+
+def shared(seed=0, stream=0):
+    parts = [uniform(seed, stream), rare(seed, stream), uniform(seed, stream, num_images=2)]
+    return SharedDraws(parts, [7, 4, 2], [1, 2, 1], seed=seed, stream=stream)
 
 
 def take(draws, count):
@@ -30,14 +41,39 @@ def test_a_uniform_draw_is_made_for_no_class():
     assert {draw.rare_class for draw in take(uniform(), 7)} == {NO_CLASS}
 
 
-@pytest.mark.parametrize("build", [uniform, rare])
+def test_sets_are_drawn_in_their_shares_and_each_as_by_itself():
+    draws = take(shared(), 2000)
+    number = [0] * 7 + [1] * 4 + [2] * 2
+    drawn = np.bincount([number[draw.index] for draw in draws])
+    # Binomial deviations of 2000 draws: 19.4 and 22.4; four of them.
+    assert (abs(drawn - [500, 1000, 500]) < [78, 90, 78]).all()
+    assert {draw.index for draw in draws} == {*range(7), 7, 8, 9, 10, 11, 12}
+    alone = take(rare(), 2000)
+    for position, draw in enumerate(draws):
+        if number[draw.index] == 1:
+            assert (draw.index - 7, draw.rare_class) == (
+                alone[position].index,
+                alone[position].rare_class,
+            )
+    other = {number[shared().instead(5, attempt).index] for attempt in range(1, 20)}
+    assert other == {number[draws[5].index]}
+
+
+def test_the_probability_of_each_image_is_that_of_the_draws():
+    sampler = rare().sampler
+    drawn = np.bincount([draw.index for draw in take(rare(), 4000)], minlength=4)
+    assert sampler.image_probabilities.sum() == pytest.approx(1)
+    np.testing.assert_allclose(drawn / 4000, sampler.image_probabilities, atol=4 * 0.008)
+
+
+@pytest.mark.parametrize("build", [uniform, rare, shared])
 def test_a_draw_does_not_depend_on_what_was_drawn_before(build):
     straight = take(build(), 40)
     for p in (33, 3, 21, 20, 3):
         assert build()[p] == straight[p]
-    shared = build()
+    one = build()
     positions = np.random.default_rng(0).permutation(40).tolist()
-    assert [shared[p] for p in positions] == [straight[p] for p in positions]
+    assert [one[p] for p in positions] == [straight[p] for p in positions]
 
 
 @pytest.mark.parametrize("build", [uniform, rare])

@@ -13,7 +13,9 @@ def config(label_map, classes=("a", "b"), changed=False):
     name = f"identity_{uuid.uuid4().hex}"
     set_metadata(name, list(classes), [(0, 0, 0)] * len(classes), label_map)
     solver = SimpleNamespace(IMS_PER_BATCH=2, RESUME_CHANGED=changed)
-    return SimpleNamespace(SEED=0, SOLVER=solver, DATASETS=SimpleNamespace(TRAIN=(name,)))
+    return SimpleNamespace(
+        SEED=0, SOLVER=solver, DATASETS=SimpleNamespace(TRAIN=(name,), SHARES=())
+    )
 
 
 def test_labels_that_mean_something_else_make_another_run():

@@ -94,6 +94,10 @@ def _add_data_config(cfg: CN) -> None:
     cfg.DATASETS.TRAIN = ()  # names of the labelled source sets
     cfg.DATASETS.TRAIN_TARGET = ()  # names of the image-only target sets
     cfg.DATASETS.TEST = ()  # names of the sets that are evaluated; () = no evaluation
+    # [name, number] of each set of DATASETS.TRAIN, or of DATASETS.TRAIN_TARGET, or of both: how
+    # often it is drawn, compared with the others there. () = images of all sets are as likely; of
+    # the sources, by their classes.
+    cfg.DATASETS.SHARES = ()
     # YAML descriptions of a user's own data sets (datasets/README.md), registered before the names
     # are looked up.
     cfg.DATASETS.FILES = ()

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -262,6 +262,8 @@ def _check_set(
             f"{role.key}: {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
             f"{num_classes}; expected the same number: set it to {len(classes)}, or name other sets"
         )
+    if role.labelled and classes is not None:
+        notes += _compare_classes(cfg, role, name, classes)
     skipped = role.size_key and cfg.DATALOADER.ON_BAD_FILE == "skip"
     label_map = metadata.get("label_map")
     reports = [check_record(record, label_map, num_classes) for record in sample(records)]
@@ -278,6 +280,21 @@ def _check_set(
     if role.size_key:
         notes += _padding(cfg, role, name, reports[0])
         scales[name] = scale_factors(sample(records, 100), tuple(cfg.INPUT[role.size_key]))
+
+
+def _compare_classes(cfg: CfgNode, role: _Role, name: str, classes: Sequence[str]) -> list[str]:
+    """A sentence where a set calls classes otherwise than the first source; raises where one name
+    stands for two indices."""
+    first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
+    known = MetadataCatalog.get(first).get("stuff_classes") if first in DatasetCatalog else None
+    differ = [(i, a, b) for i, (a, b) in enumerate(zip(known or (), classes)) if a != b]
+    if not differ:
+        return []
+    index, ours, other = differ[0]
+    text = f"{role.key}: class {index} is {other!r} in {name} and {ours!r} in {first}"
+    if any(b in known for _, _, b in differ):
+        raise ValueError(f"{text}; expected one order of the classes in all sets")
+    return [text]
 
 
 def _check_labels(

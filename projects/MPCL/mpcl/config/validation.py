@@ -64,6 +64,7 @@ def _check_data(cfg: CN) -> None:
     for key in ("DATASETS.TRAIN", "DATASETS.TRAIN_TARGET", "DATASETS.TEST", "DATASETS.FILES"):
         if not all(isinstance(name, str) for name in get(cfg, key)):
             _refuse(cfg, key, "a list of texts")
+    _check_shares(cfg)
     _one_of(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
     for key in ("INPUT.SOURCE_SIZE", "INPUT.TARGET_SIZE"):
         size = get(cfg, key)
@@ -77,6 +78,21 @@ def _check_data(cfg: CN) -> None:
     _number(cfg, "DATALOADER.RARE_CLASS.TEMPERATURE", above=0)
     _number(cfg, "DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION", least=0, below=1)
     _number(cfg, "DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", least=0, below=1)
+
+
+def _check_shares(cfg: CN) -> None:
+    domains = [sorted(cfg.DATASETS.TRAIN), sorted(cfg.DATASETS.TRAIN_TARGET)]
+    expected = (
+        "a list of [name, number above 0] that names each set of DATASETS.TRAIN, or of "
+        "TRAIN_TARGET, or of both once"
+    )
+    for pair in cfg.DATASETS.SHARES:
+        whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+        if not whole or not _are_numbers(pair[1:], 1) or not pair[1]:
+            _refuse(cfg, "DATASETS.SHARES", expected)
+    names = sorted(name for name, _ in cfg.DATASETS.SHARES)
+    if names not in ([], *domains, sorted(domains[0] + domains[1])):
+        _refuse(cfg, "DATASETS.SHARES", expected)
 
 
 def _check_model(cfg: CN) -> None:

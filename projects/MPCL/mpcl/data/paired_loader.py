@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import cv2
@@ -27,7 +27,7 @@ from .mapper import (
     without_label,
 )
 from .rare_class import RareClassSampler
-from .sampler import Draw, Draws, RareClassDraws, UniformDraws, rank_positions
+from .sampler import Draw, Draws, RareClassDraws, SharedDraws, UniformDraws, rank_positions
 from .sets.registration import load_records
 from .statistics import ClassStatistics, class_statistics
 from .worker_death import explain_death
@@ -206,14 +206,14 @@ class PairedLoader:
             yield list(rank_positions(iteration, self._batch_size, self._rank, self._world_size))
 
 
-def _named_records(names: Sequence[str]) -> list[Record]:
-    """Records of sets; each names its set, whose metadata decide how its files are read."""
-    return [{**record, "dataset": name} for name in names for record in load_records([name])]
+def _named_records(names: Sequence[str]) -> list[list[Record]]:
+    """Records of each set; each names its set, whose metadata decide how its files are read."""
+    return [[{**record, "dataset": name} for record in load_records([name])] for name in names]
 
 
-def _labelled_records(names: Sequence[str]) -> list[Record]:
+def _labelled_records(names: Sequence[str]) -> list[list[Record]]:
     records = _named_records(names)
-    for record in records:
+    for record in chain(*records):
         if "sem_seg_file_name" not in record:
             raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
     return records
@@ -249,16 +249,63 @@ def _check_classes(names: Sequence[str], statistics: Sequence[ClassStatistics]) 
         )
 
 
-def _rare_class_sampler(cfg: CfgNode, statistics: Sequence[ClassStatistics]) -> RareClassSampler:
-    rare_class = cfg.DATALOADER.RARE_CLASS
-    counts, sizes = (np.concatenate(c) for c in zip(*((s.counts, s.sizes) for s in statistics)))
-    return RareClassSampler(counts, sizes, rare_class.TEMPERATURE, rare_class.MIN_IMAGE_FRACTION)
+def _draws(
+    cfg: CfgNode,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    stream: int,
+    statistics: Sequence[ClassStatistics] = (),
+) -> Draws:
+    """Of the sets of one domain: as one set, or in the shares of DATASETS.SHARES.
+
+    Args:
+        sizes: number of images of each set.
+        statistics: of each set, where rare classes are to be drawn more often.
+    """
+    common, rare_class = {"seed": cfg.SEED, "stream": stream}, cfg.DATALOADER.RARE_CLASS
+
+    def of(sets: slice) -> Draws:
+        if not statistics:
+            return UniformDraws(sum(sizes[sets]), **common)
+        counted = [(s.counts, s.sizes) for s in statistics[sets]]
+        counts, shapes = (np.concatenate(column) for column in zip(*counted))
+        settings = (rare_class.TEMPERATURE, rare_class.MIN_IMAGE_FRACTION)
+        return RareClassDraws(RareClassSampler(counts, shapes, *settings), **common)
+
+    shares = {name: share for name, share in cfg.DATASETS.SHARES if name in names}
+    if not shares:
+        return of(slice(None))
+    parts = [of(slice(number, number + 1)) for number in range(len(names))]
+    return SharedDraws(parts, sizes, [shares[name] for name in names], **common)
 
 
-def _log_scale_factors(names: Sequence[str], box: Sequence[int]) -> None:
-    for name in names:
-        if factors := scale_factors(sample(load_records([name]), 100), tuple(box)):
-            logger.info(f"Scale factors (smallest to largest): {scales_in_words(name, factors)}")
+def _shares(draws: Draws, sizes: Sequence[int]) -> np.ndarray:
+    """How often each set is drawn, in the mean; they sum to 1."""
+    if isinstance(draws, SharedDraws):
+        return draws.probabilities
+    if isinstance(draws, RareClassDraws):
+        starts = np.cumsum([0, *sizes[:-1]])
+        return np.add.reduceat(draws.sampler.image_probabilities, starts)
+    return np.array(sizes) / sum(sizes)
+
+
+def _log_sets(
+    names: Sequence[str],
+    records: Sequence[Sequence[Record]],
+    draws: Draws,
+    box: Sequence[int],
+    statistics: Sequence[ClassStatistics] = (),
+) -> None:
+    shares = _shares(draws, [len(part) for part in records])
+    for number, (name, part) in enumerate(zip(names, records)):
+        words = f"{name}: {len(part)} images, {shares[number]:.1%} of the draws"
+        if factors := scale_factors(sample(part, 100), tuple(box)):
+            words += f"; {scales_in_words('scaled by', factors)}"
+        if statistics:
+            pixels = statistics[number].counts.sum(axis=0)
+            classes = zip(MetadataCatalog.get(name).stuff_classes, pixels)
+            words += f"; no pixel of {', '.join(c for c, n in classes if not n) or 'no class'}"
+        logger.info(words)
 
 
 def build_paired_loader(cfg: CfgNode) -> PairedLoader:
@@ -281,18 +328,19 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     names, skip = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.ON_BAD_FILE == "skip"
     records = _labelled_records(names)
     statistics = _class_statistics(cfg, names) if cfg.DATALOADER.RARE_CLASS.ENABLED else []
-    draws = (
-        RareClassDraws(_rare_class_sampler(cfg, statistics), seed=cfg.SEED, stream=_SOURCE_STREAM)
-        if statistics
-        else UniformDraws(len(records), seed=cfg.SEED, stream=_SOURCE_STREAM)
-    )
-    _log_scale_factors(names, cfg.INPUT.SOURCE_SIZE)
-    streams = {"source": DomainStream(records, draws, SourceMapper.from_config(cfg), skip)}
+
+    def stream(names, records, number, mapper, box, statistics=()) -> DomainStream:
+        draws = _draws(cfg, names, [len(part) for part in records], number, statistics)
+        _log_sets(names, records, draws, box, statistics)
+        return DomainStream(list(chain(*records)), draws, mapper.from_config(cfg), skip)
+
+    source = (_SOURCE_STREAM, SourceMapper, cfg.INPUT.SOURCE_SIZE, statistics)
+    streams = {"source": stream(names, records, *source)}
     if cfg.SELF_TRAINING.ENABLED:
-        targets = [without_label(r) for r in _named_records(cfg.DATASETS.TRAIN_TARGET)]
-        _log_scale_factors(cfg.DATASETS.TRAIN_TARGET, cfg.INPUT.TARGET_SIZE)
-        uniform = UniformDraws(len(targets), seed=cfg.SEED, stream=_TARGET_STREAM)
-        streams["target"] = DomainStream(targets, uniform, TargetMapper.from_config(cfg), skip)
+        names = list(cfg.DATASETS.TRAIN_TARGET)
+        records = [[without_label(r) for r in part] for part in _named_records(names)]
+        target = (_TARGET_STREAM, TargetMapper, cfg.INPUT.TARGET_SIZE)
+        streams["target"] = stream(names, records, *target)
     loader = PairedLoader(
         streams,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,

@@ -86,6 +86,7 @@ class RareClassSampler:
         if not 0 <= min_image_fraction < 1:
             raise ValueError(f"min_image_fraction must be in [0, 1), got {min_image_fraction}")
         self.probabilities = class_probabilities(counts.sum(axis=0), temperature)
+        self._num_files = len(counts)
         share = counts / sizes.prod(axis=1, keepdims=True)
         self.candidates = [np.flatnonzero(column > min_image_fraction) for column in share.T]
         self._fall_back_(share, min_image_fraction)
@@ -103,6 +104,14 @@ class RareClassSampler:
                 small,
                 min_image_fraction,
             )
+
+    @property
+    def image_probabilities(self) -> NDArray[np.float64]:
+        """(N,) float64 probability of drawing each file, sum 1."""
+        found = np.zeros(self._num_files)
+        for probability, files in zip(self.probabilities, self.candidates):
+            found[files] += probability / max(1, len(files))
+        return found
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """Draws a class, then a file that shows it; returns (class, index of the file)."""

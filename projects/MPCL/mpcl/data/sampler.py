@@ -5,7 +5,9 @@ had never stopped, and the ranks of a job split the stream of a single process a
 the number of loader workers.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +17,8 @@ from .rare_class import RareClassSampler
 
 NO_CLASS = -1  # Draw.rare_class of a draw that was not made for the sake of a class
 
-# Keeps the seed of epoch e, of draw p = e and of what stands in for draw p apart.
-_ORDER, _AUGMENTATION, _INSTEAD = 0, 1, 2
+# Keeps the seed of epoch e, of draw p = e, of what stands in for draw p and of its set apart.
+_ORDER, _AUGMENTATION, _INSTEAD, _SET = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,48 @@ class RareClassDraws:
         seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
         rare_class, index = self.sampler.draw(np.random.default_rng(seed))
         return Draw(index, seed, rare_class)
+
+
+class SharedDraws:
+    """Draws from several sets, each in its share: a draw is made for a set first, then as the set
+    draws by itself at this position.
+
+    Args:
+        parts: the draws of each set.
+        sizes: its number of images; those of all sets are counted one set after the other.
+        shares: positive; how often it is drawn, compared with the others.
+        seed, stream: as of the parts.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Draws],
+        sizes: Sequence[int],
+        shares: Sequence[float],
+        *,
+        seed: int,
+        stream: int = 0,
+    ) -> None:
+        self.parts, self.seed, self.stream = list(parts), seed, stream
+        self.starts = [0, *accumulate(sizes)]
+        self.probabilities = np.asarray(shares, float) / sum(shares)
+
+    def __getitem__(self, position: int) -> Draw:
+        """Draw ``position``. Raises ValueError if it is negative."""
+        number = self._set(position)
+        return self._counted(number, self.parts[number][position])
+
+    def instead(self, position: int, attempt: int) -> Draw:
+        """Another draw from the same set; see :class:`Draws`."""
+        number = self._set(position)
+        return self._counted(number, self.parts[number].instead(position, attempt))
+
+    def _set(self, position: int) -> int:
+        rng = np.random.default_rng(fold_seed(self.seed, self.stream, _SET, position))
+        return int(rng.choice(len(self.parts), p=self.probabilities))
+
+    def _counted(self, number: int, draw: Draw) -> Draw:
+        return replace(draw, index=self.starts[number] + draw.index)
 
 
 def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: int = 1) -> range:

@@ -23,6 +23,7 @@ def run_identity(cfg, world_size: int | None = None) -> dict[str, int | str]:
         "SEED": cfg.SEED,
         "number of processes": comm.get_world_size() if world_size is None else world_size,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+        "DATASETS.SHARES": repr([(name, float(share)) for name, share in cfg.DATASETS.SHARES]),
         "digest of classes and label_map of DATASETS.TRAIN": _labels(cfg.DATASETS.TRAIN),
     }
 

@@ -36,6 +36,7 @@ _PROTOTYPES = "prototype_head."
 # What the config of a slim file must not depend on: data, other files, and training.
 _PREDICTION_ONLY = {
     "DATASETS.FILES": (),
+    "DATASETS.SHARES": (),
     "DATASETS.TRAIN": (),
     "DATASETS.TRAIN_TARGET": (),
     "DATASETS.TEST": (),

@@ -29,7 +29,13 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
 
     Raises:
         BadFile: a label cannot be read.
+        ValueError: sets are drawn in shares, each by its own classes.
     """
+    if {name for name, _ in cfg.DATASETS.SHARES} & set(cfg.DATASETS.TRAIN):
+        raise ValueError(
+            "DATASETS.SHARES draws from each set by its own classes; look at one set: "
+            "DATASETS.SHARES () DATASETS.TRAIN \"('name',)\""
+        )
     statistics = [class_statistics(name) for name in cfg.DATASETS.TRAIN]
     counts = np.concatenate([s.counts for s in statistics])
     sizes = np.concatenate([s.sizes for s in statistics])
