@@ -3,6 +3,7 @@
 What must be refused is a row of ``test_bad_input.py``; here is what must be told, or just work.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -183,10 +184,12 @@ def test_hidden_and_foreign_folders_and_links_that_lead_back_are_left_out(world,
     for link in ("again", "more"):
         os.symlink(world.root / "target", world.root / "target" / link)
     os.symlink("loop", world.root / "target/loop")
+    world.save(world.pixels("target/0.png"), "target/deep/2.gif")
     with caplog.at_level("WARNING"):
         told = checked(world, capsys)
     assert f"{world.name}_images_target: 2 images" in told
     assert f"Left out of folder {world.root / 'target'}: 7 hidden or foreign files" in caplog.text
+    assert "1 images of formats that are not looked for, such as" in caplog.text
 
 
 def test_a_mark_in_front_of_a_list_or_a_description_does_no_harm(world, capsys):
@@ -437,3 +440,22 @@ def test_masks_say_where_target_images_show_something(world, capsys):
     assert "mask" in told and "target_masks/1.png has height x width (63, 96)" in told
     (world.root / "target_masks/1.png").unlink()
     assert "target/1.png has no mask" in checked(world, capsys, status=1)
+
+
+NO_CLASSES = {
+    "no mapping": [1],
+    "fewer colours": {"names": ["a", "b"], "colors": [[0, 0, 0]]},
+    "a colour of two": {"names": ["a", "b"], "colors": [[0, 0, 0], [0, 0]]},
+    "a name that is none": {"names": ["a", 1], "colors": [[0, 0, 0]] * 2},
+    "a map to no class": {"names": ["a"], "colors": [[0, 0, 0]], "label_map": [[0, 1]]},
+    "a map of no ids": {"names": ["a"], "colors": [[0, 0, 0]], "label_map": [["x", 0]]},
+    "a map of no pairs": {"names": ["a"], "colors": [[0, 0, 0]], "label_map": [[0]]},
+}
+
+
+@pytest.mark.parametrize("content", NO_CLASSES.values(), ids=NO_CLASSES)
+def test_classes_of_a_run_that_are_none_are_refused_by_name(tmp_path, content):
+    (tmp_path / "config.yaml").write_text("SEED: 0\n")
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"classes\.json: the classes are .*; expected names"):
+        mpcl.Predictor(tmp_path)

@@ -283,13 +283,13 @@ def _check_set(
 
 
 def _compare_classes(cfg: CfgNode, role: _Role, name: str, classes: Sequence[str]) -> list[str]:
-    """A sentence where a set calls classes otherwise than the first source; raises where one name
-    stands for two indices."""
+    """A sentence where a set calls as many classes otherwise than the first source; raises where
+    one name stands for two indices."""
     first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
     known = MetadataCatalog.get(first).get("stuff_classes") if first in DatasetCatalog else None
-    differ = [(i, a, b) for i, (a, b) in enumerate(zip(known or (), classes)) if a != b]
-    if not differ:
+    if known is None or len(known) != len(classes) or list(known) == list(classes):
         return []
+    differ = [(i, a, b) for i, (a, b) in enumerate(zip(known, classes)) if a != b]
     index, ours, other = differ[0]
     text = f"{role.key}: class {index} is {other!r} in {name} and {ours!r} in {first}"
     if any(b in known for _, _, b in differ):

@@ -13,6 +13,7 @@ from ..utils.zip_files import holds, in_zip, names_below
 _FOREIGN = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_OTHER_IMAGES = (".avif", ".heic", ".jxl", ".jp2", ".gif", ".ppm", ".pgm")
 
 Record = dict[str, str]
 
@@ -63,11 +64,13 @@ def list_files(
         raise FileNotFoundError(f"folder {shown(folder)} does not exist")
     found: dict[str, str] = {}
     left_out: list[str] = []
+    others: list[str] = []
     walk = _walk if in_zip(folder) is None else _walk_zip
     for path in walk(folder, left_out):
         name = os.path.basename(path)
         suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
         if suffix is None or not name.startswith(prefixes or ""):
+            others += [path] if name.lower().endswith(_OTHER_IMAGES) else []
             continue
         key = Path(os.path.relpath(path, folder)).as_posix()[: -len(suffix)]
         if key in found:
@@ -79,6 +82,12 @@ def list_files(
         note = (
             f"Left out of folder {shown(folder)}: {len(unused)} hidden or foreign files, or links "
             f"to folders that were listed already, such as {shown(unused[0])}"
+        )
+        log_first_n(logging.WARNING, note, key="message")
+    if others and suffixes == IMAGE_SUFFIXES:
+        note = (
+            f"Left out of folder {shown(folder)}: {len(others)} images of formats that are not "
+            f"looked for, such as {shown(others[0])}; convert them to PNG"
         )
         log_first_n(logging.WARNING, note, key="message")
     if not found:
