@@ -313,10 +313,10 @@ def test_an_evaluation_asks_for_the_folders_that_it_reads_alone(world, tmp_path)
         (tmp_path / name).rename(tmp_path / f"{name}.gone")
     world.flags = ["--eval-only"]
     args = train_net.parse_args(world.command(*SMALLEST, "MODEL.WEIGHTS", str(weights)))
-    assert train_net.check(args) == []
+    assert job.check(args) == []
     (tmp_path / "val").rename(tmp_path / "val.gone")
     with pytest.raises(ValueError, match=r"TEST: .*'splits.val.images'.*val does not"):
-        train_net.check(args)
+        job.check(args)
 
 
 def zipped(world: World, *folders: str, method: int = zipfile.ZIP_DEFLATED) -> None:
