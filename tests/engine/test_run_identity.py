@@ -25,3 +25,14 @@ def test_labels_that_mean_something_else_make_another_run():
         with pytest.raises(ValueError, match=r"classes and label_map of DATASETS\.TRAIN was"):
             check_same_run(saved, config(*changed))
         check_same_run(saved, config(*changed, **{"changed": True}))
+
+
+def test_other_shares_of_the_sets_make_another_run():
+    cfg = config(None)
+    saved = run_identity(cfg)
+    cfg.DATASETS.SHARES = ((cfg.DATASETS.TRAIN[0], 1),)
+    with pytest.raises(ValueError, match=r"DATASETS\.SHARES was \[\] and is \[\('identity_"):
+        check_same_run(saved, cfg)
+    saved = run_identity(cfg)
+    cfg.DATASETS.SHARES = [[cfg.DATASETS.TRAIN[0], 1.0]]  # as a file has it
+    check_same_run(saved, cfg)
