@@ -82,6 +82,20 @@ TEST = [
 ]
 
 
+# The others (demo, gpu_check) work on a checkout.
+COMMANDS = {
+    "train": "train_net",
+    **{
+        name.replace("_", "-"): name
+        for name in (
+            *("check_data", "compare", "convert_checkpoint", "doctor", "export"),
+            *("inspect_prototypes", "install_detectron2", "predict", "report", "run_seeds"),
+            *("submit", "visualize"),
+        )
+    },
+}
+
+
 class BuildWithConfigs(build_py):
     """A wheel carries the configs, which stand beside the package in a checkout."""
 
@@ -116,8 +130,11 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
-    package_dir={"": SOURCE},
-    packages=find_packages(SOURCE),
+    package_dir={"": SOURCE, "mpcl_tools": "tools"},
+    packages=[*find_packages(SOURCE), "mpcl_tools"],
+    entry_points={
+        "console_scripts": [f"mpcl-{name} = mpcl_tools:{tool}" for name, tool in COMMANDS.items()]
+    },
     package_data={
         "mpcl": ["py.typed"],
         "mpcl.visualization.report": ["page.html", "page.css", "page.js"],

@@ -146,7 +146,7 @@ def prepare(output: Path, parameters: Parameters, workers: int) -> bool:
         for index in range(size)
     ]
     with _mapper(workers) as run:
-        for _ in tqdm(run(tasks), total=len(tasks), desc="streets", unit="image"):
+        for _ in tqdm(run(tasks), total=len(tasks), desc="streets", unit="image", disable=None):
             pass
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     if final.exists():

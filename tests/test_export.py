@@ -120,6 +120,11 @@ def test_onnxruntime_computes_the_same(tiny_cfg, tmp_path, method):
     assert exported.dynamic == (method == "daformer")
     assert max(exported.differences.values()) < 1e-4
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about == {"classes": '["ground", "hedge", "sky", "box"]', "role": "teacher"}
+    axes = ["batch", 3, "height", "width"] if exported.dynamic else [1, 3, 64, 72]
+    (image_input,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert image_input.shape == axes and logits.shape == [axes[0], 4, *axes[2:]]
     batches = [images(64, 72)]
     batches += [images(77, 130, 3)] if exported.dynamic else []
     for batch in batches:

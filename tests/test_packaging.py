@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,28 @@ def test_an_installed_package_brings_its_configs_and_types(tmp_path):
         text=True,
     )
     assert said.stdout.split() == [str(packed / "__init__.py"), "HRDASegmentor"]
+
+
+def test_an_installed_package_brings_the_tools_as_commands(tmp_path):
+    setup = [sys.executable, "setup.py", "-q"]
+    build = ["build", "--build-base", str(tmp_path / "build"), "--build-lib", str(tmp_path / "lib")]
+    info = ["egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([*setup, *build, *info], cwd=ROOT, check=True)
+    commands = PathDistribution(tmp_path / "mpcl.egg-info").entry_points.select(
+        group="console_scripts"
+    )
+    assert {"mpcl-train", "mpcl-predict", "mpcl-install-detectron2"} <= commands.names
+    for command in commands:
+        call = f"import sys; sys.argv[1:] = ['--help']; import {command.module}; "
+        said = subprocess.run(
+            [sys.executable, "-c", f"{call}{command.module}.{command.attr}()"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / "lib")},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert said.stdout.startswith(f"usage: {command.attr}.py "), command
 
 
 def test_a_config_of_a_checkout_is_found_by_its_name():

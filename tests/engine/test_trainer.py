@@ -12,8 +12,10 @@ from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mpcl.data.canvas import GAP
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.training_pictures import TrainingPictures
 from mpcl.modeling import hrda
 from mpcl.structures import Box
 
@@ -71,12 +73,18 @@ def test_method_trains_logs_and_evaluates(tiny_cfg, method):
         since_start = cfg.SOLVER.MAX_ITER - start
         assert steps["prototype_head.projection.weight"] == since_start
         assert steps["sem_seg_head.classifier.weight"] == cfg.SOLVER.MAX_ITER
-    pictures = EventAccumulator(cfg.OUTPUT_DIR).Reload().Tags()["images"]
-    shown = {"source/image", "source/label", "source/prediction"}
+    events = EventAccumulator(cfg.OUTPUT_DIR).Reload()
+    assert events.Tags()["images"] == ["training step"]
+    strips = events.Images("training step")
+    assert [strip.step for strip in strips] == [0, 3, 5]  # VIS_PERIOD is 3; the last one
+    shown = {"source", "source label", "source prediction"}
     if adapts:
-        shown |= {"target/image", "target/pseudo_label"}
-        shown |= {"mixed/image", "mixed/label", "mixed/prediction"}
+        shown |= {"target", "pseudo-label", "mixed", "mixed label", "mixed prediction"}
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, TrainingPictures))
+    pictures = hook.pictures()
     assert set(pictures) == shown
+    side = cfg.INPUT.CROP.SIZE[1]
+    assert {strip.width for strip in strips} == {len(pictures) * (side + GAP) - GAP}
 
 
 def test_a_subclass_chooses_its_loader_and_its_evaluator_of_tests(tiny_cfg):

@@ -11,7 +11,7 @@ import pytest
 from command_line import DEBUG, command_line, make_parser
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-NAMES = sorted(file.stem for file in TOOLS.glob("*.py") if file.stem != "command_line")
+NAMES = sorted({file.stem for file in TOOLS.glob("*.py")} - {"__init__", "command_line"})
 # Runs before there is anything to import; its errors are those of pip, which it shows as they are.
 OWN_WAYS = {"install_detectron2", "gpu_check"}
 

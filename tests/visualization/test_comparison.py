@@ -5,7 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from mpcl.visualization.canvas import CAPTION_HEIGHT, GAP
+from mpcl.data.canvas import CAPTION_HEIGHT, GAP
 from mpcl.visualization.comparison import comparison
 
 COLORS = [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]  # of the tiny world

@@ -431,8 +431,10 @@ def test_inspection_is_written_as_table_json_and_pictures(trained_runs, tmp_path
     inspect_prototypes.main(words)
     text = capsys.readouterr().out
     content = json.loads((tmp_path / "out/prototypes.json").read_text())
-    for word in ("usage %", "drift from start", "drift from model_0000001", "Dead: none"):
+    for word in ("usage", "drift from", "start", "model_0000001", "Dead: none"):
         assert word in text
+    assert "model_0000003" not in text  # is model_final.pth: a drift of 0 by construction
+    assert max(map(len, text.splitlines())) <= 130
     assert len(content["distances"]) == len(content["prototypes"])
     for name in ("gallery.png", "distances.png"):
         assert Image.open(tmp_path / "out" / name).width > 300

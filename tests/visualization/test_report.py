@@ -319,6 +319,18 @@ def test_runs_with_nothing_in_them_are_shown(tmp_path):
     write_report([tmp_path / "run"], tmp_path / "report.html", images=0)
 
 
+def test_scores_and_pictures_come_first_and_what_was_run_last(page):
+    sections = [part["id"] for part in page.all("section") if "id" in part]
+    assert sections == ["pictures", "classes", "curves", "prototypes", "what"]
+
+
+def test_a_value_that_was_logged_once_gets_no_chart(tmp_path):
+    rows = [{"iteration": i, "lr": 0.1, **({"time": 2.0} if i else {})} for i in range(2)]
+    write_report([make_run(tmp_path / "run", rows)], tmp_path / "report.html", images=0)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [chart["id"] for chart in page.data["charts"]] == ["lr"]
+
+
 def test_settings_of_which_runs_differ(tmp_path):
     one = make_run(tmp_path / "one", [])
     other = make_run(tmp_path / "other", [], SOLVER={"MAX_ITER": 80}, SEED=3)

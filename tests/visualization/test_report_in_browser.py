@@ -46,10 +46,10 @@ def opened(browser, report_of_runs, request):
 
 @pytest.fixture
 def page(opened):
-    """The page with all its controls as they were at first, and the filter unfolded."""
+    """The page with all its controls as they were at first, and everything unfolded."""
     opened.evaluate(
         """() => {
-          document.getElementById("filter").open = true;
+          for (const part of document.querySelectorAll("#filter, .fold")) part.open = true;
           for (const box of document.querySelectorAll("#run-filter input"))
             if (!box.checked) box.click();
           document.getElementById("all-classes").click();
@@ -61,6 +61,15 @@ def page(opened):
         }"""
     )
     return opened
+
+
+def test_a_phone_gets_the_page_folded_up(opened):
+    """Before anything else touches it: see the order of the tests."""
+    folded = opened.evaluate("[...document.querySelectorAll('.fold')].map((part) => !part.open)")
+    narrow = opened.viewport_size["width"] < 640
+    assert len(folded) > 3 and set(folded) == {narrow}
+    if narrow:
+        assert opened.evaluate("document.documentElement.scrollHeight") < 6000
 
 
 def test_charts_are_drawn_and_nothing_sticks_out(page):

@@ -80,7 +80,7 @@ def add_mpcl_config(cfg: CN) -> None:
 def _add_run_config(cfg: CN) -> None:
     cfg.SEED = 0  # of all random numbers
     cfg.OUTPUT_DIR = "./output"  # folder of the run; every config has its own
-    cfg.VIS_PERIOD = 500  # iterations between two sets of pictures in TensorBoard; 0 = never
+    cfg.VIS_PERIOD = 500  # iterations between two strips of pictures in TensorBoard; 0 = never
     # Iterations between two lines of the log: the only time the device is read from.
     cfg.LOG_PERIOD = 20
     cfg.CUDNN_BENCHMARK = False  # let cuDNN try algorithms; off, runs are repeatable

@@ -93,7 +93,11 @@ def class_statistics(
         bad=bad if skip_bad else None,
     )
     rows = thread_map(
-        count, files, max_workers=num_workers or 1, desc=f"counting classes of {dataset_name}"
+        count,
+        files,
+        max_workers=num_workers or 1,
+        desc=f"counting classes of {dataset_name}",
+        disable=None,  # the bar is for terminals, not for files
     )
     counts, sizes = (np.array(column, np.int64) for column in zip(*rows))
     statistics = ClassStatistics(files, counts, sizes, dict(sorted(bad.items())))

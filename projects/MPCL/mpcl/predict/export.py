@@ -7,9 +7,11 @@ normalisation is inside. Resizing an image to INPUT.TARGET_SIZE before, and slid
 it, remain the caller's.
 """
 
+import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +108,8 @@ def export_network(
 
     Images may have any size and number. Exceptions, which are fixed to one image of ``size``:
     HRDA, whose detail windows are a loop of Python, and encoders whose graph depends on the size.
+    An ONNX file names its axes, and has in its metadata ``classes`` (a JSON list of the names in
+    the order of the logits) and ``role`` (teacher or student).
 
     Args:
         export_format: ``torchscript``, ``export`` or ``onnx``.
@@ -116,7 +120,9 @@ def export_network(
         ImportError: ONNX without the packages of the extra ``export``.
         ValueError: another format or size, or prediction by prototypes.
     """
-    writers = {"torchscript": _torchscript, "export": _export, "onnx": _onnx}
+    about = {"classes": json.dumps(networks.metadata.stuff_classes), "role": networks.role}
+    onnx = partial(_onnx, about=about)
+    writers = {"torchscript": _torchscript, "export": _export, "onnx": onnx}
     if export_format not in writers:
         raise ValueError(f"format is {export_format!r}; expected one of {', '.join(writers)}")
     _refuse_prototypes(networks)
@@ -164,9 +170,10 @@ def _export(
 
 
 def _onnx(
-    network: nn.Module, images: Tensor, path: Path, dynamic: bool
+    network: nn.Module, images: Tensor, path: Path, dynamic: bool, about: Mapping[str, str]
 ) -> Callable[[Tensor], Tensor]:
     try:
+        import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch's exporter needs)
     except ImportError as error:
@@ -182,6 +189,14 @@ def _onnx(
         external_data=False,
         verbose=False,
     )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(about))
+    if dynamic:  # the exporter calls the axes s77 and the like
+        for value in (model.graph.input[0], model.graph.output[0]):
+            for axis, name in {0: "batch", 2: "height", 3: "width"}.items():
+                value.type.tensor_type.shape.dim[axis].dim_param = name
+        del model.graph.value_info[:]  # speaks of the old names; runtimes infer it
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 

@@ -60,7 +60,7 @@ def predict_images(
 
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         written: deque[Future] = deque()
-        progress = tqdm(total=len(images), unit="image", desc=predictor.role)
+        progress = tqdm(total=len(images), unit="image", desc=predictor.role, disable=None)
         depth = 2 * predictor.batch_size
         pairs = read_ahead(readers, read, images, depth)
         by_size = batches(pairs, lambda pair: np.shape(pair[1]), predictor.batch_size)
@@ -85,7 +85,9 @@ def predict_stream(predictor: Predictor, writer: PredictionWriter, stream: Strea
     Returns: the number of frames.
     """
     video = OverlayVideo(writer.video_path(stream.name), stream.fps)
-    progress = tqdm(total=stream.num_frames, unit="image", desc=f"{predictor.role} {stream.name}")
+    progress = tqdm(
+        total=stream.num_frames, unit="image", desc=f"{predictor.role} {stream.name}", disable=None
+    )
     count = 0
     # A camera is shown as it goes; the frames of a file may wait for one another.
     limit = 1 if stream.is_camera else predictor.batch_size

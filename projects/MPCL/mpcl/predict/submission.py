@@ -96,7 +96,7 @@ def write_submission(
     package.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(partial, "w") as archive:  # stored: PNGs are compressed already
-            for (record,) in tqdm(build_test_loader(cfg, dataset), desc=dataset):
+            for (record,) in tqdm(build_test_loader(cfg, dataset), desc=dataset, disable=None):
                 frame = Path(record["file_name"]).name.removesuffix(IMAGE_SUFFIX)
                 classes = predict(network, record)
                 for folder in folders:

@@ -1,6 +1,5 @@
 """Pictures of what a trained network does and of what its prototypes are.
 
-- :mod:`canvas`: rows and columns of pictures with captions (pure).
 - :mod:`scenes`: images of a data set with their labels.
 - :mod:`comparison`, :mod:`activations`, :mod:`feature_map`, :mod:`training_views`,
   :mod:`rare_classes`: the figures of ``tools/visualize.py``.

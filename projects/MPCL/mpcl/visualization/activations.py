@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.canvas import Picture, blend, fit, grid, heat, with_legend, with_scale
 from ..predict.loading import Networks
-from .canvas import Picture, blend, fit, grid, heat
 from .scenes import Scene, embed, load_scenes
 
 _CANDIDATES = 40  # images in which a class is looked for
@@ -52,7 +52,9 @@ def activation_figure(
     if not rows:
         raise ValueError(f"{dataset} does not show {class_name!r} in the images looked at")
     prototypes = [f"prototype {k + 1}" for k in range(head.prototypes.num_prototypes)]
-    return grid(rows, ["image", class_name, *prototypes, "nearest prototype"])
+    picture = grid(rows, ["image", class_name, *prototypes, "nearest prototype"])
+    picture = with_legend(picture, prototypes, [tuple(c) for c in _winner_colors(len(prototypes))])
+    return with_scale(picture, "response, of each image", "weak", "strong")
 
 
 def _showing(scenes: list[Scene], index: int, number: int) -> list[Scene]:
@@ -78,7 +80,11 @@ def _row(student: nn.Module, scene: Scene, index: int, width: int) -> list[Pictu
 
 def _winners(image: Picture, winner: np.ndarray, here: np.ndarray) -> Picture:
     """The nearest prototype as a colour, where the class is."""
+    colors = _winner_colors(winner.max() + 1)
+    return np.where(here[..., None], colors[winner], blend(image, 255 + 0 * image, 0.85))
+
+
+def _winner_colors(number: int) -> Picture:
+    """(number, 3) colours of prototypes; after ten they come again."""
     colors = (np.array(colormaps["tab10"].colors) * 255).round().astype(np.uint8)
-    return np.where(
-        here[..., None], colors[winner % len(colors)], blend(image, 255 + 0 * image, 0.85)
-    )
+    return colors[np.arange(number) % len(colors)]

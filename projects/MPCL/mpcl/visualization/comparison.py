@@ -8,9 +8,9 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 from torch import nn
 
+from ..data.canvas import ERROR_COLORS, Picture, error_map, fit, grid, with_legend
 from ..data.labels import colorize
 from ..predict.predictor import predict
-from .canvas import Picture, error_map, fit, grid, with_legend
 from .scenes import first_test_set, load_scenes, record_for, refuse_other_classes
 
 
@@ -52,7 +52,9 @@ def comparison(
         small = [fit(ids, width, nearest=True) for ids in (scene.truth, *predictions)]
         rows += _rows(fit(scene.image, width), small, meta.stuff_colors, errors)
     picture = grid(rows, ["image", "ground truth", *networks])
-    return with_legend(picture, meta.stuff_classes, meta.stuff_colors)
+    colors = dict(zip(meta.stuff_classes, meta.stuff_colors))
+    colors |= ERROR_COLORS if errors else {}
+    return with_legend(picture, list(colors), list(colors.values()))
 
 
 def _rows(

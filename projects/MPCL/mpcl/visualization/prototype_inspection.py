@@ -244,21 +244,21 @@ def _drifts(prototypes: Prototypes, weights: Sequence[Path]) -> dict[str, Tensor
     return {
         name: drift(before, mean).masked_fill(~started.unsqueeze(1), torch.nan)
         for name, (before, started) in origins.items()
-        if before.shape == mean.shape
+        # Of the checkpoint itself under another name, such as the last periodic one, it would be 0.
+        if before.shape == mean.shape and not (name != "start" and torch.equal(before, mean))
     }
 
 
 def table(inspection: Inspection) -> str:
-    """A text table with one line a prototype."""
+    """A text table with one line a prototype; of several earlier checkpoints it has the newest."""
     origins = list(dict.fromkeys(name for p in inspection.prototypes for name in p.drift))
+    origins = list(dict.fromkeys([*origins[:1], *origins[-1:]]))
     domains = list(inspection.domains)
     rows = [
         [
             p.class_name if p.number == 1 else "",
             p.number,
-            "dead" if p.dead else "unused" if p in inspection.unused else "",
             100 * p.share,
-            *(p.pixels[domain] for domain in domains),
             *(100 * p.purity[domain] if domain in p.purity else None for domain in domains),
             p.spread,
             p.deviation,
@@ -269,10 +269,9 @@ def table(inspection: Inspection) -> str:
         ]
         for p in inspection.prototypes
     ]
-    headers = ["class", "no.", "state", "usage %", *(f"pixels, {name}" for name in domains)]
-    headers += [f"purity %, {domain}" for domain in domains]
-    headers += ["spread", "sigma", "to sibling", "to other", "which is"]
-    headers += [f"drift from {name}" for name in origins]
-    formats = ["", "d", "", ".1f", *["d"] * len(domains), *[".1f"] * len(domains)]
+    headers = ["class", "no.", "usage\n%", *(f"purity %\n{name}" for name in domains)]
+    headers += ["spread", "sigma", "to\nsibling", "to\nother", "which is"]
+    headers += [f"drift from\n{name}" for name in origins]
+    formats = ["", "d", ".1f", *[".1f"] * len(domains)]
     formats += [*[".3f"] * 4, "", *[".3f"] * len(origins)]
     return tabulate(rows, headers=headers, floatfmt=formats, missingval="-")

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from ..data.canvas import Picture, font, grid
 from ..data.decoding import read_image
-from .canvas import Picture, font, grid
 from .prototype_inspection import Inspection, Patch, Prototype
 
 SIDE = 56  # pixels of a patch in the picture

@@ -11,6 +11,7 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
 from ..data.labels import IGNORE_LABEL, IGNORED_COLOR, colorize
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
@@ -19,7 +20,6 @@ from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
 from ..structures import Step, View
 from ..utils.seeding import fold_seed
-from .canvas import Picture, fit, grid, heat, with_legend
 from .scenes import Scene, check_number, load_scenes, refuse_other_classes
 
 
@@ -51,7 +51,8 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
     rows = list(islice(_mixed_rows(cfg, networks.student, hook, colors), number))
     teacher.eval()
     captions = ["source", "its label", "target", "pseudo-label", "confidence", "mixed", "its label"]
-    return with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
+    picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
+    return with_scale(picture, "confidence")
 
 
 def _mixed_rows(
@@ -120,7 +121,7 @@ def pseudo_label_figure(
     captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
     picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
-    return picture, _quality(*counts.tolist())
+    return with_scale(picture, "confidence"), _quality(*counts.tolist())
 
 
 def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tensor]:

@@ -149,7 +149,7 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
     num_classes = len(metadata.stuff_classes)
     check = partial(check_record, label_map=metadata.get("label_map"), num_classes=num_classes)
     desc = f"checking {dataset_name}"
-    files = tuple(thread_map(check, records, max_workers=num_workers or 1, desc=desc))
+    files = tuple(thread_map(check, records, max_workers=num_workers or 1, desc=desc, disable=None))
     ids, labelled = label_ids(dataset_name, files), "sem_seg_file_name" in records[0]
     faults = [fault for file in files for fault in file.faults] + palette_faults(files)
     if labelled and not any(file.faults for file in files):

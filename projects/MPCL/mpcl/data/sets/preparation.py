@@ -117,7 +117,7 @@ def convert_labels(conversion: Conversion, num_workers: int) -> int:
     missing = [file for file in raw if not conversion.target(file).exists()]
     logger.info("%s: %d labels, %d to convert", conversion.folder, len(raw), len(missing))
     convert = partial(_convert, conversion)
-    thread_map(convert, missing, max_workers=num_workers or 1, desc="train ids")
+    thread_map(convert, missing, max_workers=num_workers or 1, desc="train ids", disable=None)
     return len(missing)
 
 
@@ -157,7 +157,7 @@ def resize_set(
             if not target.exists():
                 jobs.append((file, target, part == "labels"))
     desc = f"resizing to {destination.name}"
-    thread_map(partial(_resize, box), jobs, max_workers=num_workers or 1, desc=desc)
+    thread_map(partial(_resize, box), jobs, max_workers=num_workers or 1, desc=desc, disable=None)
     return len(jobs)
 
 

@@ -53,7 +53,7 @@
   }
   byId("all-classes").addEventListener("click", () => setClasses(true));
   byId("no-classes").addEventListener("click", () => setClasses(false));
-  if (narrow()) byId("filter").open = false;
+  if (narrow()) for (const part of document.querySelectorAll("#filter, .fold")) part.open = false;
 
   function describeFilter() {
     for (const place of document.querySelectorAll(".run-legend"))
@@ -247,9 +247,7 @@
   function filterPrototypes() {
     for (const row of document.querySelectorAll(".prototypes")) row.hidden = !shownClasses.has(row.dataset.class);
     for (const part of document.querySelectorAll(".gallery")) {
-      const hidden = !shownRuns.has(Number(part.dataset.run));
-      part.hidden = hidden;
-      part.previousElementSibling.hidden = hidden;
+      part.parentElement.hidden = !shownRuns.has(Number(part.dataset.run));
     }
   }
 

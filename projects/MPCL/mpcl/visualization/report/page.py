@@ -105,7 +105,7 @@ def _data(
     """What the page's script works on."""
     return {
         "runs": [{"name": r.name, "color": COLORS[i % len(COLORS)]} for i, r in enumerate(runs)],
-        "charts": [*quality_charts(runs), *(c for g in training_charts(runs).values() for c in g)],
+        "charts": [chart for charts in _charts(runs).values() for chart in charts],
         "scores": _class_scores(runs),
         "confusions": [
             {"run": i, **asdict(confusion)}
@@ -113,6 +113,15 @@ def _data(
             for confusion in r.confusions
         ],
         "samples": _samples(runs, loaded, images, width, notes),
+    }
+
+
+def _charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
+    """By heading, the charts in which something changes: a curve of one point is none."""
+    groups = {"Mean IoU": quality_charts(runs), **training_charts(runs)}
+    return {
+        heading: [c for c in charts if any(len(trace["x"]) > 1 for trace in c["traces"])]
+        for heading, charts in groups.items()
     }
 
 
@@ -198,7 +207,7 @@ def _galleries(
         except (ValueError, OSError) as error:
             notes.append(f"{runs[index].name}: no prototypes shown ({error}).")
             continue
-        parts.append(f"<h3>{escape(runs[index].name)}</h3>{gallery(found, index)}")
+        parts.append(_fold(escape(runs[index].name), gallery(found, index)))
     return "".join(parts)
 
 
@@ -212,7 +221,7 @@ def _fill(
     swatches = [
         f'<span class="swatch" style="background:{r["color"]}"></span>' for r in data["runs"]
     ]
-    groups = {"Mean IoU": quality_charts(runs), **training_charts(runs)}
+    curves = [_chart_group(heading, charts) for heading, charts in _charts(runs).items()]
     page = {
         "generator": _GENERATOR,
         "title": escape("Report: " + ", ".join(run.name for run in runs)),
@@ -221,10 +230,10 @@ def _fill(
         "summary": tables.summary(runs, swatches),
         "differing": tables.differing_settings(runs),
         "details": "".join(
-            f"<h3>{swatch}{escape(run.name)}</h3>{tables.run_details(run)}"
+            _fold(f"{swatch}{escape(run.name)}", tables.run_details(run))
             for run, swatch in zip(runs, swatches)
         ),
-        "curves": "".join(_chart_group(heading, charts) for heading, charts in groups.items()),
+        "curves": "".join(curves) or "<p>No value was logged twice.</p>",
         "class_tables": "".join(
             tables.class_scores(runs, scores["dataset"], scores["classes"])
             for scores in data["scores"]
@@ -252,7 +261,14 @@ def _chart_group(heading: str, charts: Sequence[Chart]) -> str:
     body = f'<div class="cards">{figures}</div>'
     if heading == "More":
         return f"<details><summary>More curves ({len(charts)})</summary>{body}</details>"
-    return f"<h3>{escape(heading)}</h3>{body}"
+    if heading == "Mean IoU":
+        return f"<h3>{heading}</h3>{body}"
+    return _fold(escape(heading), body)
+
+
+def _fold(heading: str, body: str) -> str:
+    """A part that the page folds up where it is narrow."""
+    return f'<details class="fold" open><summary><h3>{heading}</h3></summary>{body}</details>'
 
 
 def _in_words(chart: Chart) -> str:

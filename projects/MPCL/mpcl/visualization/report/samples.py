@@ -9,9 +9,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from ...data.canvas import Picture, fit
 from ...predict.loading import Networks
 from ...predict.predictor import predict
-from ..canvas import Picture, fit
 from ..scenes import first_test_set, load_scenes, record_for
 
 

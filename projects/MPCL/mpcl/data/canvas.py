@@ -17,7 +17,9 @@ Picture = NDArray[np.uint8]
 GAP = 4
 CAPTION_HEIGHT = 20
 LEGEND_HEIGHT = 22
-_WRONG = np.array([214, 39, 40], np.uint8)
+_SCALE_WIDTH = 120
+ERROR_COLORS = {"errors: wrong": (214, 39, 40), "errors: not labelled": (0, 0, 0)}
+"""What the colours of :func:`error_map` mean."""
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 
@@ -34,8 +36,9 @@ def error_map(image: Picture, truth: NDArray[np.uint8], prediction: NDArray[np.u
         )
     grey = image.mean(axis=2, keepdims=True) * 0.4 + 140
     picture = np.repeat(grey, 3, axis=2).astype(np.uint8)
-    picture[truth != prediction] = _WRONG
-    picture[truth == 255] = 0
+    wrong, unlabelled = ERROR_COLORS.values()
+    picture[truth != prediction] = wrong
+    picture[truth == 255] = unlabelled
     return picture
 
 
@@ -119,6 +122,23 @@ def with_legend(
             red, green, blue = colors[index]
             draw.rectangle((left + 2, y + 4, left + 18, y + 18), (red, green, blue), outline=_INK)
             draw.text((left + 24, y + 3), names[index], fill=_INK, font=font())
+    return canvas
+
+
+def with_scale(picture: Image.Image, title: str, low: str = "0", high: str = "1") -> Image.Image:
+    """The picture, and below it what the colours of :func:`heat` mean, from ``low`` to ``high``."""
+    height = picture.height + GAP + LEGEND_HEIGHT
+    canvas = Image.new("RGB", (picture.width, height), _PAPER)
+    canvas.paste(picture, (0, 0))
+    bar = np.tile(heat(np.linspace(0, 1, _SCALE_WIDTH)[None]), (LEGEND_HEIGHT - 8, 1, 1))
+    draw, x, y = ImageDraw.Draw(canvas), 2, picture.height + GAP
+    for part in (f"{title}: {low}", bar, high):
+        if isinstance(part, str):
+            draw.text((x, y + 3), part, fill=_INK, font=font())
+            x += round(font().getlength(part)) + 8
+        else:
+            canvas.paste(Image.fromarray(part), (x, y + 4))
+            x += _SCALE_WIDTH + 8
     return canvas
 
 

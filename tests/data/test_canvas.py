@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpcl.visualization.canvas import GAP, blend, error_map, fit, grid, heat, with_legend
+from mpcl.data.canvas import GAP, blend, error_map, fit, grid, heat, with_legend, with_scale
 
 
 def test_error_map_marks_wrong_and_ignored_pixels_only():
@@ -52,3 +52,10 @@ def test_legend_takes_as_many_lines_as_it_needs_and_shows_each_colour():
     picture = np.asarray(with_legend(Image.new("RGB", (300, 20)), names, colors))
     shown = {tuple(c) for c in picture[20:].reshape(-1, 3)}
     assert picture.shape[1] == 300 and set(colors) <= shown
+
+
+def test_scale_shows_the_colours_from_one_end_to_the_other():
+    picture = np.asarray(with_scale(Image.new("RGB", (300, 20)), "confidence"))
+    shown = {tuple(c) for c in picture[20:].reshape(-1, 3)}
+    ends = heat(np.array([[0.0, 0.5, 1.0]]))[0]
+    assert {tuple(color) for color in ends[[0, 2]]} <= shown and len(shown) > 50
