@@ -374,7 +374,7 @@ def test_with_skipped_files_batches_depend_on_seed_and_position_alone(cfg, tmp_p
     halves = []
     for rank in range(2):
         loader = build_paired_loader(cfg)
-        loader._rank, loader._world_size = rank, 2
+        loader.rank, loader.world_size = rank, 2
         halves.append(take(loader, 5))
     joined = [{d: a[d] + b[d] for d in a} for a, b in zip(*halves)]
     assert_same(joined, expected)

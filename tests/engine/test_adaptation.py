@@ -39,8 +39,8 @@ def make_step(label=None) -> Step:
     valid = torch.ones(2, 64, 64, dtype=torch.bool)
     return Step(
         0,
-        View.of_source(torch.randn(2, 3, 64, 64), label, 255),
-        View.of_target(torch.randn(2, 3, 64, 64), valid, 255),
+        View.of_source(torch.randn(2, 3, 64, 64), label),
+        View.of_target(torch.randn(2, 3, 64, 64), valid),
     )
 
 

@@ -69,7 +69,6 @@ def make_criterion(prototypes=None, **changes):
     losses = prototypes and PrototypeLosses(prototypes=prototypes, **(options | changes))
     return Criterion(
         num_classes=C,
-        ignore_value=255,
         detail_weight=0.1,
         masked_weight=0.5,
         distance_weight=0.005,

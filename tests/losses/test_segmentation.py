@@ -10,25 +10,24 @@ from mpcl.losses.segmentation import pixel_cross_entropy, segmentation_loss
 from mpcl.structures import Box, Detail, Outputs, View
 
 
-def slow_cross_entropy(logits, label, weight, ignore_label=255) -> float:
+def slow_cross_entropy(logits, label, weight) -> float:
     """Loop over the pixels of logits that already have label size."""
     total = 0.0
     for b, i, j in np.ndindex(*label.shape):
-        if label[b, i, j] != ignore_label:
+        if label[b, i, j] != 255:
             scores = logits[b, :, i, j].double()
             log_probability = scores[label[b, i, j]] - scores.exp().sum().log()
             total -= float(weight[b, i, j] * log_probability)
     return total / label.numel()
 
 
-@pytest.mark.parametrize("ignored", [255, 0])
-def test_cross_entropy_agrees_with_a_loop_over_the_pixels(ignored):
+def test_cross_entropy_agrees_with_a_loop_over_the_pixels():
     torch.manual_seed(0)
     logits, weight = torch.randn(2, 4, 5, 6), torch.rand(2, 5, 6)
     label = torch.randint(0, 4, (2, 5, 6))
-    label[:, 1] = ignored
-    expected = slow_cross_entropy(logits, label, weight, ignored)
-    result = pixel_cross_entropy(logits, label, weight, ignored)
+    label[:, 1] = 255
+    expected = slow_cross_entropy(logits, label, weight)
+    result = pixel_cross_entropy(logits, label, weight)
     assert result.item() == pytest.approx(expected, rel=1e-5)
 
 

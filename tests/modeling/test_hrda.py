@@ -67,7 +67,7 @@ def test_golden_losses_of_the_original(golden, monkeypatch):
     index = torch.arange(2 * 128 * 128)
     label = (index // 7 % 20).reshape(2, 128, 128)
     label[label == 19] = 255
-    view = View.of_source(golden_images(128, 128), label, 255)
+    view = View.of_source(golden_images(128, 128), label)
     view.weight = (0.5 + 0.5 * torch.sin(0.003 * index.double())).reshape(label.shape)
     part = view.crop(box)
     # The losses here compute in float32.

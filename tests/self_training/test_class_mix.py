@@ -39,10 +39,6 @@ def test_half_of_the_classes_rounded_up_are_drawn(labels, number):
     assert [len(one) for one in drawn(label, 19)] == [number] * 8
 
 
-def test_an_ignore_label_below_the_number_of_classes_is_kept_apart():
-    assert all(len(one) == 2 for one in drawn(stripes([0, 1, 2], batch=8), 3, ignore_label=0))
-
-
 def test_a_class_is_pasted_wholly_or_not_at_all():
     label = torch.randint(0, 5, (4, 16, 16))
     for one, mask in zip(label, sample_class_mask(label, 5)):
@@ -85,9 +81,9 @@ def test_a_generator_makes_the_draw_repeatable():
 
 def test_mixing_takes_all_that_is_known_of_a_pixel_from_where_the_mask_says():
     mask = torch.rand(2, 4, 5) > 0.5
-    source = View.of_source(torch.randn(2, 3, 4, 5), torch.randint(0, 19, (2, 4, 5)), 255)
+    source = View.of_source(torch.randn(2, 3, 4, 5), torch.randint(0, 19, (2, 4, 5)))
     source.label[:, 0], source.trusted[:, 0] = 255, False
-    target = View.of_target(torch.randn(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool), 255)
+    target = View.of_target(torch.randn(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool))
     target.label, target.weight = target.label - 252, target.weight / 4
     before = [view.each(torch.clone) for view in (source, target)]
     mixed = class_mix(mask, source, target)

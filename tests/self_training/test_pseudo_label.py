@@ -15,7 +15,7 @@ def label(logits, size, valid=None, **settings) -> tuple[View, torch.Tensor]:
     """The labels of images of a size, all of which is valid unless said otherwise."""
     if valid is None:
         valid = torch.ones(len(logits), *size, dtype=torch.bool)
-    target = View.of_target(torch.zeros(len(logits), 3, *size), valid, 255)
+    target = View.of_target(torch.zeros(len(logits), 3, *size), valid)
     return PseudoLabels(**settings)(logits, target)
 
 
@@ -54,7 +54,7 @@ def test_labels_are_the_argmax_of_upsampled_logits():
 
 def test_the_target_is_kept_and_what_is_added_has_types_and_no_gradient():
     valid = torch.ones(2, 8, 8, dtype=torch.bool)
-    target = View.of_target(torch.randn(2, 3, 8, 8), valid, 255)
+    target = View.of_target(torch.randn(2, 3, 8, 8), valid)
     view, fraction = PseudoLabels()(torch.randn(2, 3, 4, 4, requires_grad=True).half(), target)
     assert view.images is target.images and not view.from_source.any()
     assert (target.label == 255).all() and not target.trusted.any()  # not written to

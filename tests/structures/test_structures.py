@@ -39,12 +39,12 @@ def test_pixels_are_those_next_to_the_centres_of_the_cells(grid):
 
 def test_source_is_trusted_where_it_is_labelled_and_target_is_unknown():
     images, label = torch.randn(1, 3, 1, 2), torch.tensor([[[1, IGNORED]]])
-    source = View.of_source(images, label, IGNORED)
+    source = View.of_source(images, label)
     assert source.images is images and source.label is label
     assert source.weight.tolist() == [[[1, 1]]] and source.weight.dtype == torch.float32
     assert source.trusted.tolist() == [[[True, False]]]
     assert source.from_source.tolist() == [[[True, True]]]
-    target = View.of_target(images, torch.tensor([[[True, False]]]), IGNORED)
+    target = View.of_target(images, torch.tensor([[[True, False]]]))
     assert target.label.tolist() == [[[IGNORED] * 2]] and target.label.dtype == torch.int64
     assert target.weight.tolist() == [[[1, 0]]] and target.weight.dtype == torch.float32
     assert not target.trusted.any() and not target.from_source.any()
@@ -77,7 +77,7 @@ def normalize(records):
 
 
 def test_a_step_holds_the_batch():
-    step = Step.from_batch(7, make_batch(), normalize, IGNORED)
+    step = Step.from_batch(7, make_batch(), normalize)
     assert step.iteration == 7 and step.files == ("s.png", "ss.png", "ttt.png")
     assert step.source.images.mean((1, 2, 3)).tolist() == [1, 2]
     assert torch.equal(step.source.label[1], step.source.label[0] + 1)
@@ -91,9 +91,9 @@ def test_a_step_holds_the_batch():
 def test_targets_without_a_mask_are_valid_and_source_only_has_none():
     batch = make_batch()
     del batch["target"][0]["valid"]
-    assert Step.from_batch(0, batch, normalize, IGNORED).target.weight.all()
+    assert Step.from_batch(0, batch, normalize).target.weight.all()
     del batch["target"]
-    step = Step.from_batch(0, batch, normalize, IGNORED)
+    step = Step.from_batch(0, batch, normalize)
     assert step.target is None and step.files == ("s.png", "ss.png")
 
 

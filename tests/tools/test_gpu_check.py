@@ -41,7 +41,7 @@ def test_stage_that_hangs_or_fails_does_not_stop_the_others(tmp_path, monkeypatc
 def test_stage_of_tests_names_the_files_that_have_some():
     args = gpu_check.parse_args(["--output", "x"])
     files = [word.rpartition("/")[2] for word in gpu_check.commands("tests", args)]
-    assert "test_host_sync.py" in files and "test_kmeans.py" not in files
+    assert "test_host_reads.py" in files and "test_kmeans.py" not in files
 
 
 @pytest.mark.parametrize("words", [[], ["--output", "x", "--collect-wheels", "y"]])

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -47,40 +47,18 @@ _TARGET = _Role("DATASETS.TRAIN_TARGET", False, "TARGET_SIZE")
 _TEST = _Role("DATASETS.TEST", True)
 
 
-def preflight(
-    cfg: CfgNode,
-    *,
-    world_size: int = 1,
-    local_processes: int = 1,
-    eval_only: bool = False,
-    resumed: str | None = None,
-) -> list[str]:
-    """Looks at all that a run needs: device, output folder, batch, weights, data sets.
-
-    Of every data set the files are listed and up to 16 images, with their labels, are decoded
-    (``tools/check_data.py`` looks at all of them); of evaluation sets, headers are read as well.
-    Weights are compared with the model, name by name.
+def preflight(cfg: CfgNode, **job: Any) -> list[str]:
+    """Looks at all that a run needs, and refuses one that could not start.
 
     Args:
-        cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
-        world_size: processes of the job.
-        local_processes: of these on this machine; each takes a GPU if there is any.
-        eval_only: no training, hence no training data; but weights, and whole ones.
-        resumed: the checkpoint that takes the place of MODEL.WEIGHTS; "" = one was looked for in
-            OUTPUT_DIR, and there is none; None = it was not.
+        cfg, job: see :func:`find_faults`.
 
     Returns: what is legitimate but seldom meant, in sentences.
 
     Raises:
-        ValueError: everything that stops the run, see :func:`find_faults`.
+        ValueError: everything that stops the run.
     """
-    faults, notes = find_faults(
-        cfg,
-        world_size=world_size,
-        local_processes=local_processes,
-        eval_only=eval_only,
-        resumed=resumed,
-    )
+    faults, notes = find_faults(cfg, **job)
     if faults:
         listing = "\n".join(f"  - {fault}" for fault in faults)
         several = f"{len(faults)} faults keep this run from starting:\n{listing}"
@@ -96,7 +74,19 @@ def find_faults(
     eval_only: bool = False,
     resumed: str | None = None,
 ) -> tuple[list[str], list[str]]:
-    """:func:`preflight`, which raises nothing.
+    """Looks at all that a run needs: device, output folder, batch, weights, data sets.
+
+    Of every data set the files are listed and up to 16 images, with their labels, are decoded
+    (``tools/check_data.py`` looks at all of them); of evaluation sets, headers are read as well.
+    Weights are compared with the model, name by name.
+
+    Args:
+        cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
+        world_size: processes of the job.
+        local_processes: of these on this machine; each takes a GPU if there is any.
+        eval_only: no training, hence no training data; but weights, and whole ones.
+        resumed: the checkpoint that takes the place of MODEL.WEIGHTS; "" = one was looked for in
+            OUTPUT_DIR, and there is none; None = it was not.
 
     Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
         and what is legitimate but seldom meant.

@@ -10,7 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 
 from ..losses.prototype import VIEWS
 from ..modeling.mit import VARIANTS
-from ..modeling.prototype_head import TYPES
+from ..prototypes import TYPES
 from ..prototypes.base import SIMILARITY_SCALES
 from ..prototypes.centroid import DISTANCES
 from ..prototypes.embedding import NORMALIZATIONS
@@ -18,6 +18,7 @@ from ..prototypes.learner import POOLS, STARTS
 from ..self_training.masking import IMAGES
 from ..self_training.pseudo_label import SCOPES
 from ..self_training.teacher import STATISTICS
+from ..utils.ignore_label import IGNORE_LABEL
 from ..utils.short import short
 from .reading import get, leaves
 
@@ -111,8 +112,8 @@ def _check_model(cfg: CN) -> None:
     _number(cfg, "MODEL.BACKBONE.FREEZE_AT", least=0, most=5)
     _one_of(cfg, "MODEL.RESNETS.DEPTH", (18, 34, 50, 101, 152))
     _number(cfg, "MODEL.BACKBONE.DROP_PATH", least=0, below=1)
-    _number(cfg, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", least=1, most=255)
-    _number(cfg, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", least=255, most=255)
+    _number(cfg, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", least=1, most=IGNORE_LABEL)
+    _one_of(cfg, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", (IGNORE_LABEL,))
     _number(cfg, "MODEL.SEM_SEG_HEAD.CONVS_DIM", least=1, most=10**4)
     _number(cfg, "MODEL.SEM_SEG_HEAD.DROPOUT", least=0, below=1)
     if head.NAME == "DAFormerHead":

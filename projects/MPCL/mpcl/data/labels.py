@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..utils.ignore_label import IGNORE_LABEL
 from .decoding import BadFile, Size, check_mode, opened, orientation, raw_mode, to_bgr
-
-IGNORE_LABEL = 255
-"""Class index of pixels that take no part in losses and scores, in every data set."""
 
 IGNORED_COLOR = (0, 0, 0)
 

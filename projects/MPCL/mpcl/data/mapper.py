@@ -21,8 +21,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..utils.ignore_label import IGNORE_LABEL
 from .decoding import BadFile, check_pair, read_image, stored_size
-from .labels import IGNORE_LABEL, Color, LabelMap, check_label, read_label
+from .labels import Color, LabelMap, check_label, read_label
 from .sampler import NO_CLASS, Draw
 
 _TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
@@ -111,6 +112,7 @@ def _prepare_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
 
 
+@dataclass
 class PairedLoader:
     """Endless iterable of ``{"source": [record, ...], "target": [record, ...]}``, one an iteration.
 
@@ -119,37 +121,29 @@ class PairedLoader:
     generators. What a batch holds does not depend on the number of workers, and the batches of all
     ranks together are the batch of a single process.
 
-    Args:
+    Attributes:
         streams: the stream of each domain. Without a target set there is only ``"source"``.
         batch_size: images of each domain in an iteration, over all ranks.
         num_workers: worker processes of this rank; 0 loads in the calling process.
         rank: number of this process.
         world_size: number of processes.
         max_bad_files: different files that may be skipped before iterating raises ValueError.
-
-    Attributes:
         bad_files: what was skipped in the batches that were handed out so far.
 
     Raises:
         ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
     """
 
-    def __init__(
-        self,
-        streams: Mapping[str, DomainStream],
-        *,
-        batch_size: int,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        max_bad_files: int = 0,
-    ) -> None:
-        rank_positions(0, batch_size, rank, world_size)  # a bad size fails here, not at first use
-        self._dataset = _Together(streams)
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._num_workers = num_workers
-        self._start = 0
-        self.bad_files = BadFiles(max_bad_files)
+    streams: Mapping[str, DomainStream]
+    batch_size: int
+    num_workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+    max_bad_files: int = 0
+
+    def __post_init__(self) -> None:
+        self.bad_files = BadFiles(self.max_bad_files)
+        self.seek(0)  # a bad size fails here, not at first use
 
     def seek(self, iteration: int) -> None:
         """Makes iterators whose first batch is still to come start at ``iteration``.
@@ -157,15 +151,15 @@ class PairedLoader:
         Raises:
             ValueError: ``iteration`` is negative.
         """
-        rank_positions(iteration, self._batch_size, self._rank, self._world_size)
+        self._rank_positions(iteration)
         self._start = iteration
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(
             DataLoader(
-                self._dataset,
+                _Together(self.streams),
                 batch_sampler=self._positions(),
-                num_workers=self._num_workers,
+                num_workers=self.num_workers,
                 collate_fn=_by_domain,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=_prepare_worker,
@@ -203,7 +197,10 @@ class PairedLoader:
 
     def _positions(self) -> Iterator[list[int]]:
         for iteration in count(self._start):
-            yield list(rank_positions(iteration, self._batch_size, self._rank, self._world_size))
+            yield list(self._rank_positions(iteration))
+
+    def _rank_positions(self, iteration: int) -> range:
+        return rank_positions(iteration, self.batch_size, self.rank, self.world_size)
 
 
 def _named_records(names: Sequence[str]) -> list[list[Record]]:

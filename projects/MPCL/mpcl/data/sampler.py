@@ -47,10 +47,11 @@ class Draws(Protocol):
         ...
 
 
+@dataclass
 class UniformDraws:
     """Every image once in each epoch, in an order of its own for each epoch.
 
-    Args:
+    Attributes:
         num_images: size of the data set, at least 1.
         seed: of the run, not negative.
         stream: keeps streams of one run apart (source and target), not negative.
@@ -59,10 +60,13 @@ class UniformDraws:
         ValueError: ``num_images`` is not positive.
     """
 
-    def __init__(self, num_images: int, *, seed: int, stream: int = 0) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.num_images, self.seed, self.stream = num_images, seed, stream
+    num_images: int
+    seed: int
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
         self._epoch = -1  # of the order at hand: a cache, it never changes what is drawn
         self._order = np.empty(0, dtype=np.int64)
 

@@ -38,7 +38,6 @@ class AdaptationHook(HookBase):
         reference_encoder: nn.Module | None,
         learner: PrototypeLearner | None,
         num_classes: int,
-        ignore_value: int,
     ) -> None:
         """
         Args:
@@ -57,7 +56,6 @@ class AdaptationHook(HookBase):
         self.reference_encoder = reference_encoder
         self.learner = learner
         self.num_classes = num_classes
-        self.ignore_value = ignore_value
 
     @classmethod
     def from_config(cls, cfg, student: nn.Module, teacher: EMATeacher):
@@ -71,7 +69,6 @@ class AdaptationHook(HookBase):
             "reference_encoder": build_reference_encoder(cfg) if distance.WEIGHT > 0 else None,
             "learner": PrototypeLearner.from_config(cfg, student.prototype_head),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
 
     def before_train(self) -> None:
@@ -116,7 +113,7 @@ class AdaptationHook(HookBase):
 
     def mix(self, source: View, target: View) -> View:
         """Half of the source's classes pasted onto the target, then strongly augmented."""
-        pasted = sample_class_mask(source.label, self.num_classes, self.ignore_value)
+        pasted = sample_class_mask(source.label, self.num_classes)
         mixed = class_mix(pasted, source, target)
         mixed.images = self.augment(mixed.images)
         return mixed

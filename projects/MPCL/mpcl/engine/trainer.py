@@ -117,8 +117,7 @@ class AdaptationTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        ignore_value = self.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        return Step.from_batch(self.iter, batch, self.student.normalize, ignore_value)
+        return Step.from_batch(self.iter, batch, self.student.normalize)
 
     def backward_masked(self, step: Step) -> dict[str, Tensor]:
         """Forward and backward of the masked view (MIC), alone and first: its graph needs no other

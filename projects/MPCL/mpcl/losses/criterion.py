@@ -18,7 +18,6 @@ class Criterion:
 
     Attributes:
         num_classes: C.
-        ignore_value: label of pixels that take no part.
         detail_weight: lambda_d of a multi-resolution student, see :func:`segmentation_loss`.
         masked_weight: of the masked view's loss.
         distance_weight, distance_classes, distance_min_ratio: of :func:`feature_distance`.
@@ -26,7 +25,6 @@ class Criterion:
     """
 
     num_classes: int
-    ignore_value: int
     detail_weight: float
     masked_weight: float
     distance_weight: float
@@ -40,7 +38,6 @@ class Criterion:
         distance = cfg.SELF_TRAINING.FEATURE_DISTANCE
         return cls(
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            ignore_value=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             detail_weight=cfg.MODEL.HRDA.DETAIL_WEIGHT,
             masked_weight=cfg.SELF_TRAINING.MASKED.WEIGHT,
             distance_weight=distance.WEIGHT,
@@ -64,7 +61,6 @@ class Criterion:
                 self.distance_classes,
                 self.num_classes,
                 self.distance_min_ratio,
-                self.ignore_value,
             )
         if self.prototype_losses is not None and step.pixels:
             losses |= self.prototype_losses(step.pixels)
@@ -75,4 +71,4 @@ class Criterion:
         return {"loss_sem_seg_masked": self.masked_weight * self._segmentation(outputs, view)}
 
     def _segmentation(self, outputs: Outputs, view: View) -> Tensor:
-        return segmentation_loss(outputs, view, self.ignore_value, self.detail_weight)
+        return segmentation_loss(outputs, view, self.detail_weight)

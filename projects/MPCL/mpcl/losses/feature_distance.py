@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.distributed import sum_over_ranks, world_size
+from ..utils.ignore_label import IGNORE_LABEL
 
 
 def feature_distance(
@@ -19,7 +20,6 @@ def feature_distance(
     classes: Sequence[int],
     num_classes: int,
     min_ratio: float = 0.75,
-    ignore_label: int = 255,
 ) -> Tensor:
     r"""Mean L2 distance to the features of an ImageNet encoder, where certain classes dominate.
 
@@ -38,11 +38,10 @@ def feature_distance(
         student: (B, D, h, w) features of the source images; receives the gradient. Computed on in
             float32.
         reference: (B, D, h, w) features of the frozen encoder; receives none.
-        label: (B, H, W) int64 in [0, C) or ``ignore_label``.
+        label: (B, H, W) int64 in [0, C) or IGNORE_LABEL.
         classes: the classes to compare on (in the papers: countable things).
         num_classes: C.
         min_ratio: in (0, 1], inclusive.
-        ignore_label: the label of pixels without a class.
 
     Returns:
         Scalar float32; 0 and still attached to the graph where no cell is selected.
@@ -55,7 +54,7 @@ def feature_distance(
     wanted = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
     for class_id in classes:  # one by one: a list of indices would be copied from the host
         wanted[class_id] = True
-    slot = torch.where(label == ignore_label, num_classes, label)
+    slot = torch.where(label == IGNORE_LABEL, num_classes, label)
     dominant, ratio = _dominant_class(slot, student.shape[-2:], num_classes)
     selected = wanted[dominant] & (ratio >= min_ratio)
     difference = student.float() - reference.detach().float()

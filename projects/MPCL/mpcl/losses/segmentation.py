@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import Outputs, View
+from ..utils.ignore_label import IGNORE_LABEL
 
 
-def pixel_cross_entropy(
-    logits: Tensor, label: Tensor, weight: Tensor, ignore_label: int = 255
-) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     r"""Weighted cross-entropy, averaged over *all* pixels.
 
     .. math::
@@ -27,9 +26,8 @@ def pixel_cross_entropy(
     Args:
         logits: (B, C, h, w), any floating-point type; computed on in float32; receives the
             gradient.
-        label: (B, H, W) int64 in [0, C) or ``ignore_label``.
+        label: (B, H, W) int64 in [0, C) or IGNORE_LABEL.
         weight: (B, H, W) non-negative, without gradient.
-        ignore_label: the label of pixels without a class.
 
     Returns:
         Scalar float32; 0 and still attached to the graph where every pixel is ignored.
@@ -47,13 +45,11 @@ def pixel_cross_entropy(
         logits.float(), size=label.shape[-2:], mode="bilinear", align_corners=False
     )
     # Unreduced: on CUDA only the loss's own sum and mean over (B, H, W) are not deterministic.
-    loss = F.cross_entropy(logits, label, ignore_index=ignore_label, reduction="none")
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE_LABEL, reduction="none")
     return (loss * weight.detach().float()).mean()
 
 
-def segmentation_loss(
-    outputs: Outputs, view: View, ignore_label: int = 255, detail_weight: float = 0.0
-) -> Tensor:
+def segmentation_loss(outputs: Outputs, view: View, detail_weight: float = 0.0) -> Tensor:
     r"""Cross-entropy of one view; of a multi-resolution student, of both its predictions.
 
     .. math:: L = (1 - \lambda_d) L_\mathrm{ce}(\mathrm{fused})
@@ -67,12 +63,11 @@ def segmentation_loss(
     Args:
         outputs: of the student.
         view: its labels and weights.
-        ignore_label: the label of pixels without a class.
         detail_weight: lambda_d in [0, 1].
     """
-    loss = pixel_cross_entropy(outputs.logits, view.label, view.weight, ignore_label)
+    loss = pixel_cross_entropy(outputs.logits, view.label, view.weight)
     if outputs.detail is None:
         return loss
     part = view.crop(outputs.detail.box)
-    detail = pixel_cross_entropy(outputs.detail.logits, part.label, part.weight, ignore_label)
+    detail = pixel_cross_entropy(outputs.detail.logits, part.label, part.weight)
     return (1 - detail_weight) * loss + detail_weight * detail

@@ -113,7 +113,6 @@ class DAFormerHead(nn.Module):
         dropout: float = 0.1,
         dilations: Sequence[int] = (1, 6, 12, 18),
         norm: str = "BN",
-        ignore_value: int = 255,
     ) -> None:
         """
         Args:
@@ -124,12 +123,10 @@ class DAFormerHead(nn.Module):
             dilations: of the parallel branches of the fusion.
             norm: detectron2 name of the normalisation in the fusion; the published results use
                 plain "BN".
-            ignore_value: label of pixels without a class; kept for whoever computes the loss.
         """
         super().__init__()
         self.num_classes = num_classes
         self.channels = channels
-        self.ignore_value = ignore_value
         self.fusion = ContextAwareFusion(
             input_shape, channels=channels, dilations=dilations, norm=norm
         )
@@ -146,7 +143,6 @@ class DAFormerHead(nn.Module):
             "dropout": head.DROPOUT,
             "dilations": head.DILATIONS,
             "norm": head.NORM,
-            "ignore_value": head.IGNORE_VALUE,
         }
 
     def fuse(self, features: dict[str, Tensor]) -> Tensor:

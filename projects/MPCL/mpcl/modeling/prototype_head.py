@@ -8,17 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..prototypes import TYPES
 from ..prototypes.bank import FeatureBank
 from ..prototypes.base import Prototypes
-from ..prototypes.centroid import CentroidPrototypes
 from ..prototypes.embedding import normalize_embeddings
-from ..prototypes.gaussian import GaussianPrototypes
 from .daformer_head import ContextAwareFusion
-
-TYPES: dict[str, type[Prototypes]] = {
-    "centroid": CentroidPrototypes,
-    "gauss": GaussianPrototypes,
-}  # by PROTOTYPES.TYPE
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -43,7 +43,6 @@ class MPCLSegmentor(nn.Module):
         inference: Inference = whole_image,
         predict_by_prototypes: bool = False,
         predict_in_bfloat16: bool = False,
-        ignore_value: int = 255,
         detail_weight: float = 0.0,
     ) -> None:
         """
@@ -64,7 +63,6 @@ class MPCLSegmentor(nn.Module):
         self.inference = inference
         self.predict_by_prototypes = predict_by_prototypes
         self.predict_in_bfloat16 = predict_in_bfloat16
-        self.ignore_value = ignore_value
         self.detail_weight = detail_weight
         self.register_buffer(
             "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
@@ -89,7 +87,6 @@ class MPCLSegmentor(nn.Module):
             else whole_image,
             "predict_by_prototypes": cfg.TEST.OUTPUT == "prototypes",
             "predict_in_bfloat16": cfg.TEST.AMP,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "detail_weight": cfg.MODEL.HRDA.DETAIL_WEIGHT,
         }
 
@@ -156,9 +153,9 @@ class MPCLSegmentor(nn.Module):
 
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
         labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
-        view = View.of_source(self.normalize(batch), labels, self.ignore_value)
+        view = View.of_source(self.normalize(batch), labels)
         outputs = self.forward_views({"source": view.images})["source"]
-        loss = segmentation_loss(outputs, view, self.ignore_value, self.detail_weight)
+        loss = segmentation_loss(outputs, view, self.detail_weight)
         return {"loss_sem_seg": loss}
 
     def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:

@@ -20,10 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.decoding import BadFile, opened, pixel_limit
-from ..data.labels import IGNORE_LABEL
 from ..data.paired_loader import build_test_loader
 from ..data.sets.registration import load_records
 from ..utils.foreign_files import check_regular
+from ..utils.ignore_label import IGNORE_LABEL
 from .predictor import predict
 
 IMAGE_SUFFIX = "_rgb_anon.png"

@@ -23,24 +23,15 @@ class CentroidPrototypes(Prototypes):
     the printed one; the mean over channels is ours.
 
     Args:
-        num_classes, num_prototypes, dim, momentum, scale: see :class:`Prototypes`; with
-            ``"euclidean"`` the scale ``"mean"`` divides by the root of D.
-        distance: ``"squared"`` or ``"euclidean"``.
+        distance: ``"squared"`` or ``"euclidean"``; with the latter the scale ``"mean"`` divides by
+            the root of D.
+        sizes, options: of :class:`Prototypes`.
     Raises:
         ValueError: an argument is out of its range or an unknown choice.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        num_prototypes: int,
-        dim: int,
-        *,
-        momentum: float,
-        scale: str = "mean",
-        distance: str = "squared",
-    ):
-        super().__init__(num_classes, num_prototypes, dim, momentum=momentum, scale=scale)
+    def __init__(self, *sizes: int, distance: str = "squared", **options: Any):
+        super().__init__(*sizes, **options)
         if distance not in DISTANCES:
             raise ValueError(f"distance is {distance!r}, expected one of {DISTANCES}")
         self.distance = distance

@@ -27,25 +27,16 @@ class GaussianPrototypes(Prototypes):
     is lost and one pixel gives zero.
 
     Args:
-        num_classes, num_prototypes, dim, momentum, scale: see :class:`Prototypes`.
         min_variance: floor > 0, for embeddings of unit scale.
+        sizes, options: of :class:`Prototypes`.
     Raises:
         ValueError: an argument is out of its range or an unknown choice.
     """
 
     variance: Tensor
 
-    def __init__(
-        self,
-        num_classes: int,
-        num_prototypes: int,
-        dim: int,
-        *,
-        momentum: float,
-        scale: str = "mean",
-        min_variance: float = 0.05,
-    ):
-        super().__init__(num_classes, num_prototypes, dim, momentum=momentum, scale=scale)
+    def __init__(self, *sizes: int, min_variance: float = 0.05, **options: Any):
+        super().__init__(*sizes, **options)
         if not min_variance > 0:
             raise ValueError(f"min_variance is {min_variance}, expected a positive number")
         self.min_variance = min_variance

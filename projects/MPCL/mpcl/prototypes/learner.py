@@ -205,6 +205,7 @@ class PrototypeLearner:
             ready = ready & (banked >= min(self.start_samples * count, capacity))
         if not ready.any():
             return
+        # Ranks start alike without a broadcast: their banks and seeds are equal.
         seed = fold_seed(self.seed, iteration)
         if self.start_method == "random":
             mean, variance = random_prototypes(classes, count, dim, seed=seed, device=ready.device)

@@ -26,6 +26,8 @@ from torch import Tensor
 from ..utils.distributed import sum_over_ranks
 from .numerics import at_least_float32
 
+_LEAST_SHARE = 4  # pixels a prototype, below which a class is not balanced
+
 
 class Balance(NamedTuple):
     """What :func:`balance` finds.
@@ -41,20 +43,13 @@ class Balance(NamedTuple):
 
 
 @torch.no_grad()
-def balance(
-    similarity: Tensor,
-    valid: Tensor,
-    *,
-    epsilon: float,
-    sweeps: int = 10,
-    min_pixels_per_prototype: int = 4,
-) -> Balance:
+def balance(similarity: Tensor, valid: Tensor, *, epsilon: float, sweeps: int = 10) -> Balance:
     """Column potentials under which each prototype of a class gets the same mass of the class's
     pixels. Every rank must call it.
 
-    A class with fewer than ``min_pixels_per_prototype * K`` pixels (over all ranks) keeps zero
-    potentials, that is, nearest-prototype assignment: with a single pixel the balanced plan is
-    exactly uniform and its argmax is a tie.
+    A class with fewer than 4 K pixels (over all ranks) keeps zero potentials, that is,
+    nearest-prototype assignment: with a single pixel the balanced plan is exactly uniform and its
+    argmax is a tie.
 
     Args:
         similarity: (K, C, P) of the pixels in each class's places to the prototypes of that class;
@@ -65,7 +60,6 @@ def balance(
         epsilon: entropic weight > 0, in units of the similarity.
         sweeps: number of sweeps >= 0; each is a row step, then a column step. The row step of
             :func:`assign` is the last.
-        min_pixels_per_prototype: see above.
     Raises:
         ValueError: ``epsilon`` is not positive, ``sweeps`` is negative, or the shapes do not match.
     """
@@ -81,7 +75,7 @@ def balance(
     valid = valid & logits.isfinite().all(0)
     logits, mass = torch.where(valid, logits, 0.0), valid.to(logits.dtype)
     share = sum_over_ranks(mass.sum(1)) / len(logits)  # L / K
-    balanced = share >= min_pixels_per_prototype
+    balanced = share >= _LEAST_SHARE
     potentials = logits.new_zeros(logits.shape[:2])  # (K, C)
 
     def column_sums() -> Tensor:

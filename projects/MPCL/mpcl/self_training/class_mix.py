@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ..structures import View
+from ..utils.ignore_label import IGNORE_LABEL
 
 
 @torch.no_grad()
 def sample_class_mask(
     label: Tensor,
     num_classes: int,
-    ignore_label: int = 255,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draws which source pixels are pasted: all pixels of a random half of the classes.
@@ -26,10 +26,9 @@ def sample_class_mask(
     DAFormer, arXiv:2111.14887.
 
     Args:
-        label: (B, H, W) int64 source labels in [0, C) or ``ignore_label``. Other values are the
+        label: (B, H, W) int64 source labels in [0, C) or IGNORE_LABEL. Other values are the
             caller's error, and not looked for.
         num_classes: C.
-        ignore_label: the label of pixels without a class.
         generator: source of the random keys, on any device; None: torch's default one of the
             label's device.
 
@@ -41,7 +40,7 @@ def sample_class_mask(
     """
     if label.dim() != 3:
         raise ValueError(f"label must be (B, H, W), got {tuple(label.shape)}")
-    slot = torch.where(label == ignore_label, num_classes, label).flatten(1)
+    slot = torch.where(label == IGNORE_LABEL, num_classes, label).flatten(1)
     present = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
     present.scatter_(0, slot.flatten(), True)
     device = label.device if generator is None else generator.device

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BLUR_SIGMA = (0.15, 1.15)  # range of the Gaussian's standard deviation, pixels
+
 
 class StrongAugmentation:
     """Randomly jitters the colours of a batch and randomly blurs it. Labels stay as they are.
@@ -34,7 +36,6 @@ class StrongAugmentation:
         jitter_strength: s in [0, 0.5]. Brightness, contrast and saturation factors are uniform in
             [1 - s, 1 + s], the turn of the hue in [-s, s] of a full circle.
         blur_probability: of the blur, which acts on the normalised image, after the jitter.
-        blur_sigma: range of the standard deviation of the Gaussian, in pixels.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -48,7 +49,6 @@ class StrongAugmentation:
         jitter_probability: float = 0.8,
         jitter_strength: float = 0.2,
         blur_probability: float = 0.5,
-        blur_sigma: tuple[float, float] = (0.15, 1.15),
     ) -> None:
         for name, value, limit in (
             ("jitter_probability", jitter_probability, 1.0),
@@ -57,14 +57,11 @@ class StrongAugmentation:
         ):
             if not 0.0 <= value <= limit:
                 raise ValueError(f"{name} must be in [0, {limit}], got {value}")
-        if not 0.0 < blur_sigma[0] <= blur_sigma[1]:
-            raise ValueError(f"blur_sigma must be a range of positive numbers, got {blur_sigma}")
         self.pixel_mean = torch.as_tensor(pixel_mean).reshape(3, 1, 1)
         self.pixel_std = torch.as_tensor(pixel_std).reshape(3, 1, 1)
         self.jitter_probability = jitter_probability
         self.jitter_strength = jitter_strength
         self.blur_probability = blur_probability
-        self.blur_sigma = blur_sigma
 
     @classmethod
     def from_config(cls, cfg: Any) -> "StrongAugmentation":
@@ -96,7 +93,7 @@ class StrongAugmentation:
             if jitter < self.jitter_probability:
                 images = self._jitter(images)
             if blur < self.blur_probability:
-                low, high = self.blur_sigma
+                low, high = _BLUR_SIGMA
                 images = gaussian_blur(images, low + (high - low) * torch.rand(len(images)))
         return images
 

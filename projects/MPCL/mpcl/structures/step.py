@@ -93,7 +93,6 @@ class Step:
         iteration: int,
         batch: Mapping[str, Sequence[Mapping[str, Any]]],
         normalize: Callable[[Any], Tensor],
-        ignore_value: int,
     ) -> "Step":
         """The images of the paired loader on the device.
 
@@ -110,7 +109,7 @@ class Step:
         files = tuple(record["file_name"] for records in batch.values() for record in records)
         images = normalize(batch["source"])
         label = stacked(batch["source"], "sem_seg", images)
-        source = View.of_source(images, label, ignore_value)
+        source = View.of_source(images, label)
         if "target" not in batch:
             return cls(iteration, source, files=files)
         images = normalize(batch["target"])
@@ -118,7 +117,7 @@ class Step:
             valid = stacked(batch["target"], "valid", images)
         else:
             valid = torch.ones_like(images[:, 0], dtype=torch.bool)
-        return cls(iteration, source, View.of_target(images, valid, ignore_value), files)
+        return cls(iteration, source, View.of_target(images, valid), files)
 
     @property
     def views(self) -> dict[str, View]:

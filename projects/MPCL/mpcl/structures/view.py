@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.ignore_label import IGNORE_LABEL
+
 
 class Box(NamedTuple):
     """Rows [top, bottom) and columns [left, right) of an image, in pixels or in grid cells."""
@@ -41,7 +43,7 @@ class View:
 
     Attributes:
         images: (B, 3, H, W) normalised.
-        label: (B, H, W) int64 in [0, C), or the ignore value: ground truth where the pixel is the
+        label: (B, H, W) int64 in [0, C), or IGNORE_LABEL: ground truth where the pixel is the
             source's, else the teacher's pseudo-label.
         weight: (B, H, W) float32 in [0, 1], of each pixel's loss: 1 for ground truth, the teacher's
             confidence for pseudo-labels, 0 in their margins. Of an unlabelled target: 1 where a
@@ -58,20 +60,20 @@ class View:
     from_source: Tensor
 
     @classmethod
-    def of_source(cls, images: Tensor, label: Tensor, ignore_value: int) -> "View":
+    def of_source(cls, images: Tensor, label: Tensor) -> "View":
         """Images with their ground truth, all of which is trusted."""
         everywhere = torch.ones_like(label, dtype=torch.bool)
-        return cls(images, label, everywhere.float(), label != ignore_value, everywhere)
+        return cls(images, label, everywhere.float(), label != IGNORE_LABEL, everywhere)
 
     @classmethod
-    def of_target(cls, images: Tensor, valid: Tensor, ignore_value: int) -> "View":
+    def of_target(cls, images: Tensor, valid: Tensor) -> "View":
         """Images whose labels nobody knows yet.
 
         Args:
             valid: (B, H, W) bool, False where a pseudo-label shall weigh nothing.
         """
         nowhere = torch.zeros_like(valid)
-        label = torch.full_like(valid, ignore_value, dtype=torch.int64)
+        label = torch.full_like(valid, IGNORE_LABEL, dtype=torch.int64)
         return cls(images, label, valid.float(), nowhere, nowhere)
 
     def crop(self, box: Box) -> "View":

@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
-from ..data.labels import IGNORE_LABEL, IGNORED_COLOR, colorize
+from ..data.labels import IGNORED_COLOR, colorize
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
 from ..predict.loading import Networks
 from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
 from ..structures import Step, View
+from ..utils.ignore_label import IGNORE_LABEL
 from ..utils.seeding import fold_seed
 from .scenes import Scene, check_number, load_scenes, refuse_other_classes
 
@@ -59,10 +60,9 @@ def _mixed_rows(
     cfg, student: nn.Module, hook: AdaptationHook, colors: list
 ) -> Iterator[list[Picture]]:
     """A row of pictures for each image of each batch; the iterator has no end."""
-    ignore = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     for iteration, batch in enumerate(build_paired_loader(cfg)):
         seed_all_rng(fold_seed(cfg.SEED, 0, iteration))
-        step = Step.from_batch(iteration, batch, student.normalize, ignore)
+        step = Step.from_batch(iteration, batch, student.normalize)
         source = step.source
         logits = hook.teacher.model.score(step.target.images)
         target, _ = hook.pseudo_labels(logits, step.target)
@@ -129,7 +129,7 @@ def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tenso
     logits = teacher.model([scene.record])[0]["sem_seg"][None]
     size = logits.shape[-2:]
     everywhere = torch.ones_like(logits[:, 0], dtype=torch.bool)
-    unlabelled = View.of_target(logits[:, :3], everywhere, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    unlabelled = View.of_target(logits[:, :3], everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
     return target, most_probable(logits, size)[0]
 

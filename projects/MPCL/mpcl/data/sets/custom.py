@@ -22,8 +22,9 @@ from detectron2.data import DatasetCatalog
 from matplotlib import colormaps
 
 from ...utils.foreign_files import read_yaml
+from ...utils.ignore_label import IGNORE_LABEL
 from ..files import IMAGE_SUFFIXES, is_folder
-from ..labels import IGNORE_LABEL, Color, LabelMap, identity_except
+from ..labels import Color, LabelMap, identity_except
 from .registration import set_metadata
 from .splits import Fault, Split
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..labels import IGNORE_LABEL, LabelMap, fold_ids, lookup_table, maps_colors
+from ...utils.ignore_label import IGNORE_LABEL
+from ..labels import LabelMap, fold_ids, lookup_table, maps_colors
 
 _FEW_IDS = 8  # that no map names may be unlabelled things; more may be smooth edges
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import detectron2.data.datasets  # noqa: F401  (registers Cityscapes)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ...utils.ignore_label import IGNORE_LABEL
 from ..files import Record, image_records, labelled_records, list_files
-from ..labels import IGNORE_LABEL, Color, LabelMap
+from ..labels import Color, LabelMap
 from .driving_classes import (
     CAMVID_CLASSES,
     CAMVID_COLORS,
