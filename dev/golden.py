@@ -35,35 +35,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def make_world(root: Path) -> list:
-    """Registers six labelled source images, six target images and three labelled ones; returns the
-    config's options that name them."""
-    from conftest import COLORS, draw_scene
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-    from PIL import Image
+    """The config's options that name the drawn world."""
+    from conftest import register_world
 
+    names = register_world(root, "golden")
     keys = {"source": "DATASETS.TRAIN", "target": "DATASETS.TRAIN_TARGET", "val": "DATASETS.TEST"}
-    opts = []
-    for role, key in keys.items():
-        rng, records = np.random.default_rng(len(role)), []
-        for i in range(3 if role == "val" else 6):
-            image, label = draw_scene(rng, "source" if role == "source" else "target")
-            record = {"file_name": str(root / f"{role}_{i}.png"), "image_id": i}
-            Image.fromarray(image).save(record["file_name"])
-            if role != "target":
-                record["sem_seg_file_name"] = str(root / f"{role}_{i}_label.png")
-                Image.fromarray(label).save(record["sem_seg_file_name"])
-            records.append(record)
-        name = f"golden_{role}"
-        DatasetCatalog.register(name, lambda records=records: [dict(r) for r in records])
-        MetadataCatalog.get(name).set(
-            stuff_classes=["ground", "hedge", "sky", "box"],
-            stuff_colors=COLORS["source"],
-            ignore_label=255,
-            evaluator_type="sem_seg",
-            label_map=None,
-        )
-        opts += [key, (name,)]
-    return opts
+    return [word for role, key in keys.items() for word in (key, (names[role],))]
 
 
 def encoder_file(root: Path) -> Path:

@@ -36,28 +36,21 @@ def draw_scene(
     return image.clip(0, 255).astype(np.uint8), label
 
 
-@pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory) -> dict[str, str]:
-    """Names of registered data sets: labelled ``source``, image-only ``target``, labelled
-    ``val``."""
-    root = tmp_path_factory.mktemp("tiny_world")
+def register_world(root: Path, prefix: str) -> dict[str, str]:
+    """Draws labelled ``source`` images, image-only ``target`` ones and labelled ``val`` ones, and
+    registers them; returns the names of the sets by role."""
     names = {}
-    for role, domain, count in (
-        ("source", "source", 6),
-        ("target", "target", 6),
-        ("val", "target", 3),
-    ):
-        records = []
-        rng = np.random.default_rng(len(role))
+    for role, count in {"source": 6, "target": 6, "val": 3}.items():
+        rng, records = np.random.default_rng(len(role)), []
         for i in range(count):
-            image, label = draw_scene(rng, domain)
+            image, label = draw_scene(rng, "source" if role == "source" else "target")
             record = {"file_name": str(root / f"{role}_{i}.png"), "image_id": i}
             Image.fromarray(image).save(record["file_name"])
             if role != "target":
                 record["sem_seg_file_name"] = str(root / f"{role}_{i}_label.png")
                 Image.fromarray(label).save(record["sem_seg_file_name"])
             records.append(record)
-        name = names[role] = f"tiny_{role}"
+        name = names[role] = f"{prefix}_{role}"
         DatasetCatalog.register(name, lambda records=records: [dict(r) for r in records])
         MetadataCatalog.get(name).set(
             stuff_classes=["ground", "hedge", "sky", "box"],
@@ -66,6 +59,13 @@ def tiny_world(tmp_path_factory) -> dict[str, str]:
             evaluator_type="sem_seg",
             label_map=None,
         )
+    return names
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> dict[str, str]:
+    """The names of :func:`register_world`."""
+    names = register_world(tmp_path_factory.mktemp("tiny_world"), "tiny")
     yield names
     for name in names.values():
         DatasetCatalog.remove(name)
@@ -73,68 +73,37 @@ def tiny_world(tmp_path_factory) -> dict[str, str]:
 
 
 TINY = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.WEIGHTS",
-    "''",
-    "MODEL.MIT.VARIANT",
-    "b0",
-    "MODEL.TIMM.NAME",
-    "test_vit",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-    "16",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "4",
-    "INPUT.SOURCE_SIZE",
-    "(96,64)",
-    "INPUT.TARGET_SIZE",
-    "(96,64)",
-    "INPUT.CROP.SIZE",
-    "(64,64)",
-    "SOLVER.AMP.ENABLED",
-    "False",
-    "SOLVER.MAX_ITER",
-    "6",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "3",
-    "SOLVER.WARMUP_ITERS",
-    "2",
-    "SOLVER.BASE_LR",
-    "0.0005",
-    "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT",
-    "0.0",
-    "SELF_TRAINING.MASKED.BLOCK_SIZE",
-    "16",
-    "MODEL.HRDA.DETAIL_SIZE",
-    "(32,32)",
-    "TEST.SLIDE.CROP",
-    "(64,64)",
-    "TEST.SLIDE.STRIDE",
-    "(32,32)",
-    "TEST.CLASS_SUBSETS",
-    "()",
-    "SELF_TRAINING.CONFIDENCE_THRESHOLD",
-    "0.3",
-    "PROTOTYPES.DIM",
-    "16",
-    "PROTOTYPES.NUM_PER_CLASS",
-    "3",
-    "PROTOTYPES.BANK.SIZE",
-    "200",
-    "PROTOTYPES.POOL_SIZE",
-    "400",
-    "PROTOTYPES.INIT.ITER",
-    "2",
-    "PROTOTYPES.GRADIENT_SHARE_PERIOD",
-    "2",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "TEST.EVAL_PERIOD",
-    "0",
-    "VIS_PERIOD",
-    "3",
-    "LOG_PERIOD",
-    "1",
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.WEIGHTS", "''"),
+    *("MODEL.MIT.VARIANT", "b0"),
+    *("MODEL.TIMM.NAME", "test_vit"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16"),
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"),
+    *("INPUT.SOURCE_SIZE", "(96,64)"),
+    *("INPUT.TARGET_SIZE", "(96,64)"),
+    *("INPUT.CROP.SIZE", "(64,64)"),
+    *("SOLVER.AMP.ENABLED", "False"),
+    *("SOLVER.MAX_ITER", "6"),
+    *("SOLVER.CHECKPOINT_PERIOD", "3"),
+    *("SOLVER.WARMUP_ITERS", "2"),
+    *("SOLVER.BASE_LR", "0.0005"),
+    *("SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.0"),
+    *("SELF_TRAINING.MASKED.BLOCK_SIZE", "16"),
+    *("MODEL.HRDA.DETAIL_SIZE", "(32,32)"),
+    *("TEST.SLIDE.CROP", "(64,64)"),
+    *("TEST.SLIDE.STRIDE", "(32,32)"),
+    *("TEST.CLASS_SUBSETS", "()"),
+    *("SELF_TRAINING.CONFIDENCE_THRESHOLD", "0.3"),
+    *("PROTOTYPES.DIM", "16"),
+    *("PROTOTYPES.NUM_PER_CLASS", "3"),
+    *("PROTOTYPES.BANK.SIZE", "200"),
+    *("PROTOTYPES.POOL_SIZE", "400"),
+    *("PROTOTYPES.INIT.ITER", "2"),
+    *("PROTOTYPES.GRADIENT_SHARE_PERIOD", "2"),
+    *("DATALOADER.NUM_WORKERS", "0"),
+    *("TEST.EVAL_PERIOD", "0"),
+    *("VIS_PERIOD", "3"),
+    *("LOG_PERIOD", "1"),
 ]
 
 # The smallest network there is: checkpoints of 6 MB, where MiT-b0's have 54.
@@ -176,7 +145,9 @@ def trained_runs(tiny_world, tmp_path_factory) -> dict[str, Path]:
     for method in ("source_only", "daformer_gauss"):
         config_file = str(CONFIGS / f"{method}.yaml")
         folder = root / method
-        cfg = get_cfg_from(config_file, [*data, *TINY, *short, "OUTPUT_DIR", str(folder)])
+        cfg = get_cfg_from(
+            config_file, [*data, *TINY, *SMALLEST, *short, "OUTPUT_DIR", str(folder)]
+        )
         record_session(cfg, config_file, command=["train_net.py", "--config-file", method])
         (folder / "config.yaml").write_text(cfg.dump())
         trainer = AdaptationTrainer(cfg)

@@ -6,8 +6,6 @@ What must be refused is a row of ``test_bad_input.py``; here is what must be tol
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -267,16 +265,13 @@ def test_names_with_control_characters_are_shown_escaped(world, capsys):
     assert r"target/red\x1b[31m\nFAULT.png cannot be decoded" in told and "\x1b" not in told
 
 
-def test_files_that_are_no_files_neither_hang_nor_fill_the_memory(world):
+def test_files_that_are_no_files_neither_hang_nor_fill_the_memory(world, capsys):
     os.mkfifo(world.root / "target/fifo.png")
     os.symlink("/dev/zero", world.root / "target/zero.png")
     with (world.root / "target/sparse.png").open("wb") as file:
         file.truncate(20 * 2**30)
     (world.root / "target/script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
-    world.command()
-    command = [sys.executable, str(TOOL), "--file", str(world.root / "world.yaml")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1, run.stderr
+    told = checked(world, capsys, status=1)
     for said in (
         "fifo.png is no regular file",
         "zero.png is no regular file",
@@ -284,7 +279,7 @@ def test_files_that_are_no_files_neither_hang_nor_fill_the_memory(world):
         "script.png cannot be decoded (not an image)",
         "4 faults",
     ):
-        assert said in run.stdout, run.stdout
+        assert said in told, told
 
 
 def test_a_run_predicts_where_its_data_are_not(world, tmp_path, monkeypatch):

@@ -307,7 +307,7 @@ def test_seeking_before_the_start_is_refused(cfg):
 def test_the_sampler_follows_the_configuration(cfg):
     for enabled, kind in ((True, RareClassDraws), (False, UniformDraws)):
         cfg.DATALOADER.RARE_CLASS.ENABLED = enabled
-        streams = build_paired_loader(cfg)._dataset.streams
+        streams = build_paired_loader(cfg).streams
         assert isinstance(streams["source"].draws, kind)
         assert isinstance(streams["target"].draws, UniformDraws)
 

@@ -85,9 +85,7 @@ class Arranged:
     uneven: bool = False
 
     def __call__(self, trainer) -> None:
-        adaptation.sample_class_mask = lambda label, classes, ignore: (
-            (label % 2 == 1) & (label < CLASSES)
-        )
+        adaptation.sample_class_mask = lambda label, classes: (label % 2 == 1) & (label < CLASSES)
         masking.hide_blocks = hide_every_second_block
         hrda.sample_detail_box = lambda size, detail: Box(16, 8, 16 + detail[0], 8 + detail[1])
         mpcl.prototypes.bank.sample_per_group = first_per_group

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import SMALLEST
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
@@ -31,7 +32,7 @@ def test_every_row_changes_its_config():
 @pytest.mark.parametrize("key", FIRST_OF_KEY)
 def test_ablation_trains_a_step(tiny_cfg, key):
     config, value = FIRST_OF_KEY[key]
-    small = [*ONE_STEP, "VIS_PERIOD", 0, "DATASETS.TEST", ()]
+    small = [*ONE_STEP, *SMALLEST, "VIS_PERIOD", 0, "DATASETS.TEST", ()]
     trainer = AdaptationTrainer(tiny_cfg(config, *small, key, value))
     trainer.train()
     assert trainer.last_step.pixels

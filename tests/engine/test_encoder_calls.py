@@ -9,7 +9,8 @@ NO_CHANCE = ["MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.BACKBONE.DROP_PATH", 0.0]
 # The bank would round to half precision, and a rounding that falls otherwise is no round-off.
 SOON = ["PROTOTYPES.INIT.ITER", 0, "PROTOTYPES.INIT.METHOD", "random", "SOLVER.MAX_ITER", 1]
 SOON += ["PROTOTYPES.CLUSTER_POOL", "batch"]
-METHODS = [m + p for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")]
+# Prototypes come after the encoder.
+METHODS = ["daformer_gauss", "hrda", "mic_centroid"]
 
 
 def trained(cfg, one_by_one: bool):

@@ -132,7 +132,7 @@ def prototypes(kind, pool: str, device: str) -> None:
     trusted = torch.rand(2, 8, 8, device=device) < 0.5
     view = View(embeddings, label, trusted.float(), trusted, trusted)
     step = Step(1, source=view, mixed=view)
-    step.outputs = dict.fromkeys(step.views, Outputs(embeddings, embeddings, embeddings))
+    step.outputs = dict.fromkeys(step.views, Outputs(*[embeddings] * 4))
     PrototypeLearner(
         prototypes=prototypes,
         banks={"context": FeatureBank(C, 30, 16).to(device)},

@@ -424,8 +424,10 @@ ENCODERS = {
 HRDA = ("MODEL.META_ARCHITECTURE", "HRDASegmentor", "MODEL.HRDA.DETAIL_SIZE", (32, 32))
 
 
-@pytest.mark.parametrize("resolution", ["single", "multiple"])
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "resolution"),
+    [*((encoder, "single") for encoder in ENCODERS), ("vit", "multiple"), ("resnet", "multiple")],
+)
 def test_training_moves_encoder_and_head_and_the_checkpoint_evaluates(
     encoder, resolution, tiny_cfg
 ):
