@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import NUM_CLASSES, draw_scene
+from conftest import NUM_CLASSES, SMALLEST, draw_scene
 from detectron2.config import CfgNode
 from PIL import Image
 from run_fixtures import save_run
@@ -17,7 +17,7 @@ from mpcl.predict.loading import load_networks
 
 @pytest.fixture
 def run(tiny_cfg):
-    return save_run(tiny_cfg("daformer_gauss"))
+    return save_run(tiny_cfg("daformer_gauss", *SMALLEST))
 
 
 def scene(seed: int = 0, size=(64, 96)) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import predict as tool
 import pytest
 from camera import Camera
-from conftest import draw_scene
+from conftest import SMALLEST, draw_scene
 from PIL import Image
 from run_fixtures import save_run
 
@@ -18,7 +18,7 @@ from mpcl.predict.prediction_files import OverlayVideo, PredictionWriter, find_i
 
 @pytest.fixture
 def run(tiny_cfg) -> Path:
-    return save_run(tiny_cfg("daformer_gauss"))
+    return save_run(tiny_cfg("daformer_gauss", *SMALLEST))
 
 
 @pytest.fixture

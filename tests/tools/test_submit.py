@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import submit as tool
 import torch
+from conftest import SMALLEST
 from PIL import Image
 
 from mpcl.engine import AdaptationTrainer
@@ -46,7 +47,7 @@ def run_folder(tiny_cfg, trees):
     """A run of one iteration with 19 classes, whose student and teacher differ."""
     folder = trees / "run"
     classes = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 19, "DATASETS.TEST", ())
-    cfg = tiny_cfg("daformer", "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", 1, *classes)
+    cfg = tiny_cfg("daformer", *SMALLEST, "OUTPUT_DIR", str(folder), *classes)
     trainer = AdaptationTrainer(cfg)
     with torch.no_grad():
         trainer.teacher.model.sem_seg_head.classifier.bias[:] = torch.arange(19.0)
