@@ -283,6 +283,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("a crop of text", key("INPUT.CROP.SIZE", "('a','b')"), r"CROP\.SIZE.*two whole numbers"),
     ("a size of one zero", key("INPUT.SOURCE_SIZE", "(96,0)"), r"SOURCE_SIZE is \(96, 0\).*images' own size"),
     ("windows with gaps", key("TEST.SLIDE.STRIDE", "(80,80)"), r"STRIDE is \(80, 80\).*at most TEST\.SLIDE\.CROP"),
+    ("an augmentation of no size", key("TEST.AUG.MIN_SIZES", "()"), r"AUG\.MIN_SIZES is \(\); expected whole numbers from 1"),
     ("a selection on no test set", key("TEST.SELECT_ON", "leaves"), r"SELECT_ON is 'leaves'; expected a set of DATASETS.TEST .*_sem_seg_val"),
     ("a selection without evaluations", sets("TEST.SELECT_ON", "{w}_sem_seg_val"), r"TEST\.EVAL_PERIOD is 0; expected from 1"),
     ("margins of everything", key("SELF_TRAINING.IGNORE_MARGINS", "(0.5,0.5,0,0)"), r"IGNORE_MARGINS.*leave some"),

@@ -8,11 +8,11 @@
   python tools/predict.py --weights slim.pth --input 0 --output out           # camera 0, to Ctrl-C
 
 Written are, each in a folder of OUTPUT, overlay (input and prediction side by side; of videos an
-MP4), train_ids (8-bit PNGs), label_ids (ids of Cityscapes' label files, for its 19 classes) and
-confidence (8-bit PNGs, 255 = 1). Images are resized and predicted (whole, or by sliding windows) as
-in the evaluation of the config, and have their own size again in the end; EXIF orientation is
-applied. Existing files are not replaced unless --existing says so. Exit status 1: some images could
-not be read.
+MP4), train_ids (8-bit PNGs), label_ids (with the ids of your label files) and confidence (8-bit
+PNGs, 255 = 1); of GeoTIFFs georeferenced TIFFs. Images are resized and predicted (whole, or by
+sliding windows; large ones by tiles) as in the evaluation of the config, and have their own size
+again in the end; EXIF orientation is applied. Existing files are not replaced unless --existing
+says so. Exit status 1: some images could not be read.
 """
 
 import argparse
@@ -51,6 +51,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=4, help="images a forward (default: 4)")
     parser.add_argument(
+        "--tile",
+        type=int,
+        default=4096,
+        help="pixels to a side of the tiles that larger images are predicted by (default: 4096)",
+    )
+    parser.add_argument(
         "--threads", type=int, default=4, help="that read and write files (default: 4)"
     )
     parser.add_argument("--opacity", type=float, default=0.6, help="of overlays (default: 0.6)")
@@ -71,7 +77,9 @@ def main(args: argparse.Namespace) -> int:
     from mpcl.predict.predictor import Predictor
     from mpcl.utils.host_memory import keep_freed_memory
 
-    predictor = Predictor(**args.network, channel_order="BGR", batch_size=args.batch_size)
+    predictor = Predictor(
+        **args.network, channel_order="BGR", batch_size=args.batch_size, tile=args.tile
+    )
     kinds = args.write or default_kinds(predictor.metadata)
     if predictor.model.device.type == "cpu":
         keep_freed_memory()

@@ -8,11 +8,15 @@ import predict as tool
 import pytest
 from camera import Camera
 from conftest import SMALLEST, draw_scene
-from PIL import Image
+from detectron2.data import MetadataCatalog
+from PIL import Image, TiffImagePlugin
 from run_fixtures import save_run
 
 import mpcl
+from mpcl.data.labels import identity_except
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS
+from mpcl.predict.export import save_slim
+from mpcl.predict.loading import load_networks
 from mpcl.predict.prediction_files import OverlayVideo, PredictionWriter, find_images, is_camera
 
 
@@ -110,11 +114,111 @@ def test_cityscapes_models_write_label_ids(tiny_cfg, photos, tmp_path):
     np.testing.assert_array_equal(to_train_id[label_ids], train_ids)
 
 
-def test_label_ids_of_other_classes_are_refused(run, photos, tmp_path, capsys):
+BOX, SKY = (200, 40, 40), (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "expected"),
+    [
+        ({70: 2, 9: 0, 255: 3, 8: 0, 40: 1, 7: 255}, [9, 40, 70, 255]),
+        ({BOX: 3, SKY: 2, (0, 0, 0): 0, (9, 9, 9): 1}, [(0, 0, 0), (9, 9, 9), SKY, BOX]),
+        (None, [0, 1, 2, 3]),
+        (identity_except(9), [0, 1, 2, 3]),
+    ],
+)
+def test_label_ids_are_those_of_the_users_label_files_also_from_a_slim_file(
+    run, photos, tmp_path, monkeypatch, caplog, label_map, expected
+):
+    monkeypatch.setitem(vars(MetadataCatalog.get("tiny_source")), "label_map", label_map)
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    monkeypatch.setitem(vars(MetadataCatalog.get("tiny_source")), "label_map", {5: 0})
+    arguments = ["--weights", str(tmp_path / "slim.pth"), "--write", "train_ids", "label_ids"]
+    arguments += ["--input", str(photos / "a.png"), "--output", str(tmp_path / "out")]
+    assert tool.main(arguments) == 0
+    train_ids, label_ids = (
+        read(tmp_path / "out" / kind / "a.png") for kind in ("train_ids", "label_ids")
+    )
+    assert len(np.unique(train_ids)) > 1
+    np.testing.assert_array_equal(label_ids, np.array(expected, np.uint8)[train_ids])
+    assert ("written is ground 9 (of 9, 8)" in caplog.text) == (expected[0] == 9)
+
+
+def test_a_class_without_an_id_of_its_own_is_refused(run, photos, tmp_path, monkeypatch, capsys):
+    metadata = vars(MetadataCatalog.get("tiny_source"))
+    monkeypatch.setitem(metadata, "label_map", {1: 0, 2: 1, 3: 2})
     arguments = ["--run", str(run), "--input", str(photos), "--write", "label_ids"]
     with pytest.raises(SystemExit):
         tool.main([*arguments, "--output", str(tmp_path / "out")])
-    assert "the model has other classes" in capsys.readouterr().err
+    assert "no id in label_map means box" in capsys.readouterr().err
+
+
+GEO = {  # tag -> TIFF type and value: doubles, shorts, text
+    33550: (12, (0.1, 0.1, 0.0)),
+    33922: (12, (0.0, 0.0, 0.0, 440720.123456789, 3751320.987654321, 0.0)),
+    34735: (3, (1, 1, 0, 2, 1024, 0, 1, 1, 1025, 0, 1, 1)),
+    34736: (12, (298.257223563,)),
+    34737: (2, "WGS 84 / UTM zone 11N|"),
+}
+
+
+def save_geotiff(image: np.ndarray, path: Path, **more) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, (kind, value) in {**GEO, **more.get("tags", {})}.items():
+        tags.tagtype[tag] = kind
+        tags[tag] = value
+    Image.fromarray(image).save(path, tiffinfo=tags)
+
+
+def test_masks_of_a_geotiff_lie_where_it_lies(run, photos, tmp_path, caplog):
+    image = read(photos / "a.png")
+    save_geotiff(image, photos / "geo.tif", tags={42113: (2, "0")})  # no-data of the image alone
+    Image.fromarray(image).save(photos / "plain.tif")
+    save_geotiff(image, photos / "turned.tif", tags={274: (3, 3)})
+    kinds = ("--write", "overlay", "train_ids", "confidence", "label_ids")
+    inputs = [photos / name for name in ("geo.tif", "plain.tif", "turned.tif", "a.png")]
+    assert predict(run, tmp_path / "out", *inputs, more=kinds) == 0
+    masks = ("train_ids", "label_ids", "confidence")
+    assert files(tmp_path / "out") == {
+        *(f"overlay/{name}.jpg" for name in ("geo", "plain", "turned", "a")),
+        *(f"{kind}/geo.tif" for kind in masks),
+        *(f"{kind}/{name}.png" for kind in masks for name in ("plain", "turned", "a")),
+    }
+    for kind in masks:
+        with Image.open(tmp_path / "out" / kind / "geo.tif") as mask:
+            held = mask.tag_v2
+            for tag, (form, value) in GEO.items():
+                assert held.tagtype[tag] == form and np.array_equal(held[tag], np.squeeze(value))
+            assert 42113 not in held and mask.mode == "L"
+            png = tmp_path / "out" / kind / "plain.png"
+            np.testing.assert_array_equal(np.array(mask), read(png))
+    assert "turned.tif is turned by its orientation tag" in caplog.text
+    assert predict(run, tmp_path / "out", *inputs, more=(*kinds, "--existing", "skip")) == 0
+    with pytest.raises(SystemExit):
+        predict(run, tmp_path / "out", photos / "geo.tif", more=("--write", "train_ids"))
+
+
+def test_an_image_too_wide_for_a_jpeg_has_its_ids_and_a_smaller_overlay(run, photos, tmp_path):
+    wide = np.tile(read(photos / "a.png")[:40], (1, 350, 1))
+    Image.fromarray(wide).save(photos / "wide.png")
+    assert predict(run, tmp_path / "out", photos / "wide.png") == 0
+    assert read(tmp_path / "out/train_ids/wide.png").shape == (40, 33600)
+    height, width, _ = read(tmp_path / "out/overlay/wide.jpg").shape
+    assert 65490 <= width <= 65500 and height == int(40 * 65500 / 67200)
+
+
+def test_large_images_are_predicted_by_tiles_one_at_a_time(run, photos, tmp_path, capsys):
+    whole, tiled = tmp_path / "whole", tmp_path / "tiled"
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:2000])  # header whole
+    kinds = ("--write", "train_ids", "confidence")
+    options = ("INPUT.TARGET_SIZE", "(0,0)", "TEST.INFERENCE", "slide", "TEST.SLIDE.CROP")
+    options += ("(32,32)", "TEST.SLIDE.STRIDE", "(16,16)")
+    assert predict(run, whole, photos, more=(*kinds, "--tile", "4096", *options)) == 1
+    assert predict(run, tiled, photos, more=(*kinds, "--tile", "70", *options)) == 1
+    assert "broken.png" in capsys.readouterr().out.split("FAULT")[-1]
+    assert files(whole) == files(tiled) and len(files(tiled)) == 6
+    for file in files(tiled):
+        difference = read(tiled / file).astype(int) - read(whole / file)
+        assert (np.abs(difference) <= ("confidence" in file)).mean() > 0.999
 
 
 def test_existing_outputs_are_kept_unless_asked_otherwise(run, photos, tmp_path, capsys):

@@ -319,6 +319,13 @@ def _add_test_config(cfg: CN) -> None:
     cfg.TEST.SLIDE.CROP = (1024, 1024)  # (height, width) of a window, pixels
     cfg.TEST.SLIDE.STRIDE = (512, 512)  # (vertical, horizontal) between windows, pixels
     cfg.TEST.SLIDE.BATCH = 4  # windows a forward pass
+    # Test-time augmentation, in every evaluation and prediction: probabilities are averaged over
+    # the image at several sizes, which take the place of INPUT.TARGET_SIZE, and mirrored.
+    cfg.TEST.AUG.ENABLED = False
+    # Sizes of the image's shorter side, pixels; each costs one forward, with FLIP two.
+    cfg.TEST.AUG.MIN_SIZES = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    cfg.TEST.AUG.MAX_SIZE = 4000  # pixels of the longer side, at most
+    cfg.TEST.AUG.FLIP = True  # also mirrored left to right
     # classifier | prototypes: prediction by (10). Prototypes belong to the student; the teacher has
     # none.
     cfg.TEST.OUTPUT = "classifier"

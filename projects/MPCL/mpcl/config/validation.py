@@ -29,6 +29,7 @@ _READ = (
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"),
     *("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WEIGHT_DECAY"),
     *("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.AMP.ENABLED"),
+    *("TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"),
 )
 _READ_GROUPS = ("MODEL.", "SOLVER.CLIP_GRADIENTS.")
 _LARGEST = 16384  # side of a crop or window
@@ -271,6 +272,10 @@ def _check_test(cfg: CN) -> None:
     if stride[0] > crop[0] or stride[1] > crop[1]:
         _refuse(cfg, "TEST.SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
     _number(cfg, "TEST.SLIDE.BATCH", least=1, most=1000)
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or not _are_whole(sizes, 1, _LARGEST):
+        _refuse(cfg, "TEST.AUG.MIN_SIZES", f"whole numbers from 1 to {_LARGEST}")
+    _number(cfg, "TEST.AUG.MAX_SIZE", least=1, most=_LARGEST)
     _one_of(cfg, "TEST.OUTPUT", ("classifier", "prototypes"))
     if cfg.TEST.SELECT_ON:
         if cfg.TEST.SELECT_ON not in cfg.DATASETS.TEST:

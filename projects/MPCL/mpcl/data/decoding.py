@@ -22,7 +22,7 @@ from ..utils import zip_files
 from ..utils.short import shown
 
 _LIMIT_VARIABLE = "MPCL_MAX_IMAGE_PIXELS"
-_DEFAULT_LIMIT = 2**27  # 134 million: 16384 x 8192
+_DEFAULT_LIMIT = 2**28  # 268 million: 16384 x 16384
 _BYTES_A_PIXEL = 8  # of a file, at most: 16-bit RGBA without compression
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -75,7 +75,7 @@ class Header(NamedTuple):
 
 
 def pixel_limit() -> int:
-    """Pixels above which no image is decoded: ``$MPCL_MAX_IMAGE_PIXELS``, by default 2**27.
+    """Pixels above which no image is decoded: ``$MPCL_MAX_IMAGE_PIXELS``, by default 2**28.
 
     Raises:
         ValueError: the variable holds no positive number.

@@ -340,8 +340,9 @@ def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> n
 
 @dataclass(frozen=True, kw_only=True)
 class TestMapper:
-    """Record -> the whole image at the size that the target is trained at, and its label as the
-    file has it: the prediction is evaluated at the ``height`` and ``width`` of the file.
+    """Record -> the whole image at the size that the target is trained at (at its own size where
+    test-time augmentation resizes it), and its label as the file has it: the prediction is
+    evaluated at the ``height`` and ``width`` of the file.
 
     Attributes:
         size: bounding box of the resized image, see :func:`keep_aspect_size`.
@@ -357,7 +358,8 @@ class TestMapper:
     def from_config(cls, cfg: CfgNode, dataset: str = "") -> "TestMapper":
         """For the images of a data set; without one, for images that have no label."""
         label_map = MetadataCatalog.get(dataset).get("label_map") if dataset else None
-        return cls(size=tuple(cfg.INPUT.TARGET_SIZE), label_map=label_map)
+        size = None if cfg.TEST.AUG.ENABLED else tuple(cfg.INPUT.TARGET_SIZE)
+        return cls(size=size, label_map=label_map)
 
     def __call__(self, record: Record) -> Record:
         """Reads and resizes one image.
@@ -379,6 +381,12 @@ class TestMapper:
 
     def of_pixels(self, image: np.ndarray, file_name: str = "") -> Record:
         """The same for an image in memory, (H, W, 3) uint8 in OpenCV's BGR order."""
-        size = keep_aspect_size(image.shape[:2], self.size)
-        record = {"file_name": file_name}
-        return _result(record, image, _resize(image, size, cv2.INTER_LINEAR))
+        return _result({"file_name": file_name}, image, self.resize(image))
+
+    def size_of(self, size: Size) -> Size:
+        """(h, w) that an image of (height, width) is resized to."""
+        return keep_aspect_size(size, self.size)
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> (h, w, 3), as the network sees it."""
+        return _resize(image, self.size_of(image.shape[:2]), cv2.INTER_LINEAR)

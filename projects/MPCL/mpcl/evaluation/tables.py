@@ -25,7 +25,10 @@ IN_USE = "in use"
 _COLUMNS = (IN_USE, *NETWORKS)
 _FAR_APART = 3.0  # points between teacher and student from which on a reader should know of it
 # Settings that must agree for scores to be comparable; others are what is compared.
-_SHARED = ("DATASETS.TEST", "TEST.CLASS_SUBSETS", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH")
+_SHARED = (
+    *("DATASETS.TEST", "TEST.CLASS_SUBSETS", "TEST.AUG.ENABLED"),
+    *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"),
+)
 
 
 def summary(scores: Scores, metrics: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from ..structures import Outputs, View
 from .daformer_head import DAFormerHead
 from .inference import sliding_window, whole_image
 from .prototype_head import PrototypeHead
+from .test_time_augmentation import TestTimeAugmentation
 
 Inference = Callable[..., Tensor]
 
@@ -41,7 +42,9 @@ class MPCLSegmentor(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         inference: Inference = whole_image,
+        augmentation: TestTimeAugmentation | None = None,
         predict_by_prototypes: bool = False,
+        prototype_temperature: float = 1.0,
         predict_in_bfloat16: bool = False,
         detail_weight: float = 0.0,
     ) -> None:
@@ -49,7 +52,9 @@ class MPCLSegmentor(nn.Module):
         Args:
             inference: maps (network, images) to logits at the images' size: whole image or sliding
                 window.
+            augmentation: at test time; None = images are seen once.
             predict_by_prototypes: predict by (10) where there is a prototype head.
+            prototype_temperature: of the softmax that makes probabilities of similarities.
             predict_in_bfloat16: run :meth:`predict`'s forward passes so, on GPUs that can.
             detail_weight: lambda_d of detectron2's own training contract.
         """
@@ -61,7 +66,9 @@ class MPCLSegmentor(nn.Module):
         self.deepest_feature = max(shapes, key=lambda name: shapes[name].stride)
         self.encoder_has_batch_norm = any(isinstance(m, _BatchNorm) for m in backbone.modules())
         self.inference = inference
+        self.augmentation = augmentation
         self.predict_by_prototypes = predict_by_prototypes
+        self.prototype_temperature = prototype_temperature
         self.predict_in_bfloat16 = predict_in_bfloat16
         self.detail_weight = detail_weight
         self.register_buffer(
@@ -85,7 +92,9 @@ class MPCLSegmentor(nn.Module):
             )
             if cfg.TEST.INFERENCE == "slide"
             else whole_image,
+            "augmentation": TestTimeAugmentation.from_config(cfg),
             "predict_by_prototypes": cfg.TEST.OUTPUT == "prototypes",
+            "prototype_temperature": cfg.PROTOTYPES.TEMPERATURE,
             "predict_in_bfloat16": cfg.TEST.AMP,
             "detail_weight": cfg.MODEL.HRDA.DETAIL_WEIGHT,
         }
@@ -158,13 +167,34 @@ class MPCLSegmentor(nn.Module):
         loss = segmentation_loss(outputs, view, self.detail_weight)
         return {"loss_sem_seg": loss}
 
+    @property
+    def temperature(self) -> float:
+        """Of the softmax that turns class scores into probabilities."""
+        prototypes = self.predict_by_prototypes and self.prototype_head is not None
+        return self.prototype_temperature if prototypes else 1.0
+
     def predict(self, batch: list[dict]) -> list[dict[str, Tensor]]:
+        """:meth:`predict_once`, or the mean over the test-time augmentation."""
+        if self.augmentation is None:
+            return self.predict_once(batch)
+        return [
+            {"sem_seg": self.augmentation(self.predict_once, record, self.temperature)}
+            for record in batch
+        ]
+
+    def predict_once(
+        self, batch: list[dict], inference: Inference | None = None
+    ) -> list[dict[str, Tensor]]:
         """Logits at each record's own ``height`` and ``width`` (the image's size where they are
         missing). Images of one size pass together.
 
         Two successive bilinear resizes, as the baselines: stride 4 to network input, network input
         to native size.
+
+        Args:
+            inference: instead of the segmentor's own.
         """
+        inference = inference or self.inference
         by_size: dict[torch.Size, list[int]] = {}
         for index, record in enumerate(batch):
             by_size.setdefault(record["image"].shape, []).append(index)
@@ -174,7 +204,7 @@ class MPCLSegmentor(nn.Module):
             small = min(images.shape[-2:]) < self.smallest_side
             divisor = self.smallest_side if small else self.size_divisor
             with self._prediction_precision():
-                logits = self.inference(self.score, images, divisor=divisor)
+                logits = inference(self.score, images, divisor=divisor)
             for index, own in zip(indices, logits):
                 record = batch[index]
                 size = (record.get("height", own.shape[-2]), record.get("width", own.shape[-1]))

@@ -93,6 +93,7 @@ def save_slim(networks: Networks, path: str | Path) -> int:
         SLIM_CONFIG: cfg.dump(),
         SLIM_CLASSES: plain(networks.metadata),
         SLIM_ROLE: networks.role,
+        **({"selection": networks.selection} if networks.selection else {}),
     }
     write_checkpoint({"model": state, **config}, path)
     return len(state)

@@ -1,4 +1,5 @@
-"""Images and streams through a predictor into files; reading, predicting and writing overlap."""
+"""Images and streams through a predictor into files; reading, predicting and writing overlap, but
+for large images, which come one at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.decoding import BadFile, read_image
+from ..utils.short import shown
 from .prediction_files import (
     ImageFile,
     OverlayVideo,
@@ -47,8 +49,40 @@ def predict_images(
 ) -> list[str]:
     """Predicts images and writes what the writer is for.
 
-    Returns: what is wrong with each image that could not be read.
+    Returns: what is wrong with each image that could not be predicted.
     """
+    large = [image for image in images if predictor.is_large(image.size[::-1])]
+    others = [image for image in images if image not in large]
+    with tqdm(total=len(images), unit="image", desc=predictor.role, disable=None) as progress:
+        faults = _predict_batches(predictor, writer, others, threads, progress)
+        for image in large:
+            faults += _predict_large(predictor, writer, image)
+            progress.update()
+    return faults
+
+
+def _predict_large(
+    predictor: Predictor, writer: PredictionWriter, image: ImageFile
+) -> Iterator[str]:
+    """Of what is large nothing is read ahead: memory holds one image. Yields its fault, if any."""
+    try:
+        pixels = read_image(image.path)
+        labels = predictor.labels(pixels, confidence="confidence" in writer.kinds)
+    except BadFile as error:
+        yield str(error)
+    except ValueError as error:
+        yield f"{shown(image.path)}: {error}"
+    else:
+        writer.write(image, pixels, *labels)
+
+
+def _predict_batches(
+    predictor: Predictor,
+    writer: PredictionWriter,
+    images: list[ImageFile],
+    threads: int,
+    progress: tqdm,
+) -> list[str]:
     faults: list[str] = []
 
     def read(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
@@ -60,7 +94,6 @@ def predict_images(
 
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         written: deque[Future] = deque()
-        progress = tqdm(total=len(images), unit="image", desc=predictor.role, disable=None)
         depth = 2 * predictor.batch_size
         pairs = read_ahead(readers, read, images, depth)
         by_size = batches(pairs, lambda pair: np.shape(pair[1]), predictor.batch_size)
@@ -69,13 +102,12 @@ def predict_images(
                 pixels = [image for _, image in batch]
                 labels = predictor.labels(pixels, confidence="confidence" in writer.kinds)
                 for (file, image), label in zip(batch, labels):
-                    written.append(writers.submit(writer.write, file.name, image, *label))
+                    written.append(writers.submit(writer.write, file, image, *label))
             progress.update(len(batch))
             while len(written) > depth:
                 written.popleft().result()
         while written:
             written.popleft().result()
-        progress.close()
     return faults
 
 
@@ -123,7 +155,7 @@ def plan(
         )
     files = [text for text in inputs if not is_stream(text)]
     images = find_images(files) if files else []
-    there = {image.name: writer.existing(image.name) for image in images}
+    there = {image.name: writer.existing(image) for image in images}
     streams_there = {text: writer.existing_of_stream(stream_name(text)) for text in streams}
     found = [path for paths in (*there.values(), *streams_there.values()) for path in paths]
     if found and existing == "refuse":

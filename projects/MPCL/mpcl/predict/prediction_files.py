@@ -14,25 +14,33 @@ from detectron2.data import Metadata
 from ..data.decoding import BadFile, opened
 from ..data.files import IMAGE_SUFFIXES, list_files
 from ..data.labels import colorize
-from ..data.sets.driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_IDS
 from ..utils.atomic_write import write_atomically
+from .geotiff import NOWHERE, GeoTags, encode_tiff, georeference
+from .label_ids import is_cityscapes, own_ids
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 KINDS = {"overlay": ".jpg", "train_ids": ".png", "label_ids": ".png", "confidence": ".png"}
 """What can be written, each into a folder of its own, and how its files end."""
 
 _DEFAULT_FPS = 25.0  # of cameras that name none
-_TRAIN_TO_LABEL_ID = np.zeros(256, np.uint8)  # 0 = unlabeled
-for _label_id, _train_id in CITYSCAPES_IDS.items():
-    if 0 <= _train_id < len(CITYSCAPES_CLASSES):
-        _TRAIN_TO_LABEL_ID[_train_id] = _label_id
+_LONGEST = 65500  # pixels to a side of a JPEG, at most
+_STRIP = 1024  # rows that are coloured at once
 
 
 class ImageFile(NamedTuple):
-    """An image to predict, and the name of its outputs: a relative path without suffix."""
+    """An image to predict.
+
+    Attributes:
+        name: of its outputs: a relative path without suffix.
+        size: (width, height) by the header alone; (0, 0) of a file that cannot be read, which is
+            refused when it is predicted.
+        georeference: of a GeoTIFF.
+    """
 
     path: str
     name: str
+    size: tuple[int, int] = (0, 0)
+    georeference: GeoTags = NOWHERE
 
 
 def find_images(inputs: Sequence[str]) -> list[ImageFile]:
@@ -52,18 +60,20 @@ def find_images(inputs: Sequence[str]) -> list[ImageFile]:
                 f"{places[name.lower()]} and {path} would both be written as {name}; predict them "
                 "into two folders"
             )
-    return sorted(dict.fromkeys(found), key=_size)
+    images = [_with_header(path, name) for path, name in dict.fromkeys(found)]
+    return sorted(images, key=lambda image: image.size)
 
 
-def _images_of(text: str) -> list[ImageFile]:
+def _images_of(text: str) -> list[tuple[str, str]]:
+    """(path, name) of each."""
     path = Path(text)
     if path.is_dir():
-        return [ImageFile(file, name) for name, file in list_files(path, IMAGE_SUFFIXES).items()]
+        return [(file, name) for name, file in list_files(path, IMAGE_SUFFIXES).items()]
     if path.is_file():
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             known = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
             raise ValueError(f"{text} is neither an image nor a video by its name; known: {known}")
-        return [ImageFile(text, path.stem)]
+        return [(text, path.stem)]
     if not glob.has_magic(text):
         raise FileNotFoundError(f"there is no image, folder or video at {text}")
     fixed = Path(text)
@@ -73,19 +83,15 @@ def _images_of(text: str) -> list[ImageFile]:
     images = [m for m in matches if m.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise FileNotFoundError(f"no image matches {text}")
-    return [
-        ImageFile(m, Path(os.path.relpath(m, fixed)).with_suffix("").as_posix()) for m in images
-    ]
+    return [(m, Path(os.path.relpath(m, fixed)).with_suffix("").as_posix()) for m in images]
 
 
-def _size(image: ImageFile) -> tuple[int, int]:
-    """(width, height) by the header alone; (0, 0) of a file that cannot be read, which is refused
-    when it is predicted."""
+def _with_header(path: str, name: str) -> ImageFile:
     try:
-        with opened(image.path) as header:
-            return header.size
+        with opened(path) as header:
+            return ImageFile(path, name, header.size, georeference(path, header))
     except BadFile:
-        return (0, 0)
+        return ImageFile(path, name)
 
 
 class Stream:
@@ -148,17 +154,20 @@ def stream_name(text: str) -> str:
 
 def default_kinds(metadata: Metadata) -> list[str]:
     """Overlays and train ids; ids of Cityscapes' label files where the classes are Cityscapes'."""
-    cityscapes = list(metadata.stuff_classes) == CITYSCAPES_CLASSES
-    return ["overlay", "train_ids", *(["label_ids"] if cityscapes else [])]
+    return ["overlay", "train_ids", *(["label_ids"] if is_cityscapes(metadata) else [])]
 
 
 class PredictionWriter:
     """Writes predictions below a folder, one sub-folder a kind; no file is ever half-written.
 
-    - ``overlay``: the image, and beside it the classes' colours over it;
+    - ``overlay``: the image, and beside it the classes' colours over it; smaller than the image
+      where a JPEG could not hold it;
     - ``train_ids``: 8-bit grey PNGs with the network's class indices;
-    - ``label_ids``: the same with the ids of Cityscapes' label files;
+    - ``label_ids``: the same with the ids, or colours, of the user's label files, see
+      :func:`~mpcl.predict.label_ids.own_ids`;
     - ``confidence``: 8-bit grey PNGs, 255 = probability 1.
+
+    All but the overlays become TIFFs with the same georeference where the image is a GeoTIFF.
 
     Attributes:
         written: number of files by kind.
@@ -173,28 +182,29 @@ class PredictionWriter:
             opacity: of the colours over the image, 0 to 1.
 
         Raises:
-            ValueError: an unknown kind; ``label_ids`` of other classes than Cityscapes'; an opacity
-                out of range.
+            ValueError: an unknown kind; ``label_ids`` where a class has none; an opacity out of
+                range.
         """
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"unknown kinds {sorted(unknown)}; known: {', '.join(KINDS)}")
-        if "label_ids" in kinds and "label_ids" not in default_kinds(metadata):
-            raise ValueError("label_ids are Cityscapes', but the model has other classes")
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}; expected 0 to 1")
         self.folder, self.kinds, self.opacity = folder, tuple(dict.fromkeys(kinds)), opacity
         self.colors = metadata.stuff_colors
+        self._own_ids = own_ids(metadata) if "label_ids" in kinds else None
         self.written: Counter[str] = Counter()
 
-    def path(self, kind: str, name: str) -> Path:
-        return self.folder / kind / f"{name}{KINDS[kind]}"
+    def path(self, kind: str, name: str, georeference: GeoTags = NOWHERE) -> Path:
+        suffix = ".tif" if georeference and kind != "overlay" else KINDS[kind]
+        return self.folder / kind / f"{name}{suffix}"
 
     def video_path(self, name: str) -> Path:
         return self.folder / "overlay" / f"{name}.mp4"
 
-    def existing(self, name: str) -> list[Path]:
+    def existing(self, image: ImageFile) -> list[Path]:
         """The outputs of an image that are there already."""
-        return [path for kind in self.kinds if (path := self.path(kind, name)).exists()]
+        paths = [self.path(kind, image.name, image.georeference) for kind in self.kinds]
+        return [path for path in paths if path.exists()]
 
     def existing_of_stream(self, name: str) -> list[Path]:
         """The outputs of a video or camera that are there already."""
@@ -205,17 +215,19 @@ class PredictionWriter:
         return [path for path in paths if path.exists()]
 
     def write(
-        self, name: str, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
+        self, file: ImageFile, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
     ) -> None:
-        """
+        """Writes what is asked for, the overlay last.
+
         Args:
-            name: of the outputs, without suffix; may have sub-folders.
+            file: that the image comes from.
             image: (H, W, 3) uint8 BGR.
             ids: (H, W) uint8.
             confidence: (H, W) in [0, 1]; needed for this kind.
         """
-        for kind in self.kinds:
-            self._save(kind, name, self._picture(kind, image, ids, confidence))
+        for kind in sorted(self.kinds, key="overlay".__eq__):
+            picture = self._picture(kind, image, ids, confidence)
+            self._save(kind, file.name, picture, file.georeference)
 
     def write_frame(
         self,
@@ -237,23 +249,43 @@ class PredictionWriter:
         self, kind: str, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
     ) -> np.ndarray:
         if kind == "overlay":
-            colors = colorize(ids, self.colors)[..., ::-1]
-            blend = cv2.addWeighted(
-                image, 1 - self.opacity, np.ascontiguousarray(colors), self.opacity, 0
-            )
-            return np.hstack([image, blend])
+            return self._overlay(image, ids)
         if kind == "confidence":
             assert confidence is not None
             return np.round(255 * confidence).astype(np.uint8)
-        return cv2.LUT(ids, _TRAIN_TO_LABEL_ID) if kind == "label_ids" else ids
+        return ids if self._own_ids is None or kind != "label_ids" else self._own_ids[ids]
 
-    def _save(self, kind: str, name: str, picture: np.ndarray) -> None:
-        path = self.path(kind, name)
+    def _overlay(self, image: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The image and the prediction over it, side by side: (H, 2W, 3) BGR."""
+        height, width = ids.shape
+        if (scale := _LONGEST / max(height, 2 * width)) < 1:
+            size = max(1, int(width * scale)), max(1, int(height * scale))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+        picture = np.hstack([image, image])
+        for top in range(0, len(ids), _STRIP):  # a large image's colours need not be there at once
+            rows = slice(top, top + _STRIP)
+            colors = np.ascontiguousarray(colorize(ids[rows], self.colors)[..., ::-1])
+            picture[rows, ids.shape[1] :] = cv2.addWeighted(
+                image[rows], 1 - self.opacity, colors, self.opacity, 0
+            )
+        return picture
+
+    def _save(
+        self, kind: str, name: str, picture: np.ndarray, georeference: GeoTags = NOWHERE
+    ) -> None:
+        path = self.path(kind, name, georeference)
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoded, content = cv2.imencode(path.suffix, picture)
-        if not encoded:
-            raise ValueError(f"{path} cannot be encoded: {picture.shape[1]} x {picture.shape[0]}")
-        write_atomically(path, content.tobytes())
+        if path.suffix == ".tif":
+            write_atomically(path, encode_tiff(picture, georeference))
+        else:
+            in_rgb = kind == "label_ids" and picture.ndim == 3
+            picture = np.ascontiguousarray(picture[..., ::-1]) if in_rgb else picture
+            encoded, content = cv2.imencode(path.suffix, picture)
+            if not encoded:
+                size = f"{picture.shape[1]} x {picture.shape[0]}"
+                raise ValueError(f"{path} cannot be encoded: {size}")
+            write_atomically(path, content.tobytes())
         self.written[kind] += 1
 
 

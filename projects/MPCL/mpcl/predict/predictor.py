@@ -3,9 +3,11 @@
 Legend: C classes, (H, W) an image's own size.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +16,13 @@ from torch import Tensor, nn
 
 from ..data.decoding import check_mode, read_image, to_bgr
 from ..data.mapper import TestMapper
+from ..modeling.inference import sliding_window
 from .loading import Source, load_networks
+from .tiling import Labels, Size, label_by_tiles
+
+logger = logging.getLogger(__name__)
 
 AnyImage = np.ndarray | Image.Image | str | os.PathLike[str]
-
-
-class Labels(NamedTuple):
-    """The prediction of an image."""
-
-    ids: np.ndarray  # (H, W) uint8 train ids
-    confidence: np.ndarray | None  # (H, W) float32 probability of that class
 
 
 class Predictor:
@@ -56,29 +55,31 @@ class Predictor:
         student: bool = False,
         channel_order: str = "RGB",
         batch_size: int = 4,
+        tile: int = 4096,
     ) -> None:
         """
         Args:
             source, weights, opts, student: see :func:`load_networks`.
             channel_order: of arrays, ``"RGB"`` or ``"BGR"``.
             batch_size: images in one forward, at most.
+            tile: :meth:`labels` predicts images of more pixels than its square by tiles of this
+                side (of three windows, TEST.SLIDE.CROP, at least), see :mod:`mpcl.predict.tiling`.
 
         Raises:
-            ValueError: ``channel_order`` or ``batch_size`` is none of these, or prototypes are to
-                predict that were never started; and as :func:`load_networks`.
+            ValueError: ``channel_order``, ``batch_size`` or ``tile`` is none of these, or
+                prototypes are to predict that were never started; and as :func:`load_networks`.
         """
         if channel_order not in ("RGB", "BGR"):
             raise ValueError(f"channel_order is {channel_order!r}; expected RGB or BGR")
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if tile < 1:
+            raise ValueError(f"tile must be positive, got {tile}")
         networks = load_networks(source, weights, opts=opts, student=student)
         self.cfg, self.metadata = networks.cfg, networks.metadata
         self.model, self.role = networks.network, networks.role
-        self.channel_order, self.batch_size = channel_order, batch_size
+        self.channel_order, self.batch_size, self.tile = channel_order, batch_size, tile
         self._mapper = TestMapper.from_config(self.cfg)
-        # What turns scores into probabilities: (10) compares similarities at this temperature.
-        by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
-        self._temperature = self.cfg.PROTOTYPES.TEMPERATURE if by_prototypes else 1.0
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Any:
         """Logits at the images' own sizes.
@@ -94,6 +95,11 @@ class Predictor:
             return {"sem_seg": next(self._logits([images]))}
         return [{"sem_seg": logits} for logits in self._logits(images)]
 
+    def is_large(self, size: Size) -> bool:
+        """Whether :meth:`labels` predicts an image of this (height, width) by tiles."""
+        height, width = self._mapper.size_of(size)
+        return max(size[0] * size[1], height * width) > self.tile**2
+
     def labels(self, images: AnyImage | Sequence[AnyImage], *, confidence: bool = False) -> Any:
         """The most probable classes at the images' own sizes.
 
@@ -103,24 +109,73 @@ class Predictor:
                 at PROTOTYPES.TEMPERATURE).
 
         Returns: :class:`Labels`, on the CPU; a list of them for a list.
+        Raises: ValueError: as :meth:`__call__`; a large image with test-time augmentation.
         """
         if not isinstance(images, list | tuple):
             return self.labels([images], confidence=confidence)[0]
-        return [self._labels(logits, confidence) for logits in self._logits(images)]
+        found: list[Labels] = []
+        for start in range(0, len(images), self.batch_size):
+            batch = [self._to_bgr(image) for image in images[start : start + self.batch_size]]
+            small = [image for image in batch if not self.is_large(image.shape[:2])]
+            logits = iter(self._forward(small))
+            found += [
+                self._by_tiles(image, confidence)
+                if self.is_large(image.shape[:2])
+                else self._labels(next(logits), confidence)
+                for image in batch
+            ]
+        return found
+
+    @torch.no_grad()
+    def _by_tiles(self, image: np.ndarray, confidence: bool) -> Labels:
+        if self.model.augmentation is not None:
+            raise ValueError(
+                f"an image of {image.shape[1]} x {image.shape[0]} is predicted by tiles of "
+                f"{self.tile}, which test-time augmentation is not; set TEST.AUG.ENABLED False, or "
+                "tiles larger than the image"
+            )
+        slide, shrunk = self.cfg.TEST.SLIDE, self._mapper.resize(image)
+        crop, stride = tuple(slide.CROP), tuple(slide.STRIDE)
+        size = (image.shape[0], image.shape[1])
+        windows = self.model.inference
+        several = shrunk.shape[0] * shrunk.shape[1] > self.tile**2
+        if several:
+            windows = partial(sliding_window, crop=crop, stride=stride, batch_size=slide.BATCH)
+            if self.cfg.TEST.INFERENCE != "slide":
+                logger.warning(
+                    f"An image of {size[1]} x {size[0]} is too large for TEST.INFERENCE whole: it "
+                    f"is predicted by windows of {crop[1]} x {crop[0]}, as TEST.SLIDE says"
+                )
+        native = TestMapper(size=None)
+
+        def logits_of(tile: np.ndarray) -> Tensor:
+            return self.model.predict_once([native.of_pixels(tile)], windows)[0]["sem_seg"]
+
+        return label_by_tiles(
+            logits_of,
+            shrunk,
+            size,
+            side=max(self.tile, 3 * max(crop) + 2) if several else None,
+            crop=crop,
+            stride=stride,
+            temperature=self.model.temperature if confidence else None,
+        )
 
     def _labels(self, logits: Tensor, confidence: bool) -> Labels:
         if not confidence:
             return Labels(_to_array(logits.argmax(0)), None)
-        largest, ids = (logits / self._temperature).softmax(0).max(0)
+        largest, ids = (logits / self.model.temperature).softmax(0).max(0)
         return Labels(_to_array(ids), largest.cpu().numpy())
 
     def _logits(self, images: Sequence[AnyImage]) -> Iterator[Tensor]:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            records = [self._mapper.of_pixels(self._to_bgr(image)) for image in batch]
-            with torch.no_grad():
-                results = self.model(records)
-            yield from (result["sem_seg"] for result in results)
+            yield from self._forward([self._to_bgr(image) for image in batch])
+
+    @torch.no_grad()
+    def _forward(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        records = [self._mapper.of_pixels(image) for image in images]
+        return [result["sem_seg"] for result in self.model(records)] if records else []
 
     def _to_bgr(self, image: AnyImage) -> np.ndarray:
         if isinstance(image, str | os.PathLike):

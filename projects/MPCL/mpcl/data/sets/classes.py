@@ -53,12 +53,16 @@ def read_classes(folder: str | Path) -> Metadata | None:
 
 def plain(classes: Metadata) -> dict[str, Any]:
     """``names``, ``colors`` and ``label_map`` (pairs of raw id or colour, and class index; None
-    where files hold class indices), in lists alone."""
+    where files hold class indices), in lists alone; ids that mean neither a class nor "ignored",
+    which a set without such ids may name, are left out."""
+    known = (*range(len(classes.stuff_classes)), IGNORE_LABEL)
     label_map = classes.get("label_map")
     return {
         "names": list(classes.stuff_classes),
         "colors": [list(map(int, color)) for color in classes.stuff_colors],
-        "label_map": None if label_map is None else [[*pair] for pair in label_map.items()],
+        "label_map": None
+        if label_map is None
+        else [[raw, index] for raw, index in label_map.items() if index in known],
     }
 
 
