@@ -93,16 +93,26 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("layout", "convert"), [*((layout, True) for layout in LAYOUTS), ("published", False)]
-)
-@torch.no_grad()
-def test_a_released_student_computes_the_golden_values(method, released, layout, convert, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_a_checkpoint_has_the_released_student(method, released, layout, tmp_path):
     path = write(tmp_path / "latest.pth", LAYOUTS[layout](released), meta={"iter": 40000})
+    foreign = convert_checkpoint(path, tmp_path / "ours.pth", part="student")
+    assert foreign.kind == f"{MODELS[method]} (or MIC on it) MiT-b0"
+    plain = convert_checkpoint(
+        write(tmp_path / "plain.pth", released), tmp_path / "x.pth", part="student"
+    )
+    student, expected = foreign.networks["student"], plain.networks["student"]
+    assert len(student) == len(released) and not foreign.missing
+    assert student.keys() == expected.keys()
+    assert all(torch.equal(student[name], expected[name]) for name in student)
+
+
+@pytest.mark.parametrize("convert", [True, False])
+@torch.no_grad()
+def test_a_released_student_computes_the_golden_values(method, released, convert, tmp_path):
+    path = write(tmp_path / "latest.pth", LAYOUTS["published"](released), meta={"iter": 40000})
     if convert:
-        foreign = convert_checkpoint(path, tmp_path / "ours.pth", part="student")
-        assert foreign.kind == f"{MODELS[method]} (or MIC on it) MiT-b0"
-        assert len(foreign.networks["student"]) == len(released) and not foreign.missing
+        convert_checkpoint(path, tmp_path / "ours.pth", part="student")
         path = str(tmp_path / "ours.pth")
     model = build(method).double().eval()
     checkpointer = WeightsCheckpointer(model)
