@@ -131,6 +131,15 @@ def changed(draw: st.DrawFn) -> tuple[str, object]:
 @example(("metrics.json", 5))
 @example(("run.json", {"sessions": [5]}))
 @example(("config.yaml", [5]))
+@example(("config.yaml", {**CONFIG, "MODEL": None}))
+@example(("config.yaml", {**CONFIG, 5: 6}))
+@example(("config.yaml", {**CONFIG, "DATASETS": {"TEST": []}}))
+@example(("config.yaml", {**CONFIG, "SOLVER": {"MAX_ITER": 10**400}}))
+@example(("config.yaml", {**CONFIG, "SOLVER": {"MAX_ITER": -1}}))
+@example(("config.yaml", {**CONFIG, "TEST": {"CLASS_SUBSETS": [["few", [{}]]]}}))
+@example(("run.json", {"sessions": [{**SESSION, "command": []}]}))
+@example(("run.json", {"sessions": [{**SESSION, "changed": {"": [None, {}]}, "git": None}]}))
+@example(("metrics.json", {**ROW, "/sem_seg/mIoU": 1.0, "iteration": 10**300}))
 def test_a_run_with_any_content_is_shown_or_refused_by_name(tmp_path, change):
     folder = tmp_path / "run"
     shutil.rmtree(folder, ignore_errors=True)

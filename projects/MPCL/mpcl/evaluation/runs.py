@@ -23,7 +23,8 @@ def scores_by_dataset(flat: Mapping[str, float], test_sets: Sequence[str]) -> Sc
 
     Args:
         flat: ``sem_seg/mIoU`` or ``<set>/sem_seg_student/mIoU``; other keys are left aside.
-        test_sets: DATASETS.TEST; keys without a name belong to the first.
+        test_sets: DATASETS.TEST; keys without a name belong to the first, and are left aside where
+            there is none.
 
     Returns: the test sets first, in their order.
     """
@@ -31,7 +32,7 @@ def scores_by_dataset(flat: Mapping[str, float], test_sets: Sequence[str]) -> Sc
     scores: Scores = {}
     for key, value in flat.items():
         match = _SCORE.fullmatch(key)
-        if match is None:
+        if match is None or not (match["dataset"] or test_sets):
             continue
         network = "teacher" if has_teacher and match["task"] == "sem_seg" else "student"
         of_set = scores.setdefault(match["dataset"] or test_sets[0], {})
@@ -129,6 +130,7 @@ def _check_config(config: Any, file: Path) -> None:
         "SOLVER.MAX_ITER": int,
         "DATASETS.TEST": (list, tuple),
         "TEST": dict,
+        "MODEL": dict,
     }
     for key, kind in expected.items():
         value: Any = config
@@ -223,5 +225,5 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, Mapping)
-        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return leaves

@@ -73,7 +73,7 @@ class RunContents:
     def evaluations(self) -> list[tuple[int, Scores]]:
         """(iteration, scores) of each evaluation, in order."""
         sets = self.config["DATASETS"]["TEST"]
-        found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows if sets]
+        found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows]
         return [(iteration, scores) for iteration, scores in found if scores]
 
     @property
