@@ -26,6 +26,7 @@ from mpcl.config import get_cfg_from
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.data.sets.custom import register_from_yaml
+from mpcl.data.sets.label_ids import LabelIds
 from mpcl.engine import job
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 
@@ -102,6 +103,20 @@ def test_masks_that_are_read_as_something_else_are_faults(
     masks(world, change, **options)
     told = checked(world, capsys, status=1)
     assert all(words in told for words in said), told
+
+
+@pytest.mark.parametrize(
+    ("ids", "label_map", "suggested"),
+    [
+        ((0, 1, 255), None, ""),  # 255 is ignored, as usual, and box has no pixel
+        ((0, 100, 255), None, "{0: ground, 100: hedge, 255: box}"),
+        ((0, 1, 9), {0: 0, 1: 1, 9: 255, 7: 2}, ""),  # declared to be ignored
+    ],
+)
+def test_an_id_that_is_ignored_on_purpose_is_not_suggested_as_a_class(ids, label_map, suggested):
+    pixels = np.bincount(np.repeat(ids, 100), minlength=256)
+    (fault,) = LabelIds(pixels, ["ground", "hedge", "box"], label_map, ()).faults()
+    assert fault.endswith(f"label_map: {suggested}?") if suggested else "mean" not in fault[80:]
 
 
 def test_every_id_that_is_ignored_is_named_with_its_share(world, capsys):

@@ -107,8 +107,14 @@ class LabelIds:
 
     def _suggestion(self) -> str:
         """As many frequent ids as there are classes, in their order, as a map; "" if that is no
-        news."""
-        frequent = [int(raw) for raw in np.flatnonzero(self.ids > 0.001 * self.ids.sum())]
+        news, or takes for a class what is ignored on purpose: an id that the map says so of, or 255
+        beside 0, 1, 2, ..."""
+        on_purpose = set(self.ignored()) - set(self.unnamed()) if self.label_map else set()
+        found = np.flatnonzero(self.ids > 0.001 * self.ids.sum()).tolist()
+        frequent = [raw for raw in found if raw not in on_purpose]
+        *indices, last = frequent or [0]
+        if last == IGNORE_LABEL and len(indices) > 1 and indices == list(range(len(indices))):
+            return ""
         if len(frequent) > len(self.classes) == 2:  # smooth edges lie between the two
             frequent = [frequent[0], frequent[-1]]
         today = lookup_table(self.label_map)[frequent].tolist()
