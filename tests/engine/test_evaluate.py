@@ -74,6 +74,8 @@ def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts,
     alone = tiny_cfg("daformer", *SHORT, "DATASETS.TEST", parts)
     several = evaluate_checkpoint(alone, resume=True)
     assert several == {name: results[name] for name in parts}
+    for network in ("teacher", "student"):  # each table says whose it is
+        assert f"tiny_val, {network}: " in caplog.text
     summary = caplog.text.split("In percent:")[1]
     row = next(line for line in summary.splitlines() if "tiny_rain_val  teacher" in line)
     means = [results["tiny_rain_val"]["sem_seg"][m] for m in ("mIoU-3", "mIoU-1", "mIoU")]

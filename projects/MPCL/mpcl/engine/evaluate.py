@@ -57,6 +57,9 @@ def evaluate_models(
     for name in cfg.DATASETS.TEST:
         loader = build_test_loader(cfg, name)
         evaluators = {role: build_evaluator(cfg, name) for role in networks}
+        for role, evaluator in evaluators.items():
+            if isinstance(evaluator, SegmentationEvaluator):
+                evaluator.network = role
         for role, scores in _evaluate_together(cfg, name, networks, loader, evaluators).items():
             task = "sem_seg" if role == next(iter(networks)) else f"sem_seg_{role}"
             for part in scores:

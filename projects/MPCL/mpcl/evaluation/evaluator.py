@@ -59,6 +59,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         class_subsets: the first is the headline of the log.
 
     Attributes:
+        network: "teacher" or "student", for the log; whoever evaluates several sets it.
         confusion: after :meth:`evaluate`, on the main process: (C, C) int64 pixels of the whole
             set; rows are the ground truth, columns the prediction.
 
@@ -70,6 +71,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         super().__init__(dataset_name)
         check_class_subsets(class_subsets, self._class_names)
+        self.network = ""
         self._logger = _stock_logger
         self._compute_boundary_iou = False
         self._class_subsets = class_subsets
@@ -128,7 +130,8 @@ class SegmentationEvaluator(SemSegEvaluator):
         self.confusion = self._conf_matrix[:-1, :-1].T  # the last row and column: ignored pixels
         headline = mean_metrics(self._class_subsets)[0]
         value = f"{scores[headline]:.2f}" if headline in scores else "absent"
-        logger.info(f"{self._dataset_name}: {headline} {value}\n{self._table(scores)}")
+        subject = ", ".join(filter(None, (self._dataset_name, self.network)))
+        logger.info(f"{subject}: {headline} {value}\n{self._table(scores)}")
         return OrderedDict(sem_seg=scores, **parts)
 
     def _scores(self) -> dict[str, float] | None:
