@@ -85,6 +85,8 @@ def main(args: argparse.Namespace) -> int:
         keep_freed_memory()
     writer = PredictionWriter(args.output, kinds, predictor.metadata, opacity=args.opacity)
     images, streams, skipped = plan(args.input, writer, args.existing)
+    if images or streams:
+        writer.write_legend()
     start = time.perf_counter()
     faults = predict_images(predictor, writer, images, args.threads) if images else []
     count = len(images) - len(faults)

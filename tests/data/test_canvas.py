@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mpcl.data.canvas import GAP, blend, error_map, fit, grid, heat, with_legend, with_scale
+from mpcl.data.canvas import GAP, blend, error_map, fit, grid, heat, legend, with_legend, with_scale
 
 
 def test_error_map_marks_wrong_and_ignored_pixels_only():
@@ -52,6 +52,11 @@ def test_legend_takes_as_many_lines_as_it_needs_and_shows_each_colour():
     picture = np.asarray(with_legend(Image.new("RGB", (300, 20)), names, colors))
     shown = {tuple(c) for c in picture[20:].reshape(-1, 3)}
     assert picture.shape[1] == 300 and set(colors) <= shown
+
+
+def test_a_legend_of_its_own_is_wide_enough_for_its_longest_name():
+    short, long = legend(["road"], [(9, 9, 9)]), legend(["x" * 200], [(9, 9, 9)])
+    assert short.width < long.width and (np.asarray(long)[:, -10:] == 255).all()
 
 
 def test_scale_shows_the_colours_from_one_end_to_the_other():

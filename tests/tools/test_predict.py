@@ -43,7 +43,10 @@ def predict(run: Path, out: Path, *inputs, more=()) -> int:
 
 
 def files(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    """But the legend, which every folder of overlays has."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert ("overlay/legend.png" in found) == (folder / "overlay").exists()
+    return found - {"overlay/legend.png"}
 
 
 def read(path: Path) -> np.ndarray:
@@ -70,6 +73,8 @@ def test_a_folder_becomes_overlays_and_train_ids_of_the_same_names(run, photos, 
     colors = np.array(predictor.metadata.stuff_colors)[ids]
     right = 0.4 * image + 0.6 * colors
     assert np.abs(overlay[:, width:].astype(float) - right).mean() < 12
+    legend = read(tmp_path / "out/overlay/legend.png").reshape(-1, 3)
+    assert {tuple(c) for c in predictor.metadata.stuff_colors} <= {tuple(c) for c in legend}
     out = capsys.readouterr().out
     assert "teacher: 3 images predicted" in out and "images/s" in out
     assert f"train_ids  3 files in {tmp_path / 'out' / 'train_ids'}" in out
@@ -261,6 +266,10 @@ def test_inputs_that_are_not_there_or_share_a_name_are_refused(photos, tmp_path)
         find_images([str(tmp_path / "nothing.png")])
     with pytest.raises(FileNotFoundError, match="no image matches"):
         find_images([f"{photos}/*.gif"])
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    for inside in ("a.zip", "a.zip/images", "a.zip/images/*.png"):
+        with pytest.raises(ValueError, match=r"a\.zip is an archive.*unpack it"):
+            find_images([str(tmp_path / inside)])
     (photos / "notes.txt").write_text("")
     with pytest.raises(ValueError, match=r"notes\.txt is neither an image nor a video"):
         find_images([str(photos / "notes.txt")])

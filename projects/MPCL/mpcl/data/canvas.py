@@ -125,6 +125,12 @@ def with_legend(
     return canvas
 
 
+def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int = 480) -> Image.Image:
+    """What the colours mean, as a picture of its own; wider where the longest name needs it."""
+    longest = max((round(font().getlength(name)) for name in names), default=0)
+    return with_legend(Image.new("RGB", (max(width, 24 + longest + 12), 1), _PAPER), names, colors)
+
+
 def with_scale(picture: Image.Image, title: str, low: str = "0", high: str = "1") -> Image.Image:
     """The picture, and below it what the colours of :func:`heat` mean, from ``low`` to ``high``."""
     height = picture.height + GAP + LEGEND_HEIGHT

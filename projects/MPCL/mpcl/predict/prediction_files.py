@@ -4,6 +4,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
+from ..data.canvas import legend
 from ..data.decoding import BadFile, opened
 from ..data.files import IMAGE_SUFFIXES, list_files
 from ..data.labels import colorize
@@ -69,6 +71,12 @@ def _images_of(text: str) -> list[tuple[str, str]]:
     path = Path(text)
     if path.is_dir():
         return [(file, name) for name, file in list_files(path, IMAGE_SUFFIXES).items()]
+    archives = [p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and p.is_file()]
+    if archives:
+        raise ValueError(
+            f"{archives[0]} is an archive, which is read as a data set alone: unpack it, and name "
+            "the folder"
+        )
     if path.is_file():
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             known = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
@@ -161,7 +169,7 @@ class PredictionWriter:
     """Writes predictions below a folder, one sub-folder a kind; no file is ever half-written.
 
     - ``overlay``: the image, and beside it the classes' colours over it; smaller than the image
-      where a JPEG could not hold it;
+      where a JPEG could not hold it; ``legend.png`` (:meth:`write_legend`) names the colours;
     - ``train_ids``: 8-bit grey PNGs with the network's class indices;
     - ``label_ids``: the same with the ids, or colours, of the user's label files, see
       :func:`~mpcl.predict.label_ids.own_ids`;
@@ -190,7 +198,7 @@ class PredictionWriter:
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}; expected 0 to 1")
         self.folder, self.kinds, self.opacity = folder, tuple(dict.fromkeys(kinds)), opacity
-        self.colors = metadata.stuff_colors
+        self.classes, self.colors = metadata.stuff_classes, metadata.stuff_colors
         self._own_ids = own_ids(metadata) if "label_ids" in kinds else None
         self.written: Counter[str] = Counter()
 
@@ -244,6 +252,17 @@ class PredictionWriter:
                 video.add(picture)
             else:
                 self._save(kind, name, picture)
+
+    def write_legend(self) -> None:
+        """Writes what the colours of the overlays mean beside them; that of an earlier call is
+        replaced, and no image's overlay, which is a JPEG, can have its name."""
+        if "overlay" not in self.kinds:
+            return
+        path = self.folder / "overlay" / "legend.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = BytesIO()
+        legend(self.classes, self.colors).save(content, format="PNG")
+        write_atomically(path, content.getvalue())
 
     def _picture(
         self, kind: str, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
