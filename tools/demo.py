@@ -86,8 +86,11 @@ def make_streets() -> None:
     subprocess.run([sys.executable, str(ROOT / "datasets" / "prepare_streets.py")], check=True)
 
 
-def own_data(file: Path, splits: Sequence[str] | None) -> tuple[list[str], tuple[int, int]]:
-    """Config options for a user's own data, and iterations that suit the number of its images.
+def own_data(
+    file: Path, splits: Sequence[str] | None, iterations: Sequence[int] | None
+) -> tuple[list[str], Sequence[int]]:
+    """Config options for a user's own data, and iterations: those given, or such as suit the number
+    of its images.
 
     Raises:
         FileNotFoundError, ValueError: the description is wrong, or does not say which split is the
@@ -105,11 +108,12 @@ def own_data(file: Path, splits: Sequence[str] | None) -> tuple[list[str], tuple
         raise ValueError(f"{file}: images of {min(sizes, key=min)} pixels are too small")
     box = max(map(max, sizes))
     number = len(records[source])
-    start = max(200, min(ITERATIONS[0], 4 * number))
+    suitable = max(200, min(ITERATIONS[0], 4 * number))
+    start, run = iterations = iterations or (suitable, suitable // 2)
     print(
         f"{file}: source {source} ({number} images), target {target} ({len(records[target])}), "
         f"test {test} ({len(records[test])}).\nImages are fitted into {box}x{box} pixels, crops "
-        f"are {crop}x{crop}; {start} iterations of the common start, {start // 2} of each run.\n"
+        f"are {crop}x{crop}; {start} iterations of the common start, {run} of each run.\n"
         "Larger images and longer runs give better models: docs/GETTING_STARTED.md."
     )
     classes = len(MetadataCatalog.get(source).stuff_classes)
@@ -123,7 +127,7 @@ def own_data(file: Path, splits: Sequence[str] | None) -> tuple[list[str], tuple
         "INPUT.CROP.SIZE": (crop, crop),
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": classes,
     }
-    return [str(word) for pair in options.items() for word in pair], (start, start // 2)
+    return [str(word) for pair in options.items() for word in pair], iterations
 
 
 def _roles(file: Path, names: list[str], splits: Sequence[str] | None) -> tuple[str, str, str]:
@@ -244,16 +248,16 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
     if args.data:
-        opts, iterations = own_data(args.data, args.splits)
+        opts, iterations = own_data(args.data, args.splits, args.iterations)
         subject = str(args.data)
     else:
-        opts, iterations, subject = [], ITERATIONS, "Streets"
+        opts, iterations, subject = [], args.iterations or ITERATIONS, "Streets"
         if not args.keep_data:
             make_streets()
     name = f"demo_{args.data.stem}" if args.data else "demo"
     output = args.output or ROOT / "output" / name
     output.mkdir(parents=True, exist_ok=True)
-    train_all(output, args.iterations or iterations, [*opts, *args.opts])
+    train_all(output, iterations, [*opts, *args.opts])
 
     import torch
     from tabulate import tabulate

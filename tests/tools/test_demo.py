@@ -124,7 +124,7 @@ def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     check_results(folder, 192, said)
     assert "source " in said and "(4 images)" in said and "crops are 128x128" in said
-    assert "200 iterations of the common start, 100 of each run" in said
+    assert "2 iterations of the common start, 2 of each run" in said
 
 
 def test_splits_that_do_not_say_their_role_are_refused(leaves, capsys):
