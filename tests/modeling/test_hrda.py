@@ -160,6 +160,19 @@ def test_whole_images_pass_context_first_as_in_hrda(tiny_cfg, monkeypatch):
     assert sizes == [2, 2 * 9]  # images, then all windows of all images
 
 
+@pytest.mark.parametrize("size, calls", [((64, 64), [2 + 2 * 9]), ((64, 96), [2, 2 * 15])])
+def test_context_and_windows_of_one_size_share_an_encoder_call(tiny_cfg, monkeypatch, size, calls):
+    model, images = build(tiny_cfg, "hrda").eval(), torch.randn(2, 3, *size)
+    encode, found = model.backbone.forward, []
+    monkeypatch.setattr(model.backbone, "forward", lambda x: found.append(len(x)) or encode(x))
+    with torch.no_grad():
+        together = model.score(images)
+        assert found == calls
+        model.encoder_has_batch_norm = True  # one after the other
+        torch.testing.assert_close(model.score(images), together)
+    assert found[len(calls) :] == [2, calls[-1] - 2 * (len(calls) == 1)]
+
+
 def test_teacher_normalises_all_windows_together(tiny_cfg):
     # Context and windows: two calls of the head's batch norm, one of the attention's.
     model = build(tiny_cfg, "hrda")

@@ -128,18 +128,24 @@ class HRDASegmentor(MPCLSegmentor):
     def score(self, images: Tensor) -> Tensor:
         """Fused class scores (B, C, H/4, W/4); H and W must be multiples of 8.
 
-        All detail windows pass in one forward: where batch norm uses batch statistics (of the
-        labelling teacher), these are of all windows together, as in HRDA.
+        All detail windows pass in one forward, and the encoder sees the context with them where it
+        has their size: where batch norm uses batch statistics (of the labelling teacher), these are
+        of all windows together, as in HRDA.
         """
-        features = self.encode(images)
-        # Before the detail, as in HRDA: the heads' batch norms see the two in this order.
-        context = self.class_scores(features)
-        stride = (self.detail_size[0] // 2, self.detail_size[1] // 2)
+        context: list[Tensor] = []
+
+        def detail_scores(windows: Tensor) -> Tensor:
+            features, detail = self.encode_all([self.encoder_input(images), windows])
+            # Before the detail, as in HRDA: the heads' batch norms see the two in this order.
+            context.extend((self.class_scores(features), self.scale_attention(features)))
+            return self.class_scores(detail)
+
         detail = sliding_window(
-            lambda windows: self.class_scores(self.backbone(windows)),
+            detail_scores,
             images,
             crop=self.detail_size,
-            stride=stride,
+            stride=(self.detail_size[0] // 2, self.detail_size[1] // 2),
             cell=DETAIL_CELL,
         )
-        return fuse_scales(context, detail, self.scale_attention(features))
+        scores, attention = context
+        return fuse_scales(scores, detail, attention)
