@@ -141,8 +141,8 @@ def _add_model_config(cfg: CN) -> None:
     cfg.MODEL.WEIGHTS = ""
     # Start from MODEL.WEIGHTS although its backbone, or the shape of a tensor, is not the model's.
     cfg.MODEL.ALLOW_UNMATCHED = False
-    # torch.compile for the encoders in training: faster steps after a first one that takes minutes;
-    # needs a C++ compiler.
+    # torch.compile for the encoders' blocks in training: faster steps after a first one that takes
+    # minutes; needs torch 2.6 and a C++ compiler.
     cfg.MODEL.COMPILE = False
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the model runs
     # Mean of the pixels, RGB, 0-255, that the encoder was trained with: ImageNet's. With timm, its

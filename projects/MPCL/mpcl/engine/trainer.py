@@ -31,6 +31,7 @@ from .adaptation import AdaptationHook
 from .alarms import CollapseAlarm
 from .bad_file_report import BadFileReport
 from .checkpointing import CheckpointHook, SelectionHook
+from .compilation import compile_blocks_, without_compiling
 from .evaluate import EvaluationHook, evaluate_models, headline_key
 from .guards import StepGuard
 from .metrics import DeviceMetrics
@@ -62,9 +63,9 @@ class AdaptationTrainer(SimpleTrainer):
         self.teacher = EMATeacher.from_config(cfg, self.student) if adapts else None
         self.adaptation = AdaptationHook(cfg, self.student, self.teacher) if adapts else None
         self.criterion = Criterion.from_config(cfg, self.student.prototype_head)
-        if cfg.MODEL.COMPILE:  # in place: names in checkpoints stay; the heads gain nothing
-            for network in networks_of(self):
-                network.backbone.compile()
+        if cfg.MODEL.COMPILE:  # the heads gain nothing
+            for encoder in encoders_of(self):
+                compile_blocks_(encoder)
         self.amp_dtype = getattr(torch, cfg.SOLVER.AMP.PRECISION)
         self.grad_scaler = torch.amp.GradScaler(
             cfg.MODEL.DEVICE,
@@ -253,13 +254,14 @@ class AdaptationTrainer(SimpleTrainer):
     def evaluate(self) -> OrderedDict:
         """Scores of both networks on DATASETS.TEST, see :func:`evaluate_models`; the same on all
         ranks."""
-        results = evaluate_models(
-            self.cfg,
-            self.student,
-            self.teacher,
-            build_test_loader=self.build_test_loader,
-            build_evaluator=self.build_evaluator,
-        )
+        with without_compiling() if self.cfg.MODEL.COMPILE else nullcontext():
+            results = evaluate_models(
+                self.cfg,
+                self.student,
+                self.teacher,
+                build_test_loader=self.build_test_loader,
+                build_evaluator=self.build_evaluator,
+            )
         self._last_eval_results = comm.all_gather(results)[0]
         return self._last_eval_results
 
@@ -299,6 +301,13 @@ def build_student(cfg) -> nn.Module:
 def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
     """The student, and the teacher's network where there is one."""
     return [trainer.student, *([trainer.teacher.model] if trainer.teacher is not None else [])]
+
+
+def encoders_of(trainer: AdaptationTrainer) -> list[nn.Module]:
+    """Those of :func:`networks_of`, and the frozen one of the feature distance."""
+    reference = getattr(trainer.adaptation, "reference_encoder", None)
+    own = [network.backbone for network in networks_of(trainer)]
+    return own if reference is None else [*own, reference]
 
 
 def ddp_options(cfg) -> dict:

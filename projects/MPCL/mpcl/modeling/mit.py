@@ -9,6 +9,7 @@ channels-last view.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -117,19 +117,25 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then Mix-FFN; ``drop_path`` drops branches per image."""
+    """Pre-norm residual block: attention, then Mix-FFN."""
 
-    def __init__(self, channels: int, heads: int, reduction: int, drop_path: float) -> None:
+    def __init__(self, channels: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=BLOCK_EPS)
         self.attn = ReducedAttention(channels, heads, reduction)
         self.norm2 = nn.LayerNorm(channels, eps=BLOCK_EPS)
         self.ffn = MixFFN(channels)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), size))
-        return x + self.drop_path(self.ffn(self.norm2(x), size))
+    def forward(self, x: Tensor, size: tuple[int, int], kept: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: (B, N, C).
+            kept: (2, B, 1, 1), factors of each image's two branches; None = 1.
+        """
+        attended = self.attn(self.norm1(x), size)
+        x = x + (attended if kept is None else attended * kept[0])
+        mixed = self.ffn(self.norm2(x), size)
+        return x + (mixed if kept is None else mixed * kept[1])
 
 
 class Stage(nn.Module):
@@ -140,7 +146,7 @@ class Stage(nn.Module):
         index: int,
         in_channels: int,
         channels: int,
-        drop_paths: list[float],
+        depth: int,
         checkpoint: bool,
     ) -> None:
         super().__init__()
@@ -148,17 +154,26 @@ class Stage(nn.Module):
         kernel, stride = (7, 4) if index == 0 else (3, 2)
         self.patch_embed = OverlapPatchEmbed(in_channels, channels, kernel, stride)
         self.blocks = nn.ModuleList(
-            Block(channels, HEADS[index], REDUCTIONS[index], drop_path) for drop_path in drop_paths
+            Block(channels, HEADS[index], REDUCTIONS[index]) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(channels, eps=BLOCK_EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: images, or the grid of the stage before.
+            kept: (blocks, 2, B, 1, 1), see :class:`Block`.
+        """
         tokens, size = self.patch_embed(x)
-        for block in self.blocks:
+        factors = [None] * len(self.blocks) if kept is None else kept.to(tokens.dtype)
+        for block, own in zip(self.blocks, factors):
             if self.checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, size, use_reentrant=False)
+                # Nothing in a block is random: there is no generator to be set back.
+                tokens = checkpoint(
+                    block, tokens, size, own, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                tokens = block(tokens, size)
+                tokens = block(tokens, size, own)
         return to_grid(self.norm(tokens), size)
 
 
@@ -201,14 +216,14 @@ class MixTransformer(Backbone):
                 f"drop_path (MODEL.BACKBONE.DROP_PATH) must lie in [0, 1), got {drop_path}"
             )
         channels, depths = VARIANTS[variant]
-        blocks = sum(depths)
-        schedule = iter([drop_path * j / (blocks - 1) for j in range(blocks)])
+        keep = 1 - torch.linspace(0, drop_path, sum(depths)) if drop_path else None
+        self.register_buffer("keep", keep, persistent=False)
         self.stages = nn.ModuleList(
             Stage(
                 s,
                 (in_channels, *channels)[s],
                 channels[s],
-                [next(schedule) for _ in range(depths[s])],
+                depths[s],
                 checkpoint,
             )
             for s in range(4)
@@ -236,11 +251,21 @@ class MixTransformer(Backbone):
             {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
             ceil(W/32))}, each layer-normalised over its channels and in channels-last memory.
         """
+        kept = self._draw_kept(images.shape[0])
         features = {}
-        for name, stage in zip(self._out_features, self.stages):
-            images = stage(images)
+        for name, stage, own in zip(self._out_features, self.stages, kept):
+            images = stage(images, own)
             features[name] = images
         return features
+
+    def _draw_kept(self, batch: int) -> Sequence[Tensor | None]:
+        """Stochastic depth, of all blocks in one draw: for each stage (blocks, 2, B, 1, 1) factors,
+        0 where a branch is dropped, else one over the probability that it is kept."""
+        if self.keep is None or not self.training:
+            return [None] * len(self.stages)
+        keep = self.keep.view(-1, 1, 1, 1, 1)
+        drawn = torch.rand(len(keep), 2, batch, 1, 1, device=keep.device) < keep
+        return (drawn / keep).split([len(stage.blocks) for stage in self.stages])
 
 
 def _initialise(module: nn.Module) -> None:
