@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 _GRAPHS = 256  # of one kind of block, at most
 
@@ -20,6 +21,8 @@ def compile_blocks_(encoder: nn.Module) -> None:
     if not hasattr(torch.compiler, "set_stance"):
         raise ValueError(f"MODEL.COMPILE needs torch 2.6 or newer, this is {torch.__version__}")
     torch._dynamo.config.recompile_limit = _GRAPHS
+    # Buffers given away in a backward pass allow no second one: gradient_share needs several.
+    functorch_config.donated_buffer = False
     blocks = [
         block
         for name, module in encoder.named_modules()
