@@ -20,16 +20,6 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def existing_file(text: str) -> str:
-    """Type of an argument that names a YAML file, which may lie elsewhere (``https://``, ...).
-
-    Raises: argparse.ArgumentTypeError: there is none.
-    """
-    if "://" not in text and not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"file {text!r} does not exist")
-    return text
-
-
 def command_line(
     parse_args: Callable[[Sequence[str]], argparse.Namespace],
 ) -> Callable[[Callable[[argparse.Namespace], Any]], Callable[..., Any]]:
@@ -62,9 +52,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, student: bool = Tr
         student: also ``--student``, where one of a checkpoint's networks predicts.
     """
     parser.add_argument("--run", type=Path, help="output folder of a run; its newest checkpoint")
-    parser.add_argument(
-        "--config-file", type=existing_file, help="with --weights, instead of a run"
-    )
+    parser.add_argument("--config-file", type=Path, help="with --weights, instead of a run")
     parser.add_argument(
         "--weights", type=Path, help="checkpoint; alone: a slim file of tools/export.py"
     )

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from command_line import command_line, existing_file, make_parser
+from command_line import command_line, make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
@@ -43,12 +43,7 @@ ADAPTATION = [
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--data",
-        type=lambda text: Path(existing_file(text)),
-        metavar="FILE",
-        help="YAML file of your own data",
-    )
+    parser.add_argument("--data", type=Path, metavar="FILE", help="YAML file of your own data")
     parser.add_argument(
         "--splits",
         nargs=3,

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from command_line import command_line, existing_file, make_parser
+from command_line import command_line, make_parser
 
 TRAIN_NET = Path(__file__).resolve().parent / "train_net.py"
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--config-file", type=existing_file, required=True)
+    parser.add_argument("--config-file", required=True)
     parser.add_argument("--seeds", nargs="+", required=True, help="whole numbers")
     parser.add_argument(
         "--output", type=Path, help="folder of the seeds (default: OUTPUT_DIR of the config)"

@@ -18,14 +18,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from command_line import DEBUG, existing_file, make_parser
+from command_line import DEBUG, make_parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--config-file",
-        type=existing_file,
         default="",
         metavar="FILE",
         help="a YAML file, such as projects/MPCL/configs/mic_gauss.yaml",
