@@ -412,4 +412,4 @@ def test_a_damaged_or_encrypted_package_is_a_fault_not_a_traceback(tmp_path, mon
 def test_a_bomb_among_the_images_stops_a_run_before_it_starts(world, capsys):
     (world.root / "target/0.png").write_bytes(png(60000))
     message = refuse(lambda: train_net.cli(world.command()), capsys)
-    assert "target/0.png is above the limit of 134217728 pixels" in message
+    assert "target/0.png is above the limit of 268435456 pixels" in message

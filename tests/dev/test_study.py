@@ -22,7 +22,7 @@ if seed == "7":
 names = ["streets_target_sem_seg_val"]
 test = {"DATASETS": {"TEST": names}, "TEST": {"CLASS_SUBSETS": []}}
 solver = {"SOLVER": {"MAX_ITER": 3, "IMS_PER_BATCH": 2}}
-run = {"SEED": int(seed), "TEST": {}}
+run = {"SEED": int(seed), "TEST": {}, "MODEL": {}}
 (folder / "config.yaml").write_text(json.dumps(run | solver | test))
 row = {"iteration": 3, "sem_seg/mIoU": 40 + int(seed)}
 (folder / "metrics.json").write_text(json.dumps(row))

@@ -24,6 +24,7 @@ def write_run(
     config = {
         "SEED": seed,
         "OUTPUT_DIR": str(folder),
+        "MODEL": {},
         "DATASETS": {"TEST": test.get("sets", ["cityscapes_fine_sem_seg_val"])},
         "TEST": {
             "CLASS_SUBSETS": test.get("subsets", []),
