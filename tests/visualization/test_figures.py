@@ -105,6 +105,7 @@ def seeds_with_scores(folder, by_seed, max_iter=20, tests=("tiny_val",)):
         run.mkdir(parents=True)
         config = {"SEED": seed, "SOLVER": {"MAX_ITER": max_iter}, "TEST": {"EVAL_PERIOD": 10}}
         config |= {"DATASETS": {"TEST": list(tests)}, "SELF_TRAINING": {"ENABLED": True}}
+        config |= {"MODEL": {}}
         (run / "config.yaml").write_text(json.dumps(config))
         rows = [{"iteration": 11, "total_loss": 1.0}]
         for iteration, teacher, student in evaluations:
