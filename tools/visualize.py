@@ -55,30 +55,28 @@ def activations(args: argparse.Namespace) -> Any:
 
 
 def features(args: argparse.Namespace) -> Any:
-    from mpcl.predict.loading import load_networks
     from mpcl.visualization.feature_map import feature_figure
 
-    return feature_figure(
-        load_networks(**args.networks),
-        method=args.method,
-        classes=args.classes,
-        number=args.images,
-        per_class=args.pixels,
-    )
+    return feature_figure(**in_the_plane(args))
 
 
 def clusterings(args: argparse.Namespace) -> Any:
-    from mpcl.predict.loading import load_networks
     from mpcl.visualization.clusterings import clustering_figure
 
-    return clustering_figure(
-        load_networks(**args.networks),
-        method=args.method,
-        classes=args.classes,
-        number=args.images,
-        per_class=args.pixels,
-        prototypes=args.prototypes,
-    )
+    return clustering_figure(**in_the_plane(args), prototypes=args.prototypes)
+
+
+def in_the_plane(args: argparse.Namespace) -> dict[str, Any]:
+    """Whose pixels are shown, which, and how they are projected."""
+    from mpcl.predict.loading import load_networks
+
+    return {
+        "networks": load_networks(**args.networks),
+        "method": args.method,
+        "classes": args.classes,
+        "number": args.images,
+        "per_class": args.pixels,
+    }
 
 
 def class_mix(args: argparse.Namespace) -> Any:
