@@ -51,7 +51,10 @@ def check(name: str, num_workers: int) -> bool:
     from mpcl.data.sets.checking import check_dataset, summary
 
     if name not in DatasetCatalog:
-        print(f"FAULT {name!r} is no registered data set; --list shows the names")
+        print(
+            f"FAULT {name!r} is no registered data set; --list shows the names, and --file takes "
+            "the description of your own data"
+        )
         return False
     try:
         report = check_dataset(name, num_workers)

@@ -140,7 +140,8 @@ def test_a_rotated_photo_is_compared_as_the_loader_decodes_it(world):
 
 def test_unknown_names_and_broken_descriptions_are_faults(capsys, tmp_path):
     assert check_data.main(["no_such_set"]) == 1
-    assert "'no_such_set' is no registered data set" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "'no_such_set' is no registered data set" in said and "--file takes" in said
     (tmp_path / "bad.yaml").write_text("name: x\n")
     assert check_data.main(["--file", str(tmp_path / "bad.yaml")]) == 1
     assert "bad.yaml: key 'classes'" in capsys.readouterr().out
