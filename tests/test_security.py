@@ -213,11 +213,7 @@ TAGS = [
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_python_tags_in_a_config_are_refused_at_any_depth_of_bases(
-    world,
-    witness,
-    capsys,
-    tag,
-    depth,
+    world, witness, capsys, tag, depth
 ):
     world.config_file(f"SEED: {tag.format(witness=witness)}\n", f"base{depth}.yaml")
     for level in range(depth, 0, -1):

@@ -45,10 +45,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE", help="YAML file of your own data")
     parser.add_argument(
-        "--splits",
-        nargs=3,
-        metavar=("SOURCE", "TARGET", "TEST"),
-        help="splits of --data to take",
+        "--splits", nargs=3, metavar=("SOURCE", "TARGET", "TEST"), help="splits of --data to take"
     )
     parser.add_argument(
         "--output", type=Path, help="default: output/demo, of your own data output/demo_NAME"
@@ -66,9 +63,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=3, help="rows of the picture (default: 3)")
     parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs for every run, such as SEED 1",
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run, such as SEED 1"
     )
     return parser.parse_args(argv)
 

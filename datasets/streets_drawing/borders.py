@@ -9,18 +9,7 @@ from functools import partial
 import numpy as np
 
 from . import objects
-from .canvas import (
-    Array,
-    Canvas,
-    Frame,
-    Material,
-    Point,
-    choose,
-    fade,
-    hash_cells,
-    scale,
-    vary,
-)
+from .canvas import Array, Canvas, Frame, Material, Point, choose, fade, hash_cells, scale, vary
 from .looks import BUILDING, FENCE, VEGETATION, WALL, Palette
 
 Rng = np.random.Generator

@@ -36,10 +36,7 @@ def world(tmp_path):
         "name": "plants",
         "classes": ["soil", "leaf"],
         "ignore": 7,
-        "splits": {
-            "lab": {"images": "shots", "labels": "masks"},
-            "field": {"images": "field"},
-        },
+        "splits": {"lab": {"images": "shots", "labels": "masks"}, "field": {"images": "field"}},
     }
 
 
@@ -275,7 +272,7 @@ def test_places_of_a_split_are_pairs(tmp_path, world):
     write_label(tmp_path / "more_masks/c.png", [[0, 1, 1], [7, 255, 0]])
     world["splits"]["lab"] = {"images": ["shots", "more"], "labels": ["masks", "more_masks"]}
     assert [Path(r["sem_seg_file_name"]).name for r in load_lab(tmp_path, world)] == [
-        *("a.png", "b.png", "c.png"),
+        *("a.png", "b.png", "c.png")
     ]
     world["name"], world["splits"]["lab"]["labels"] = "plants2", "masks"
     with pytest.raises(ValueError, match=r"splits\.lab\.labels.*one for each of the 2 places"):

@@ -39,13 +39,13 @@ OFFICIAL = {
         "gta5/images/00002.png": "gta5/labels/00002_labelTrainIds.png",
     },
     "gta5_resized_sem_seg_train": {
-        "gta5_resized/images/00001.png": "gta5_resized/labels/00001_labelTrainIds.png",
+        "gta5_resized/images/00001.png": "gta5_resized/labels/00001_labelTrainIds.png"
     },
     "synthia_sem_seg_train": {
-        "synthia/RGB/0000000.png": "synthia/GT/LABELS/0000000_labelTrainIds.png",
+        "synthia/RGB/0000000.png": "synthia/GT/LABELS/0000000_labelTrainIds.png"
     },
     "cityscapes_images_train": {
-        "cityscapes/leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png": None,
+        "cityscapes/leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png": None
     },
     "acdc_sem_seg_train": {
         f"acdc/rgb_anon/{c}/train/GOPR0475/{c}_1_rgb_anon.png": (
@@ -66,15 +66,15 @@ OFFICIAL = {
     "acdc_night_sem_seg_val": {
         "acdc/rgb_anon/night/val/G/night_2_rgb_anon.png": (
             "acdc/gt/night/val/G/night_2_gt_labelTrainIds.png"
-        ),
+        )
     },
     "dark_zurich_images_train": {
-        "dark_zurich/rgb_anon/train/night/GOPR0351/GOPR0351_frame_000159_rgb_anon.png": None,
+        "dark_zurich/rgb_anon/train/night/GOPR0351/GOPR0351_frame_000159_rgb_anon.png": None
     },
     "dark_zurich_sem_seg_val": {
         "dark_zurich/rgb_anon/val/night/GOPR0356/GOPR0356_frame_000321_rgb_anon.png": (
             "dark_zurich/gt/val/night/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png"
-        ),
+        )
     },
     "acdc_images_test": {
         f"acdc/rgb_anon/{c}/test/GOPR0475/{c}_3_rgb_anon.png": None
@@ -82,7 +82,7 @@ OFFICIAL = {
     },
     "acdc_snow_images_test": {"acdc/rgb_anon/snow/test/GOPR0475/snow_3_rgb_anon.png": None},
     "dark_zurich_images_test": {
-        "dark_zurich/rgb_anon/test/night/GOPR0364/GOPR0364_frame_000001_rgb_anon.png": None,
+        "dark_zurich/rgb_anon/test/night/GOPR0364/GOPR0364_frame_000001_rgb_anon.png": None
     },
     "camvid_day_sem_seg_train": {
         "CamVid/train/0006R0_f00930.png": "CamVid/trainannot/0006R0_f00930.png"
@@ -94,13 +94,13 @@ OFFICIAL = {
     "streets_source_sem_seg_train": {
         "streets/leftImg8bit/source/00/a_leftImg8bit.png": (
             "streets/gtFine/source/00/a_gtFine_labelTrainIds.png"
-        ),
+        )
     },
     "streets_target_images_train": {"streets/leftImg8bit/target/00/b_leftImg8bit.png": None},
     "streets_target_sem_seg_val": {
         "streets/leftImg8bit/val/00/c_leftImg8bit.png": (
             "streets/gtFine/val/00/c_gtFine_labelTrainIds.png"
-        ),
+        )
     },
 }
 

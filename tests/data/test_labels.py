@@ -5,13 +5,7 @@ from PIL import Image
 from tiny_files import write_grey, write_label, write_palette_label
 
 from mpcl.data.decoding import BadFile
-from mpcl.data.labels import (
-    colorize,
-    identity_except,
-    inspect_label,
-    lookup_table,
-    read_label,
-)
+from mpcl.data.labels import colorize, identity_except, inspect_label, lookup_table, read_label
 
 IDS = [[0, 7, 8], [33, 255, 11]]
 

@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 
 from mpcl.data.rare_class import RareClassSampler
-from mpcl.data.sampler import (
-    NO_CLASS,
-    RareClassDraws,
-    SharedDraws,
-    UniformDraws,
-    rank_positions,
-)
+from mpcl.data.sampler import NO_CLASS, RareClassDraws, SharedDraws, UniformDraws, rank_positions
 
 
 def uniform(seed=0, stream=0, num_images=7):

@@ -103,9 +103,7 @@ def start_all(runs, world, world_size=1):
     port, register = free_port(), Register(world)
     ranks = [
         FORKS.Process(
-            target=_train_rank,
-            args=(rank, world_size, port, register, runs),
-            daemon=False,
+            target=_train_rank, args=(rank, world_size, port, register, runs), daemon=False
         )
         for rank in range(world_size)
     ]

@@ -65,11 +65,7 @@ def test_what_waits_or_mixes_devices_is_noticed(wait):
 
 @pytest.mark.parametrize(
     "amp, capability, expected",
-    [
-        (True, (8, 0), torch.bfloat16),
-        (True, (7, 5), torch.float32),
-        (False, (9, 0), torch.float32),
-    ],
+    [(True, (8, 0), torch.bfloat16), (True, (7, 5), torch.float32), (False, (9, 0), torch.float32)],
 )
 def test_predictions_are_in_bfloat16_on_gpus_that_can(monkeypatch, amp, capability, expected):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)

@@ -10,15 +10,7 @@ import torch
 from conftest import SMALLEST
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from faults import Stop, at_iteration
-from processes import (
-    assert_equal_checkpoints,
-    checkpoint,
-    metrics,
-    run,
-    start_all,
-    statuses,
-    train,
-)
+from processes import assert_equal_checkpoints, checkpoint, metrics, run, start_all, statuses, train
 
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.engine import AdaptationTrainer
@@ -42,11 +34,7 @@ CASES = [
     ("mic_centroid", 2, BEFORE, SMALLEST),
     ("mic_gauss", 0, AT, ()),  # Mix Transformer
 ]
-RANKS_CASES = [
-    ("daformer_gauss", 2, BEFORE),
-    ("hrda", 0, AT),
-    ("mic_centroid", 0, AFTER),
-]
+RANKS_CASES = [("daformer_gauss", 2, BEFORE), ("hrda", 0, AT), ("mic_centroid", 0, AFTER)]
 if os.getenv("MPCL_TEST_FULL"):
     METHODS = [f"{m}{p}" for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")]
     RANKS_CASES = list(product(METHODS, (0, 2), (BEFORE + AT + AFTER,)))

@@ -101,7 +101,7 @@ def run(data_root: Path, commands: list[list[str]]) -> list[str]:
 
 def test_gta5_config_trains_resumes_and_evaluates(data_root, tmp_path):
     command = [
-        *("tools/train_net.py", "--config-file", "projects/MPCL/configs/daformer_gauss.yaml"),
+        *("tools/train_net.py", "--config-file", "projects/MPCL/configs/daformer_gauss.yaml")
     ]
     small = [
         *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(data_root / "mit_b0.pth")),

@@ -81,11 +81,7 @@ def test_each_network_sees_the_images_at_the_size_of_its_own_config(tiny_cfg):
     }
     comparison(runs, number=2)
     shown = {name: network.sizes for name, (_, network) in runs.items()}
-    assert shown == {
-        "small": [(32, 48)] * 2,
-        "native": [(64, 96)] * 2,
-        "large": [(128, 192)] * 2,
-    }
+    assert shown == {"small": [(32, 48)] * 2, "native": [(64, 96)] * 2, "large": [(128, 192)] * 2}
 
 
 def test_a_network_of_other_classes_is_refused(tiny_cfg, other_world):

@@ -21,13 +21,7 @@ from ..checkpoint.weights import WeightsCheckpointer
 from ..data.files import Record, sample
 from ..data.mapper import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sampler import rank_positions
-from ..data.sets.checking import (
-    FileReport,
-    check_headers,
-    check_record,
-    label_ids,
-    palette_faults,
-)
+from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
 from ..data.sets.registration import load_records, registered_names
 from .reading import get
 
@@ -224,11 +218,7 @@ def _refuse_no_set(role: _Role) -> None:
 
 
 def _check_set(
-    cfg: CfgNode,
-    role: _Role,
-    name: str,
-    notes: list[str],
-    scales: dict[str, list[float]],
+    cfg: CfgNode, role: _Role, name: str, notes: list[str], scales: dict[str, list[float]]
 ) -> None:
     if name not in DatasetCatalog:
         known = registered_names()

@@ -35,9 +35,7 @@ _EIGHT_BITS = (
     "convert it to 8 bits a channel, scaled as you want it to be seen (a plain division by 256 "
     "turns 12-bit images black)"
 )
-_REMEDIES = {
-    "CMYK": "convert it to RGB with the colour profile that it was made with",
-}
+_REMEDIES = {"CMYK": "convert it to RGB with the colour profile that it was made with"}
 # How files of a format end, unless something stands behind the image.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _REPLACE = (

@@ -9,10 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..modeling.timm_backbone import TimmBackbone
 
 # Stem and stages of our Mix Transformer and of detectron2's ResNets, as timm's models name theirs.
-_STAGES = {
-    "stem": r"^stages\.0\.patch_embed|^stem",
-    "blocks": r"^(?:stages\.|res)(\d+)",
-}
+_STAGES = {"stem": r"^stages\.0\.patch_embed|^stem", "blocks": r"^(?:stages\.|res)(\d+)"}
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:

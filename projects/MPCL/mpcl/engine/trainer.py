@@ -68,8 +68,7 @@ class AdaptationTrainer(SimpleTrainer):
                 compile_blocks_(encoder)
         self.amp_dtype = getattr(torch, cfg.SOLVER.AMP.PRECISION)
         self.grad_scaler = torch.amp.GradScaler(
-            cfg.MODEL.DEVICE,
-            enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16,
+            cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
         )
         self.checkpointer = TrainingCheckpointer(
             self.student,

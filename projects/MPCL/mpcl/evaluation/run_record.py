@@ -30,14 +30,7 @@ from .runs import differences
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-_PACKAGES = (
-    "mpcl",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "opencv-python-headless",
-)
+_PACKAGES = ("mpcl", "torch", "torchvision", "timm", "numpy", "opencv-python-headless")
 _KEYS = {"started", "command", "versions", "device", "processes"}
 _GIT = {"commit", "branch", "changed_files"}
 _SOURCE = Path(__file__).resolve()

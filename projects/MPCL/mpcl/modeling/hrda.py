@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from ..structures import Box, Detail, Outputs
 from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
 from .inference import sliding_window
-from .scale_fusion import (
-    CONTEXT_CELL,
-    DETAIL_CELL,
-    context_image,
-    fuse_scales,
-    sample_detail_box,
-)
+from .scale_fusion import CONTEXT_CELL, DETAIL_CELL, context_image, fuse_scales, sample_detail_box
 from .segmentor import MPCLSegmentor
 
 
@@ -108,11 +102,7 @@ class HRDASegmentor(MPCLSegmentor):
         return {name: self._fuse(*each, embed) for name, *each in by_view}
 
     def _fuse(
-        self,
-        box: Box,
-        features: dict[str, Tensor],
-        detail_features: dict[str, Tensor],
-        embed: bool,
+        self, box: Box, features: dict[str, Tensor], detail_features: dict[str, Tensor], embed: bool
     ) -> Outputs:
         context = self.forward_features(features, embed)
         detail = self.forward_features(detail_features, embed)

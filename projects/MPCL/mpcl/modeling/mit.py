@@ -142,12 +142,7 @@ class Stage(nn.Module):
     """One resolution: patch embedding, blocks, norm; its output is also the next stage's input."""
 
     def __init__(
-        self,
-        index: int,
-        in_channels: int,
-        channels: int,
-        depth: int,
-        checkpoint: bool,
+        self, index: int, in_channels: int, channels: int, depth: int, checkpoint: bool
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
@@ -219,13 +214,7 @@ class MixTransformer(Backbone):
         keep = 1 - torch.linspace(0, drop_path, sum(depths)) if drop_path else None
         self.register_buffer("keep", keep, persistent=False)
         self.stages = nn.ModuleList(
-            Stage(
-                s,
-                (in_channels, *channels)[s],
-                channels[s],
-                depths[s],
-                checkpoint,
-            )
+            Stage(s, (in_channels, *channels)[s], channels[s], depths[s], checkpoint)
             for s in range(4)
         )
         self._out_features = [f"stage{s}" for s in range(1, 5)]

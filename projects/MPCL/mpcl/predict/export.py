@@ -100,10 +100,7 @@ def save_slim(networks: Networks, path: str | Path) -> int:
 
 
 def export_network(
-    networks: Networks,
-    path: str | Path,
-    export_format: str,
-    size: Sequence[int] | None = None,
+    networks: Networks, path: str | Path, export_format: str, size: Sequence[int] | None = None
 ) -> Exported:
     """Writes the network in another format, reads it back, and compares it with the eager one.
 

@@ -12,9 +12,7 @@ from ..utils.ignore_label import IGNORE_LABEL
 
 @torch.no_grad()
 def sample_class_mask(
-    label: Tensor,
-    num_classes: int,
-    generator: torch.Generator | None = None,
+    label: Tensor, num_classes: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draws which source pixels are pasted: all pixels of a random half of the classes.
 

@@ -108,11 +108,7 @@ class _Pixels:
 
 @torch.no_grad()
 def inspect(
-    networks: Networks,
-    *,
-    number: int = 20,
-    patches: int = 4,
-    weights: Sequence[Path] = (),
+    networks: Networks, *, number: int = 20, patches: int = 4, weights: Sequence[Path] = ()
 ) -> Inspection:
     """Looks at source images and at labelled target images (DATASETS.TEST).
 

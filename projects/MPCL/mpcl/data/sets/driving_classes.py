@@ -22,7 +22,7 @@ CITYSCAPES_IDS: dict[int, int] = {category["id"]: category["trainId"] for catego
 SYNTHIA_IDS: dict[int, int] = {
     raw: train_id
     for train_id, raw in enumerate(
-        (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11),
+        (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
     )
 }
 """SYNTHIA (RAND-CITYSCAPES) class id -> train id."""

@@ -187,9 +187,7 @@ def argument_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     """Parser that all preparation scripts share: ``--help`` shows their text as it is written, and
     ``--workers``."""
     parser = argparse.ArgumentParser(
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--workers",

@@ -94,10 +94,7 @@ class RunContents:
     @property
     def peak_memory(self) -> tuple[float, str] | None:
         """The peak in MiB, and whether it is the GPU's or the process's."""
-        for key, where in (
-            ("gpu/max_mem_MiB", "GPU"),
-            ("[metric] max_mem_MiB", "process"),
-        ):
+        for key, where in (("gpu/max_mem_MiB", "GPU"), ("[metric] max_mem_MiB", "process")):
             values = [row[key] for row in self.rows if key in row]
             if values:
                 return max(values), where
