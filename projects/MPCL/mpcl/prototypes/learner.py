@@ -53,10 +53,8 @@ class PrototypeLearner:
         start_method: ``"kmeans"`` on the bank, or ``"random"``, at unit scale.
         start_samples: banked embeddings a prototype that a class needs before it starts.
         seed: of the run; equal on all ranks.
-
-    Raises:
-        ValueError: ``pool`` or ``start_method`` is unknown, or ``pool_size`` does not give every
-            class and rank a place in each half.
+    Raises: ValueError: ``pool`` or ``start_method`` is unknown, or ``pool_size`` does not give
+        every class and rank a place in each half.
     """
 
     prototypes: Prototypes
@@ -115,55 +113,40 @@ class PrototypeLearner:
 
         Returns: scalars for the log.
         """
-        shape = self.prototypes.num_classes, self.prototypes.num_prototypes
-        step.pixels = {scale: step.pixels_at(scale, *shape) for scale in self.banks}
+        num_classes, num_prototypes = self.prototypes.num_classes, self.prototypes.num_prototypes
+        step.pixels = {s: step.pixels_at(s, num_classes, num_prototypes) for s in self.banks}
         scales = {scale: Pixels.cat([*views.values()]) for scale, views in step.pixels.items()}
         for scale, pixels in scales.items():
-            trusted = torch.where(pixels.trusted, pixels.label, self.prototypes.num_classes)
+            trusted = torch.where(pixels.trusted, pixels.label, num_classes)
             self.banks[scale].push_(pixels.embeddings, trusted)
         if step.iteration < self.start_iter:
             return {}
         if step.iteration == self.start_iter or (step.iteration + 1) % LOOK_EVERY == 0:
             self._start_ready_classes(step.iteration)
 
-        logged, moving = {}, []
-        for scale, pixels in scales.items():  # lines 6, 7
-            moves, violation = self._cluster(pixels, self.banks[scale])
-            for view, cluster in zip(
-                step.pixels[scale].values(),
-                torch.split(
-                    pixels.cluster, [len(view.label) for view in step.pixels[scale].values()]
-                ),
-            ):
-                view.cluster = cluster
-            moving.append((pixels.rows, moves))
-            suffix = "" if scale == CONTEXT else f"_{scale}"
-            fill = self.banks[scale].fill / self.banks[scale].size
+        logged, moving, none = {}, [], num_classes * num_prototypes
+        started = torch.cat([self.prototypes.started, self.prototypes.started.new_zeros(1)])
+        for scale, pixels in scales.items():  # lines 6, 7: Eq. (13), (14)
+            label, bank = pixels.label.flatten(), self.banks[scale]
+            similarity = self.prototypes.own_similarity(pixels.rows, label)
+            has_cluster = started[label] & similarity.isfinite().all(1)
+            takes_part = pixels.trusted.flatten() & has_cluster
+            pool = self._pool(similarity, torch.where(takes_part, label, num_classes), bank)
+            potentials, violation = balance(*pool, epsilon=self.epsilon, sweeps=self.sweeps)
+            own = assign(similarity, label, potentials, self.epsilon)
+            cluster = torch.where(has_cluster, label * num_prototypes + own, none)
+            views = step.pixels[scale].values()
+            parts = cluster.view_as(pixels.label).split([len(view.label) for view in views])
+            for view, part in zip(views, parts):
+                view.cluster = part
+            moving.append((pixels.rows, torch.where(takes_part, cluster, none)))
+            suffix, fill = "" if scale == CONTEXT else f"_{scale}", bank.fill / bank.size
             logged[f"marginal_violation{suffix}"] = violation
             logged[f"bank_fill_mean{suffix}"] = fill.mean()
             logged[f"bank_fill_min{suffix}"] = fill.min()
         # All scales are assigned to the same prototypes, and move them together: line 8.
         logged |= self.prototypes.update_(*(torch.cat(parts) for parts in zip(*moving)))
         return {f"prototypes/{name}": value for name, value in logged.items()}
-
-    def _cluster(self, pixels: Pixels, bank: FeatureBank) -> tuple[Tensor, Tensor]:
-        """Assigns all labelled pixels of a scale, Eq. (13), (14), in ``pixels.cluster``.
-
-        Returns: the clusters (N,) of those that move prototypes, C*K for the others; and Sinkhorn's
-            violation of its marginals, for the log.
-        """
-        num_classes, num_prototypes = self.prototypes.num_classes, self.prototypes.num_prototypes
-        label, none = pixels.label.flatten(), num_classes * num_prototypes
-        similarity = self.prototypes.own_similarity(pixels.rows, label)
-        started = torch.cat([self.prototypes.started, self.prototypes.started.new_zeros(1)])
-        has_cluster = started[label] & similarity.isfinite().all(1)
-        takes_part = pixels.trusted.flatten() & has_cluster
-        pool = self._pool(similarity, torch.where(takes_part, label, num_classes), bank)
-        potentials, violation = balance(*pool, epsilon=self.epsilon, sweeps=self.sweeps)
-        own = assign(similarity, label, potentials, self.epsilon)
-        cluster = torch.where(has_cluster, label * num_prototypes + own, none)
-        pixels.cluster = cluster.view_as(pixels.label)
-        return torch.where(takes_part, cluster, none), violation
 
     def _pool(self, similarity: Tensor, label: Tensor, bank: FeatureBank) -> tuple[Tensor, Tensor]:
         """This rank's pool: similarities (K, C, P), and the places (C, P) that hold a pixel.
