@@ -82,9 +82,8 @@ def own_data(
     """Config options for a user's own data, and iterations: those given, or such as suit the number
     of its images.
 
-    Raises:
-        FileNotFoundError, ValueError: the description is wrong, or does not say which split is the
-            source, the target and the test.
+    Raises: FileNotFoundError, ValueError: the description is wrong, or does not say which split is
+        the source, the target and the test.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -47,8 +47,7 @@ def to_timm_names(state: Mapping[str, Tensor], model: Iterable[str]) -> State:
     Args:
         state: of the efficientnet_pytorch project.
         model: names of the timm model's tensors; they tell how many blocks each stage has.
-    Raises:
-        ValueError: the model has another number of blocks, so that no block has a place.
+    Raises: ValueError: the model has another number of blocks, so that no block has a place.
     """
     blocks = [re.match(r"blocks\.(\d+)\.(\d+)\.", name) for name in model]
     places = sorted({(int(m[1]), int(m[2])) for m in blocks if m})

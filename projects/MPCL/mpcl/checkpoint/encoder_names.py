@@ -110,8 +110,7 @@ def to_backbone_state(state: Mapping[str, Tensor]) -> State:
 def infer_variant(state: Mapping[str, Tensor]) -> str:
     """Variant ("b0" ... "b5") of an encoder under our names, told by its widths and depths.
 
-    Raises:
-        ValueError: they are those of no known variant.
+    Raises: ValueError: they are those of no known variant.
     """
     blocks = {match[0] for name in state if (match := re.match(r"stages\.\d\.blocks\.\d+\.", name))}
     depths = tuple(sum(block.startswith(f"stages.{s}.") for block in blocks) for s in range(4))
@@ -128,9 +127,8 @@ def infer_variant(state: Mapping[str, Tensor]) -> str:
 def check_backbone_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Compares a backbone's names and shapes with those of the one that is to receive it.
 
-    Raises:
-        ValueError: another variant of the Mix Transformer (both are named), or missing, unknown or
-            misshapen tensors.
+    Raises: ValueError: another variant of the Mix Transformer (both are named), or missing, unknown
+        or misshapen tensors.
     """
     kind = "the backbone"
     if _OUR_STEM in expected:

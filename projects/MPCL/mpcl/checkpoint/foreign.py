@@ -71,9 +71,8 @@ def read_foreign(state: Mapping[str, Tensor]) -> Foreign:
     The decode head of SegFormer, and of whatever else, is another architecture: it is left out, and
     the note says so.
 
-    Raises:
-        ValueError: the file holds no Mix Transformer of a known kind, a part of it is missing,
-            misshapen or not finite, or it is a checkpoint of this project.
+    Raises: ValueError: the file holds no Mix Transformer of a known kind, a part of it is missing,
+        misshapen or not finite, or it is a checkpoint of this project.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if is_efficientnet(state):
@@ -105,8 +104,7 @@ def read_timm(state: Mapping[str, Tensor], name: str) -> Foreign:
     """An encoder of timm, in a file of timm's, of efficientnet_pytorch's, or of the encoder's
     authors; see :meth:`TimmBackbone.translate`.
 
-    Raises:
-        ValueError: timm has no such model, or the file is none of it.
+    Raises: ValueError: timm has no such model, or the file is none of it.
     """
     backbone = TimmBackbone(name)
     if is_efficientnet(state):
@@ -127,11 +125,9 @@ def convert_checkpoint(
         part: ``student`` or ``teacher``: this network becomes the model; ``both``: the student is
             the model and the teacher, where there is one, its teacher.
         timm_name: the encoder of timm that the file is of; "" = told by a folder's config.json.
-
     Returns: what was written.
-    Raises:
-        ValueError: ``dst`` does not end in .pth, the file has no such part, or is none that is
-            known.
+    Raises: ValueError: ``dst`` does not end in .pth, the file has no such part, or is none that is
+        known.
     """
     if Path(dst).suffix != ".pth":
         raise ValueError(f"dst must end in .pth, got {dst}")
@@ -220,8 +216,7 @@ def _renamed(name: str, rules: Mapping[str, str]) -> str:
 def _check_heads(state: State, backbone: MixTransformer) -> str:
     """Compares the heads with freshly built ones, and says which method they are of.
 
-    Raises:
-        ValueError: missing, unknown or misshapen tensors.
+    Raises: ValueError: missing, unknown or misshapen tensors.
     """
     shape = backbone.output_shape()
     heads = {name: t for name, t in state.items() if not name.startswith(BACKBONE)}

@@ -28,8 +28,7 @@ _KIND = re.compile(r"\?|b1|[iufc](1|2|4|8|16)")
 def load_arrays(path: str | Path) -> Any:
     """Content of a pickle: arrays and scalars of numbers, in dicts, lists and tuples, with texts.
 
-    Raises:
-        Exception: of nearly every kind, where it is damaged or holds anything else.
+    Raises: Exception: of nearly every kind, where it is damaged or holds anything else.
     """
     return _built(_Recorder(BytesIO(Path(path).read_bytes()), encoding="latin1").load(), {})
 

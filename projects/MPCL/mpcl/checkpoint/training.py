@@ -43,9 +43,8 @@ class TrainingCheckpointer(WeightsCheckpointer):
         """Writes ``<name>.pth`` and, unless it is :data:`SELECTED`, points to it. All ranks must
         call it: the state is gathered.
 
-        Raises:
-            OSError: it could not be written (disk full, quota, read-only). The checkpoints before
-                it are as they were; the message names the newest.
+        Raises: OSError: it could not be written (disk full, quota, read-only). The checkpoints
+            before it are as they were; the message names the newest.
         """
         content = {"model": self.model.state_dict()}
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()} | extra
@@ -85,8 +84,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As fvcore's. All ranks must call it.
 
-        Raises:
-            ValueError: the ranks do not find the same checkpoint, and would go different ways.
+        Raises: ValueError: the ranks do not find the same checkpoint, and would go different ways.
         """
         if resume:
             found = [Path(file).name for file in comm.all_gather(self.get_checkpoint_file())]
@@ -114,8 +112,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
         Of two of one iteration it is the one that ``last_checkpoint`` names.
 
-        Raises:
-            ValueError: there are checkpoints, but no whole one.
+        Raises: ValueError: there are checkpoints, but no whole one.
         """
         found, damaged = self._newest()
         if damaged and not found:

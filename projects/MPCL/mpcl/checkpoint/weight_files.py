@@ -29,9 +29,8 @@ def load_checkpoint_file(path: str | Path) -> State:
 
     A state dict nested under ``state_dict`` or ``model`` is unwrapped.
 
-    Raises:
-        ValueError: the folder holds no weight file, or the file holds objects other than tensors
-            and containers, or no tensors.
+    Raises: ValueError: the folder holds no weight file, or the file holds objects other than
+        tensors and containers, or no tensors.
     """
     return unwrap(read(find_weight_file(path)))
 
@@ -72,9 +71,7 @@ def read(path: str, *, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         mmap: leave the tensors on the disk until they are used.
-
-    Raises:
-        ValueError: it is no such file.
+    Raises: ValueError: it is no such file.
     """
     kinds = "tensors and plain containers"
     with _named(path, kinds):
@@ -101,8 +98,7 @@ def check_whole(path: str) -> None:
 def read_zoo(path: str) -> dict[str, Any]:
     """A .pkl file of detectron2's model zoo, or of Detectron's before it, as detectron2 reads it.
 
-    Raises:
-        ValueError: it holds anything but arrays of numbers in plain containers, or no tensors.
+    Raises: ValueError: it holds anything but arrays of numbers in plain containers, or no tensors.
     """
     with _named(path, "NumPy arrays of numbers and plain containers, as in detectron2's model zoo"):
         content = load_arrays(path)
@@ -183,8 +179,7 @@ def _numpy_scalars() -> AbstractContextManager[Any]:
 def unwrap(content: Mapping[str, Any]) -> State:
     """The tensors of a state dict, flat or under ``state_dict`` or ``model``.
 
-    Raises:
-        ValueError: there are none.
+    Raises: ValueError: there are none.
     """
     nested = content.get("state_dict", content.get("model", content))
     if not isinstance(nested, Mapping):

@@ -39,7 +39,6 @@ class WeightsCheckpointer(DetectionCheckpointer):
     Args:
         allow_unmatched: tensors of another shape than the model's, and a backbone that is missing
             or another one, keep their initial values instead of being refused.
-
     Attributes:
         initial: names of the model's tensors that the last load left as they were.
 
@@ -185,8 +184,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
 def load_encoder_(encoder: nn.Module, path: str) -> None:
     """Gives an encoder alone the weights that a model with this backbone would start from.
 
-    Raises:
-        ValueError: see :class:`WeightsCheckpointer`.
+    Raises: ValueError: see :class:`WeightsCheckpointer`.
     """
     holder = nn.Module()
     holder.backbone = encoder

@@ -31,7 +31,6 @@ def get_cfg_from(
 
     Args:
         data_may_lack: of a description that cannot be used a warning tells, instead of an error.
-
     Raises:
         FileNotFoundError: the file, or one of its ``_BASE_``, does not exist.
         UnknownKey: a KeyError and ValueError; names similar keys.

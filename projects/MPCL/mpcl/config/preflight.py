@@ -46,11 +46,8 @@ def preflight(cfg: CfgNode, **job: Any) -> list[str]:
 
     Args:
         cfg, job: see :func:`find_faults`.
-
     Returns: what is legitimate but seldom meant, in sentences.
-
-    Raises:
-        ValueError: everything that stops the run.
+    Raises: ValueError: everything that stops the run.
     """
     faults, notes = find_faults(cfg, **job)
     if faults:
@@ -81,7 +78,6 @@ def find_faults(
         eval_only: no training, hence no training data; but weights, and whole ones.
         resumed: the checkpoint that takes the place of MODEL.WEIGHTS; "" = one was looked for in
             OUTPUT_DIR, and there is none; None = it was not.
-
     Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
         and what is legitimate but seldom meant.
     """

@@ -36,8 +36,7 @@ def merge_file(cfg: CN, path: str) -> None:
 def merge_options(cfg: CN, options: Sequence[Any]) -> None:
     """Merges ``[KEY, VALUE, ...]``; values may be strings, as a command line has them.
 
-    Raises:
-        ValueError: a word without a partner, an unknown key, or a value of the wrong type.
+    Raises: ValueError: a word without a partner, an unknown key, or a value of the wrong type.
     """
     words = list(options)
     if len(words) % 2:

@@ -18,7 +18,6 @@ def get_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
         name: its path below ``projects/MPCL/configs`` without the ending: ``"mic_gauss"``,
             ``"streets/daformer"``.
         opts: ``KEY VALUE`` pairs.
-
     Raises:
         FileNotFoundError: the project has no such config; names similar ones.
         ValueError: as :func:`get_cfg_from`.

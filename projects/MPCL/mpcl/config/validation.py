@@ -42,9 +42,7 @@ def validate(cfg: CN, defaults: CN) -> None:
     Args:
         cfg: where ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` may still be empty.
         defaults: the project's; Detectron2's keys that nothing reads must equal them.
-
-    Raises:
-        ValueError: naming the key, its value and what was expected.
+    Raises: ValueError: naming the key, its value and what was expected.
     """
     _check_unread(cfg, defaults)
     _check_data(cfg)

@@ -20,7 +20,6 @@ class BadFiles:
 
     Args:
         limit: how many different files may be skipped.
-
     Attributes:
         shared: what all processes know: counts by file up to the last :meth:`share`.
         own: what this one has met since.
@@ -48,9 +47,7 @@ class BadFiles:
         """Counts the files of one draw.
 
         Returns: the files that were not known before.
-
-        Raises:
-            ValueError: there are more than ``limit`` now.
+        Raises: ValueError: there are more than ``limit`` now.
         """
         if not reasons:
             return []

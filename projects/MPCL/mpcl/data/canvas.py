@@ -27,8 +27,7 @@ def error_map(image: Picture, truth: NDArray[np.uint8], prediction: NDArray[np.u
     """Red where the prediction is wrong, black where there is no truth (id 255), else the image in
     light grey.
 
-    Raises:
-        ValueError: the three differ in their height or width.
+    Raises: ValueError: the three differ in their height or width.
     """
     if not image.shape[:2] == truth.shape == prediction.shape:
         raise ValueError(

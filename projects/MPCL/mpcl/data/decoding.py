@@ -75,8 +75,7 @@ class Header(NamedTuple):
 def pixel_limit() -> int:
     """Pixels above which no image is decoded: ``$MPCL_MAX_IMAGE_PIXELS``, by default 2**28.
 
-    Raises:
-        ValueError: the variable holds no positive number.
+    Raises: ValueError: the variable holds no positive number.
     """
     text = os.getenv(_LIMIT_VARIABLE, str(_DEFAULT_LIMIT))
     if not text.isdecimal() or int(text) == 0:
@@ -234,8 +233,7 @@ def check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
 def inspect_image(path: str | os.PathLike[str]) -> Header:
     """Decodes a whole image with Pillow, which checks it to its end, and says what it is.
 
-    Raises:
-        BadFile: it is not one that :func:`read_image` takes.
+    Raises: BadFile: it is not one that :func:`read_image` takes.
     """
     with opened(path) as image:
         check_mode(path, image)
@@ -248,8 +246,7 @@ def inspect_image(path: str | os.PathLike[str]) -> Header:
 def stored_size(path: str | os.PathLike[str]) -> Size:
     """(height, width) of an image by its header alone, as it is stored: not turned by EXIF.
 
-    Raises:
-        BadFile: the header cannot be read.
+    Raises: BadFile: the header cannot be read.
     """
     with opened(path) as image:
         return image.height, image.width
@@ -279,9 +276,8 @@ def _with_mode(tile: Any, mode: str) -> Any:
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order; see :func:`to_bgr`.
 
-    Raises:
-        BadFile: missing, no image, truncated, of a mode that would lose meaning, or above
-            :func:`pixel_limit`.
+    Raises: BadFile: missing, no image, truncated, of a mode that would lose meaning, or above
+        :func:`pixel_limit`.
     """
     content = read_bytes(path)
     with opened(path, content) as image:

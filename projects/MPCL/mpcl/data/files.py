@@ -50,11 +50,8 @@ def list_files(
         folder: where to look, also in a zip archive (``data.zip/images``); links are followed.
         suffixes: ends of names, such as ``"_leftImg8bit.png"``; compared without regard to case.
         prefixes: if any, a name must begin with one of them.
-
-    Returns:
-        key -> path, sorted by key; the key is the path below ``folder`` without the suffix, so that
-        an image and its label have the same one. The order is the same on every machine.
-
+    Returns: key -> path, sorted by key; the key is the path below ``folder`` without the suffix, so
+        that an image and its label have the same one. The order is the same on every machine.
     Raises:
         FileNotFoundError: the folder does not exist, or holds no such file.
         ValueError: two files have the same key (``a.png`` and ``a.jpg``), or the archive is
@@ -156,8 +153,7 @@ def labelled_records(
     """Records with ``file_name``, ``image_id`` and, under ``key``, the label; labels of no image
     are left aside.
 
-    Raises:
-        MissingLabels: an image has no label; a ``FileNotFoundError`` that names them.
+    Raises: MissingLabels: an image has no label; a ``FileNotFoundError`` that names them.
     """
     missing = [path for name, path in images.items() if name not in labels]
     if missing:

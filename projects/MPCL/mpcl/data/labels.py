@@ -65,8 +65,7 @@ def lookup_table(label_map: LabelMap | None) -> NDArray[np.uint8]:
 
     Without a map, or with one from colours, ids are class indices already.
 
-    Raises:
-        ValueError: an id or index lies outside [0, 255].
+    Raises: ValueError: an id or index lies outside [0, 255].
     """
     if label_map is None or maps_colors(label_map):
         return np.arange(256, dtype=np.uint8)
@@ -148,13 +147,9 @@ def read_label(
         path: 8-bit grey or palette image, of a palette image the indices count, never the colours;
             with a map from colours, any image of 8 bits a channel.
         label_map: raw id or colour -> class index; None when the file holds class indices already.
-
-    Returns:
-        (H, W) uint8, writable; class indices, 255 = ignored.
-
-    Raises:
-        BadFile: it is missing or broken, holds no class ids (colours, 16 bits, several channels,
-            lossy) or a colour that the map does not name, or is turned by an EXIF tag.
+    Returns: (H, W) uint8, writable; class indices, 255 = ignored.
+    Raises: BadFile: it is missing or broken, holds no class ids (colours, 16 bits, several
+        channels, lossy) or a colour that the map does not name, or is turned by an EXIF tag.
     """
     ids, _ = _read_ids(path, label_map)
     if label_map is None or maps_colors(label_map):
@@ -165,8 +160,7 @@ def read_label(
 def inspect_label(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> LabelContent:
     """Counts the raw ids of a label file, before any map from ids.
 
-    Raises:
-        BadFile: as :func:`read_label`.
+    Raises: BadFile: as :func:`read_label`.
     """
     ids, palette = _read_ids(path, label_map)
     return LabelContent(np.bincount(ids.ravel(), minlength=256), ids.shape, palette)

@@ -202,13 +202,10 @@ class SourceMapper(_CropMapper):
             record: with ``file_name``, ``sem_seg_file_name`` and, where its labels are mapped, the
                 name of its data set as ``dataset``.
             draw: its seed decides on everything random.
-
         Returns: ``image`` (3, h, w) uint8 RGB and ``sem_seg`` (h, w) int64 of the crop size;
             ``file_name``; ``height`` and ``width`` of the file.
-
-        Raises:
-            BadFile: a file is missing or cannot be decoded, image and label differ in size, or the
-                label holds an unknown id.
+        Raises: BadFile: a file is missing or cannot be decoded, image and label differ in size, or
+            the label holds an unknown id.
         """
         rng = np.random.default_rng(draw.seed)
         image, label = self._read(record)
@@ -367,9 +364,7 @@ class TestMapper:
         Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file;
             ``label`` (H, W) uint8 class indices, where the record names a label file that can be
             read.
-
-        Raises:
-            BadFile: the image cannot be read.
+        Raises: BadFile: the image cannot be read.
         """
         result = self.of_pixels(read_image(record["file_name"]), record["file_name"])
         if "sem_seg_file_name" in record:

@@ -52,7 +52,6 @@ class DomainStream(Dataset[Record]):
         mapper: (record, draw) -> image, and label if the domain has one.
         skip_bad: a draw whose file cannot be used is replaced by another, which depends on the
             position and on the files alone; the result then names the file under ``bad_files``.
-
     Raises (on access):
         BadFile: the file of a draw cannot be used; with ``skip_bad``, nor those of 99 others.
     """
@@ -129,9 +128,7 @@ class PairedLoader:
         world_size: number of processes.
         max_bad_files: different files that may be skipped before iterating raises ValueError.
         bad_files: what was skipped in the batches that were handed out so far.
-
-    Raises:
-        ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
+    Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
     """
 
     streams: Mapping[str, DomainStream]
@@ -148,8 +145,7 @@ class PairedLoader:
     def seek(self, iteration: int) -> None:
         """Makes iterators whose first batch is still to come start at ``iteration``.
 
-        Raises:
-            ValueError: ``iteration`` is negative.
+        Raises: ValueError: ``iteration`` is negative.
         """
         self._rank_positions(iteration)
         self._start = iteration
@@ -315,10 +311,8 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     Args:
         cfg: with the keys of :func:`mpcl.config.add_mpcl_config`. ``SEED`` alone decides on all
             that is random, so it must not be negative.
-
-    Raises:
-        ValueError: the batch cannot be split over the ranks, a source set has no labels or classes
-            of its own, a target set has labels, or a setting is unknown or out of range.
+    Raises: ValueError: the batch cannot be split over the ranks, a source set has no labels or
+        classes of its own, a target set has labels, or a setting is unknown or out of range.
     """
     if cfg.SEED < 0:
         raise ValueError(f"SEED must not be negative, got {cfg.SEED}")

@@ -27,11 +27,8 @@ def class_probabilities(counts: NDArray[np.int64], temperature: float) -> NDArra
     Args:
         counts: (C,) pixels of each class over the data set.
         temperature: T > 0; small values favour the rarest classes, large ones treat all alike.
-
     Returns: (C,) float64, sum 1.
-
-    Raises:
-        ValueError: ``temperature`` is not positive, or no class has a pixel.
+    Raises: ValueError: ``temperature`` is not positive, or no class has a pixel.
     """
     counts = np.asarray(counts)
     if not temperature > 0:
@@ -62,13 +59,10 @@ class RareClassSampler:
         sizes: (N, 2) height and width of each label file.
         temperature: see :func:`class_probabilities`.
         min_image_fraction: in [0, 1).
-
     Attributes:
         probabilities: (C,) float64 probability of each class.
         candidates: for each class the indices of its files; empty for a class that never occurs.
-
-    Raises:
-        ValueError: shapes disagree, a number is out of range, or no pixel has a label.
+    Raises: ValueError: shapes disagree, a number is out of range, or no pixel has a label.
     """
 
     def __init__(

@@ -55,9 +55,7 @@ class UniformDraws:
         num_images: size of the data set, at least 1.
         seed: of the run, not negative.
         stream: keeps streams of one run apart (source and target), not negative.
-
-    Raises:
-        ValueError: ``num_images`` is not positive.
+    Raises: ValueError: ``num_images`` is not positive.
     """
 
     num_images: int
@@ -166,10 +164,8 @@ def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: i
         batch_size: images in an iteration, over all ranks.
         rank: in [0, world_size).
         world_size: number of ranks.
-
-    Raises:
-        ValueError: ``batch_size`` is not a positive multiple of ``world_size``, or ``rank`` or
-            ``iteration`` is out of its range.
+    Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``, or ``rank`` or
+        ``iteration`` is out of its range.
     """
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(

@@ -62,7 +62,6 @@ def class_statistics(
         num_workers: threads that read labels, at least one.
         skip_bad: a label that cannot be used counts as one without a class, and is named in the
             result, which is then not cached: a repaired file must not be forgotten.
-
     Raises:
         BadFile: a label cannot be read, or holds an id that is neither a class nor ignored.
         ValueError: the set has no labels.

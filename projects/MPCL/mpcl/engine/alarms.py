@@ -25,7 +25,6 @@ def class_entropy(label: Tensor, num_classes: int) -> Tensor:
         label: (B, H, W) int64; values outside [0, C) take no part. Every fourth row and column is
             counted.
         num_classes: C.
-
     Returns: scalar on the label's device: entropy of the shares of the classes over ln C; NaN where
         no pixel takes part, and 1 if C = 1.
     """

@@ -15,8 +15,7 @@ def compile_blocks_(encoder: nn.Module) -> None:
     Blocks of one shape share what is compiled, so that it takes a graph for each stage and size of
     batch, not for each block. What has no ``blocks``, as a ResNet, is compiled whole.
 
-    Raises:
-        ValueError: torch is older than 2.6.
+    Raises: ValueError: torch is older than 2.6.
     """
     if not hasattr(torch.compiler, "set_stance"):
         raise ValueError(f"MODEL.COMPILE needs torch 2.6 or newer, this is {torch.__version__}")

@@ -44,10 +44,8 @@ def evaluate_models(
 
     Args:
         build_test_loader, build_evaluator: of ``(cfg, data set's name)``; a trainer's own.
-
-    Returns:
-        ``{"sem_seg": scores}`` of the teacher, the headline, and ``sem_seg_student``; without a
-        teacher ``sem_seg`` is the student's. With several sets, or parts of a set, the same below
+    Returns: ``{"sem_seg": scores}`` of the teacher, the headline, and ``sem_seg_student``; without
+        a teacher ``sem_seg`` is the student's. With several sets, or parts of a set, the same below
         the name of each, as in detectron2. Empty on other processes than the main one.
     """
     networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}

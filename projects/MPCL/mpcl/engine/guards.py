@@ -134,9 +134,8 @@ class StepGuard:
     def settle(self) -> None:
         """Reads which steps were skipped since the last call, and logs them. Waits for the device.
 
-        Raises:
-            Diverged: ``max_skipped`` of them in a row; they are in the file ``report``. On all
-                ranks at once.
+        Raises: Diverged: ``max_skipped`` of them in a row; they are in the file ``report``. On all
+            ranks at once.
         """
         pending, self._pending = self._pending, []
         flags = torch.cat([flags for _, flags in pending]).tolist() if pending else []

@@ -41,8 +41,7 @@ def check_checkpoint(path: str, cfg, world_size: int) -> list[str]:
     """:func:`check_same_run` with a checkpoint's file, of which no tensor is read.
 
     Returns: what is legitimate but seldom meant, in sentences.
-    Raises:
-        ValueError: it is another run's, or has gone further than this one shall.
+    Raises: ValueError: it is another run's, or has gone further than this one shall.
     """
     content = read(path, mmap=True)
     trainer, iteration = content.get("trainer"), content.get("iteration")
@@ -61,8 +60,7 @@ def check_checkpoint(path: str, cfg, world_size: int) -> list[str]:
 def check_same_run(saved: Mapping[str, Any], cfg, world_size: int | None = None) -> None:
     """Compares a checkpoint's :func:`run_identity` with the present one.
 
-    Raises:
-        ValueError: they differ, and SOLVER.RESUME_CHANGED does not allow it.
+    Raises: ValueError: they differ, and SOLVER.RESUME_CHANGED does not allow it.
     """
     changed = [
         f"{key} was {saved[key]} and is {value}"

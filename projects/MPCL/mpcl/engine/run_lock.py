@@ -21,8 +21,7 @@ def only_run_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     The lock is the kernel's: it ends with the process, however that ends, and loader workers do not
     inherit it. The file stays.
 
-    Raises:
-        ValueError: another process holds it; names the process and its machine.
+    Raises: ValueError: another process holds it; names the process and its machine.
     """
     path = Path(folder) / _FILE
     path.parent.mkdir(parents=True, exist_ok=True)

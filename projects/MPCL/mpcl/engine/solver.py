@@ -23,8 +23,7 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     Source: DAFormer (arXiv:2111.14887), section 4. Biases, and the batch norms of the heads, *are*
     decayed there. The layer-wise decay is that of BEiT (arXiv:2106.08254).
 
-    Raises:
-        ValueError: LAYER_DECAY is below 1 and the backbone's layers are not known.
+    Raises: ValueError: LAYER_DECAY is below 1 and the backbone's layers are not known.
     """
     prefix, encoder = _encoder(model)
     depth = depth_below_head(encoder) if cfg.SOLVER.LAYER_DECAY != 1 else {}
@@ -54,8 +53,7 @@ def depth_below_head(encoder: nn.Module) -> dict[str, int]:
     or stages of a hierarchical encoder: 1 for the last, n + 1 for the patch embedding before the
     first of n. Layers are grouped as timm does; a final norm belongs to the last block.
 
-    Raises:
-        ValueError: the encoder's layers are not known.
+    Raises: ValueError: the encoder's layers are not known.
     """
     matcher = encoder.group_matcher(coarse=True) if hasattr(encoder, "group_matcher") else _STAGES
     layers = group_parameters(encoder, matcher, reverse=True)

@@ -138,7 +138,6 @@ class AdaptationTrainer(SimpleTrainer):
 
         Args:
             step: of the main forward, whose gradients are compared every GRADIENT_SHARE_PERIOD.
-
         Returns: the losses without their graph.
         """
         period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
@@ -170,8 +169,7 @@ class AdaptationTrainer(SimpleTrainer):
         """Keeps losses on the device; every LOG_PERIOD iterations their means go to the event
         storage.
 
-        Raises:
-            Diverged: SOLVER.MAX_SKIPPED steps in a row were skipped.
+        Raises: Diverged: SOLVER.MAX_SKIPPED steps in a row were skipped.
         """
         self.metrics.add(losses)
         if (self.iter + 1) % self.cfg.LOG_PERIOD and self.iter + 1 < self.max_iter:

@@ -19,8 +19,7 @@ class WandbWriter(EventWriter):
 
     Must come before detectron2's TensorBoard writer, which clears the pictures.
 
-    Raises:
-        ImportError: wandb is not installed (preflight says so before training starts).
+    Raises: ImportError: wandb is not installed (preflight says so before training starts).
     """
 
     def __init__(self, cfg) -> None:

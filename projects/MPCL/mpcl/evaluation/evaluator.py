@@ -57,14 +57,11 @@ class SegmentationEvaluator(SemSegEvaluator):
     Args:
         dataset_name: a labelled set.
         class_subsets: the first is the headline of the log.
-
     Attributes:
         network: "teacher" or "student", for the log; whoever evaluates several sets it.
         confusion: after :meth:`evaluate`, on the main process: (C, C) int64 pixels of the whole
             set; rows are the ground truth, columns the prediction.
-
-    Raises:
-        ValueError: a subset names a class that the set does not know.
+    Raises: ValueError: a subset names a class that the set does not know.
     """
 
     def __init__(self, dataset_name: str, class_subsets: ClassSubsets = ()) -> None:
@@ -100,9 +97,7 @@ class SegmentationEvaluator(SemSegEvaluator):
 
         Args:
             truth: (H, W) class indices, if the loader has read them.
-
-        Raises:
-            BadFile: the label cannot be read, has another size or holds an unknown id.
+        Raises: BadFile: the label cannot be read, has another size or holds an unknown id.
         """
         size = self._num_classes + 1
         label_file = self.input_file_to_gt_file[image_file]
@@ -187,7 +182,6 @@ def class_scores(confusion: NDArray[np.integer], names: Sequence[str]) -> dict[s
     Args:
         confusion: (C, C) pixels; rows are the ground truth, columns the prediction.
         names: of the C classes.
-
     Returns: ``Dice-<class>``, ``mDice`` and so on, as :data:`CLASS_SCORES` calls them.
     """
     right, truth, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)

@@ -25,7 +25,6 @@ def scores_by_dataset(flat: Mapping[str, float], test_sets: Sequence[str]) -> Sc
         flat: ``sem_seg/mIoU`` or ``<set>/sem_seg_student/mIoU``; other keys are left aside.
         test_sets: DATASETS.TEST; keys without a name belong to the first, and are left aside where
             there is none.
-
     Returns: the test sets first, in their order.
     """
     has_teacher = any("sem_seg_student/" in key for key in flat)
@@ -78,7 +77,6 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
 
     Args:
         max_iter: iterations that make a run finished; default: its own SOLVER.MAX_ITER.
-
     Raises: ValueError: the folder holds no run.
     """
     config_file = folder / "config.yaml"

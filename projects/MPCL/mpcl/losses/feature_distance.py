@@ -42,13 +42,9 @@ def feature_distance(
         classes: the classes to compare on (in the papers: countable things).
         num_classes: C.
         min_ratio: in (0, 1], inclusive.
-
-    Returns:
-        Scalar float32; 0 and still attached to the graph where no cell is selected.
-
-    Raises:
-        ValueError: the shapes do not belong together, a class is outside [0, C), or ``min_ratio``
-            is outside (0, 1].
+    Returns: Scalar float32; 0 and still attached to the graph where no cell is selected.
+    Raises: ValueError: the shapes do not belong together, a class is outside [0, C), or
+        ``min_ratio`` is outside (0, 1].
     """
     _check_distance(student, reference, label, classes, num_classes, min_ratio)
     wanted = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
@@ -71,9 +67,7 @@ def _dominant_class(slot: Tensor, grid: Sequence[int], num_classes: int) -> tupl
         slot: (B, H, W) in [0, C], C for ignored.
         grid: (h, w).
         num_classes: C.
-
-    Returns:
-        (B, h, w) int64 in [0, C], and (B, h, w) float32 in (0, 1].
+    Returns: (B, h, w) int64 in [0, C], and (B, h, w) float32 in (0, 1].
     """
     (rows, columns), (height, width) = grid, slot.shape[-2:]
     side = max(-(-height // rows), -(-width // columns))

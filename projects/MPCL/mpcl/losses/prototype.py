@@ -140,10 +140,8 @@ def pixel_prototype_contrast(
             part.
         in_class_negatives: False leaves the siblings of the target out of the denominator (Table
             VI).
-    Returns:
-        scalar >= 0, finite and with finite gradients for finite similarities.
-    Raises:
-        ValueError: ``temperature`` is not positive.
+    Returns: scalar >= 0, finite and with finite gradients for finite similarities.
+    Raises: ValueError: ``temperature`` is not positive.
     """
     _check_temperature(temperature)
     _, num_classes, num_prototypes = similarity.shape
@@ -181,10 +179,8 @@ def prototype_consistency(
         temperature: tau > 0, in units of the similarity.
         started: (C,) bool; other classes are left out of the posterior, and their pixels take no
             part.
-    Returns:
-        scalar >= 0, finite and with finite gradients for finite similarities.
-    Raises:
-        ValueError: ``temperature`` is not positive.
+    Returns: scalar >= 0, finite and with finite gradients for finite similarities.
+    Raises: ValueError: ``temperature`` is not positive.
     """
     _check_temperature(temperature)
     num_classes = similarity.shape[1]

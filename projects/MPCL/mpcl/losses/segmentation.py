@@ -28,12 +28,8 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor
             gradient.
         label: (B, H, W) int64 in [0, C) or IGNORE_LABEL.
         weight: (B, H, W) non-negative, without gradient.
-
-    Returns:
-        Scalar float32; 0 and still attached to the graph where every pixel is ignored.
-
-    Raises:
-        ValueError: the shapes do not belong together.
+    Returns: Scalar float32; 0 and still attached to the graph where every pixel is ignored.
+    Raises: ValueError: the shapes do not belong together.
     """
     if logits.dim() != 4 or label.dim() != 3 or len(logits) != len(label):
         shapes = (tuple(logits.shape), tuple(label.shape))

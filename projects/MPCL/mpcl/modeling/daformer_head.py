@@ -25,9 +25,7 @@ class LevelFusion(nn.Module):
         Args:
             input_shape: the levels to fuse; they are concatenated in the order of their stride.
             channels: of each level's embedding.
-
-        Raises:
-            ValueError: ``input_shape`` is empty.
+        Raises: ValueError: ``input_shape`` is empty.
         """
         super().__init__()
         if not input_shape:
@@ -76,9 +74,7 @@ class ContextAwareFusion(LevelFusion):
             channels: of the embeddings, of every branch and of the output.
             dilations: one branch each.
             norm: detectron2 name of the normalisation behind each convolution.
-
-        Raises:
-            ValueError: ``input_shape`` or ``dilations`` is empty.
+        Raises: ValueError: ``input_shape`` or ``dilations`` is empty.
         """
         super().__init__(input_shape, channels)
         if not dilations:

@@ -56,14 +56,10 @@ def sliding_window(
         divisor: windows are padded below and to the right with 0 (the mean colour) to a multiple of
             it before the network sees them.
         cell: pixels to a side of a cell of the result; all windows must lie on its grid.
-
-    Returns:
-        (B, C, H/cell, W/cell) logits, at least float32: each the mean over the windows that contain
-        it.
-
-    Raises:
-        ValueError: ``crop``, ``stride`` or ``batch_size`` is not positive, ``stride`` leaves gaps,
-            or a window does not lie on the grid of ``cell``.
+    Returns: (B, C, H/cell, W/cell) logits, at least float32: each the mean over the windows that
+        contain it.
+    Raises: ValueError: ``crop``, ``stride`` or ``batch_size`` is not positive, ``stride`` leaves
+        gaps, or a window does not lie on the grid of ``cell``.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")

@@ -197,9 +197,7 @@ class MixTransformer(Backbone):
             in_channels: channels of the images.
             checkpoint: keep what goes into a block rather than what is inside it for the backward,
                 which computes the block again.
-
-        Raises:
-            ValueError: ``variant`` is unknown, or ``drop_path`` is outside [0, 1).
+        Raises: ValueError: ``variant`` is unknown, or ``drop_path`` is outside [0, 1).
         """
         super().__init__()
         if variant not in VARIANTS:
@@ -235,9 +233,7 @@ class MixTransformer(Backbone):
         """
         Args:
             images: (B, 3, H, W) normalised RGB, any H and W of at least 32.
-
-        Returns:
-            {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
+        Returns: {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
             ceil(W/32))}, each layer-normalised over its channels and in channels-last memory.
         """
         kept = self._draw_kept(images.shape[0])

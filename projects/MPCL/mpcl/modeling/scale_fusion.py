@@ -31,9 +31,7 @@ def sample_detail_box(size: tuple[int, int], detail: tuple[int, int]) -> Box:
     Args:
         size: (H, W) of the image, pixels.
         detail: (h, w) of the crop, pixels.
-
-    Raises:
-        ValueError: a side of the image or of the crop is no multiple of 8.
+    Raises: ValueError: a side of the image or of the crop is no multiple of 8.
     """
     if any(side % CONTEXT_CELL for side in (*size, *detail)):
         raise ValueError(f"sizes must be multiples of {CONTEXT_CELL}, got {size} and {detail}")
@@ -62,7 +60,6 @@ def fuse_scales(
         detail: (B, C, h/4, w/4) logits of the box; of the whole image where there is none.
         attention: (B, C, H/8, W/8) in [0, 1].
         box: of the detail, in pixels; None = all of the image.
-
     Returns: (B, C, H/4, W/4).
     """
     if box is not None:

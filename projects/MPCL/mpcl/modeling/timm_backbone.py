@@ -76,11 +76,9 @@ class TimmBackbone(Backbone):
             grad_checkpointing: compute each block (stage) again in the backward pass instead of
                 keeping its activations.
             in_channels: channels of the images.
-
-        Raises:
-            ValueError: timm has no such model, ``drop_path`` is outside [0, 1), or above 0 for a
-                model without it, or the model cannot give four levels, or only for images of one
-                size.
+        Raises: ValueError: timm has no such model, ``drop_path`` is outside [0, 1), or above 0 for
+            a model without it, or the model cannot give four levels, or only for images of one
+            size.
         """
         super().__init__()
         check_name(name)
@@ -122,9 +120,7 @@ class TimmBackbone(Backbone):
         Args:
             images: (B, 3, H, W) normalised RGB; padded inside with zeros, the mean colour, to
                 multiples of 32.
-
-        Returns:
-            {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
+        Returns: {"stage1": (B, C1, ceil(H/4), ceil(W/4)), ..., "stage4": (B, C4, ceil(H/32),
             ceil(W/32))}, each layer-normalised over its channels.
         """
         height, width = images.shape[-2:]

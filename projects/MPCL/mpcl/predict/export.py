@@ -113,7 +113,6 @@ def export_network(
         export_format: ``torchscript``, ``export`` or ``onnx``.
         size: (H, W) of the example, at least 64 a side; of HRDA multiples of 8. None stands for
             HRDA's test window, and for 256x512 of other networks.
-
     Raises:
         ImportError: ONNX without the packages of the extra ``export``.
         ValueError: another format or size, or prediction by prototypes.

@@ -23,8 +23,7 @@ def own_ids(metadata: Metadata) -> np.ndarray:
     of Cityscapes' label files where the classes are Cityscapes'. Of several ids that mean one class
     the first that the map names is taken, which a warning says.
 
-    Raises:
-        ValueError: no id means one of the classes.
+    Raises: ValueError: no id means one of the classes.
     """
     label_map: LabelMap | None = metadata.get("label_map")
     if label_map is None and is_cityscapes(metadata):

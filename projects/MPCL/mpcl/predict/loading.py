@@ -96,7 +96,6 @@ def load_networks(
             read from a file runs on the GPU where there is one, wherever it was written.
         student: of a checkpoint with both, the student is to predict.
         resume: of a config, take the newest checkpoint of its OUTPUT_DIR, not MODEL.WEIGHTS.
-
     Raises:
         FileNotFoundError: the source or the weights do not exist.
         ValueError: there is no config or no checkpoint, or the weights lack layers of the model.

@@ -144,8 +144,7 @@ def plan(
 ) -> tuple[list[ImageFile], list[str], int]:
     """Finds the images and streams to predict, and counts those that are skipped.
 
-    Raises:
-        ValueError: outputs exist, and are to be kept.
+    Raises: ValueError: outputs exist, and are to be kept.
     """
     streams = [text for text in inputs if is_stream(text)]
     names = [stream_name(text) for text in streams]

@@ -188,10 +188,8 @@ class PredictionWriter:
         Args:
             kinds: some of :data:`KINDS`.
             opacity: of the colours over the image, 0 to 1.
-
-        Raises:
-            ValueError: an unknown kind; ``label_ids`` where a class has none; an opacity out of
-                range.
+        Raises: ValueError: an unknown kind; ``label_ids`` where a class has none; an opacity out of
+            range.
         """
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"unknown kinds {sorted(unknown)}; known: {', '.join(KINDS)}")

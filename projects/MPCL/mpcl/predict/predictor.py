@@ -64,10 +64,8 @@ class Predictor:
             batch_size: images in one forward, at most.
             tile: :meth:`labels` predicts images of more pixels than its square by tiles of this
                 side (of three windows, TEST.SLIDE.CROP, at least), see :mod:`mpcl.predict.tiling`.
-
-        Raises:
-            ValueError: ``channel_order``, ``batch_size`` or ``tile`` is none of these, or
-                prototypes are to predict that were never started; and as :func:`load_networks`.
+        Raises: ValueError: ``channel_order``, ``batch_size`` or ``tile`` is none of these, or
+            prototypes are to predict that were never started; and as :func:`load_networks`.
         """
         if channel_order not in ("RGB", "BGR"):
             raise ValueError(f"channel_order is {channel_order!r}; expected RGB or BGR")
@@ -87,7 +85,6 @@ class Predictor:
         Args:
             images: one image or a list or tuple of them: an array (H, W, 3) uint8, a PIL image, or
                 the path of a file.
-
         Returns: ``{"sem_seg": (C, H, W) float32}``; a list of them for a list.
         Raises: ValueError: an array is of another shape or type, or a file cannot be read.
         """
@@ -107,7 +104,6 @@ class Predictor:
             images: as of :meth:`__call__`.
             confidence: also give their probabilities (of prototypes: softmax of the similarities
                 at PROTOTYPES.TEMPERATURE).
-
         Returns: :class:`Labels`, on the CPU; a list of them for a list.
         Raises: ValueError: as :meth:`__call__`; a large image with test-time augmentation.
         """

@@ -43,8 +43,7 @@ FOLDERS = {
 def folders_of(dataset: str) -> tuple[str, ...]:
     """Folders of a package, one file an image in each.
 
-    Raises:
-        ValueError: no server takes predictions of this set.
+    Raises: ValueError: no server takes predictions of this set.
     """
     for server, folders in FOLDERS.items():
         of_server = dataset.startswith(f"{server}_") and dataset.endswith("_images_test")
@@ -59,8 +58,7 @@ def folders_of(dataset: str) -> tuple[str, ...]:
 def frames_of(dataset: str) -> dict[str, str]:
     """``<sequence>_frame_<number>`` -> image file, of every image of a test set.
 
-    Raises:
-        ValueError: two images have the same frame name.
+    Raises: ValueError: two images have the same frame name.
     """
     files = [record["file_name"] for record in load_records([dataset])]
     frames = {Path(file).name.removesuffix(IMAGE_SUFFIX): file for file in files}
@@ -83,7 +81,6 @@ def write_submission(
 
     Args:
         names: of the files; ``{folder}`` and ``{frame}`` are filled in.
-
     Returns: the faults; none means fit for the server.
     """
     folders = folders_of(dataset)
@@ -121,7 +118,6 @@ def check_submission(package: Path, dataset: str) -> list[str]:
 
     Returns: a sentence for each fault, naming the file: an image without a prediction or with two,
     a prediction of the wrong size, format or ids, and files that belong to no image.
-
     Raises:
         FileNotFoundError: the package or the test set does not exist.
         ValueError: the package is no regular file.

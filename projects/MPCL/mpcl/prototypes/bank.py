@@ -28,8 +28,7 @@ class FeatureBank(nn.Module):
         dim: D.
         samples_per_image: most embeddings taken of one class from one image, so that no image can
             fill a ring.
-    Raises:
-        ValueError: an argument is not positive.
+    Raises: ValueError: an argument is not positive.
     """
 
     features: Tensor

@@ -35,8 +35,7 @@ class Prototypes(nn.Module, ABC):
         dim: D.
         momentum: in [0, 1), the weight kept of the old value in :meth:`update_`.
         scale: ``"mean"`` divides similarities by D; ``"sum"`` does not.
-    Raises:
-        ValueError: an argument is out of its range or an unknown choice.
+    Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
     mean: Tensor
@@ -113,8 +112,7 @@ class Prototypes(nn.Module, ABC):
 
         Args:
             embeddings: (N, D), the only input that receives gradients.
-        Returns:
-            (N, C, K) float32 whatever autocast and TF32 say; larger is closer.
+        Returns: (N, C, K) float32 whatever autocast and TF32 say; larger is closer.
         """
         with full_float32(embeddings.device):
             table = self._compare(embeddings.float(), self._description().flatten(0, 1))
@@ -166,8 +164,7 @@ class Prototypes(nn.Module, ABC):
         Args:
             embeddings: (N, D).
             cluster: (N,) int64 in [0, C*K], class * K + k; C*K takes no part.
-        Returns:
-            scalars on the device, for the log: see :meth:`_statistics`.
+        Returns: scalars on the device, for the log: see :meth:`_statistics`.
         """
         count, *moments = self._cluster_means(embeddings.float(), cluster)
         count = count * self.started.unsqueeze(1)

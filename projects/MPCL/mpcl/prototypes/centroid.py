@@ -26,8 +26,7 @@ class CentroidPrototypes(Prototypes):
         distance: ``"squared"`` or ``"euclidean"``; with the latter the scale ``"mean"`` divides by
             the root of D.
         sizes, options: of :class:`Prototypes`.
-    Raises:
-        ValueError: an argument is out of its range or an unknown choice.
+    Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
     def __init__(self, *sizes: int, distance: str = "squared", **options: Any):

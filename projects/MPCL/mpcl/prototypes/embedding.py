@@ -35,11 +35,9 @@ def normalize_embeddings(x: Tensor, mode: str, dim: int = 1, eps: float = 1e-6) 
         mode: one of `NORMALIZATIONS`.
         dim: the channel dimension.
         eps: added to the variance (``"layer"``), or the least length (``"l2"``).
-    Returns:
-        float32 tensor of the same shape. ``"layer"`` leaves the channels innermost in memory, so
-        flattening to (N, D) copies nothing.
-    Raises:
-        ValueError: ``mode`` is unknown.
+    Returns: float32 tensor of the same shape. ``"layer"`` leaves the channels innermost in memory,
+        so flattening to (N, D) copies nothing.
+    Raises: ValueError: ``mode`` is unknown.
     """
     if mode not in NORMALIZATIONS:
         raise ValueError(f"mode is {mode!r}, expected one of {NORMALIZATIONS}")

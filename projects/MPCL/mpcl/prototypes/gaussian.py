@@ -29,8 +29,7 @@ class GaussianPrototypes(Prototypes):
     Args:
         min_variance: floor > 0, for embeddings of unit scale.
         sizes, options: of :class:`Prototypes`.
-    Raises:
-        ValueError: an argument is out of its range or an unknown choice.
+    Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
     variance: Tensor

@@ -67,8 +67,7 @@ def kmeans(
         iterations: Lloyd's iterations.
         restarts: R.
         seed: of the generator on the points' device.
-    Raises:
-        ValueError: a size is not positive, or the shapes do not match.
+    Raises: ValueError: a size is not positive, or the shapes do not match.
     """
     sizes = {"num_clusters": num_clusters, "iterations": iterations, "restarts": restarts}
     for name, size in sizes.items():
@@ -106,8 +105,7 @@ def random_prototypes(
 ) -> tuple[Tensor, Tensor]:
     """Random start (Algorithm 1, line 2) at unit scale, the same on every device.
 
-    Returns:
-        mean (C, K, D), standard normal, and variance (C, K, D), one.
+    Returns: mean (C, K, D), standard normal, and variance (C, K, D), one.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = torch.randn(num_classes, num_prototypes, dim, generator=generator).to(device)

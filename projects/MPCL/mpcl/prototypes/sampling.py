@@ -15,9 +15,8 @@ def sample_per_group(group: Tensor, num_groups: int, count: int) -> tuple[Tensor
         group: (N,) int64; members outside [0, G) belong to no group.
         num_groups: G.
         count: wanted members per group.
-    Returns:
-        index (G, n) into the N members and valid (G, n) bool, n = min(count, N). Invalid places
-        hold a usable index.
+    Returns: index (G, n) into the N members and valid (G, n) bool, n = min(count, N). Invalid
+        places hold a usable index.
     """
     num_members = group.shape[0]
     # float64 holds label + 24 random bits exactly; in float32 the largest keys would round up into

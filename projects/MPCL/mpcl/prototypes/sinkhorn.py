@@ -101,10 +101,8 @@ def assign(similarity: Tensor, label: Tensor, potentials: Tensor, epsilon: float
         label: (N,) int64 in [0, C].
         potentials: (C, K) from :func:`balance`.
         epsilon: the value given to :func:`balance`.
-    Returns:
-        (N,) int64 in [0, K). What pixels with label C get has no meaning.
-    Raises:
-        ValueError: ``epsilon`` is not positive.
+    Returns: (N,) int64 in [0, K). What pixels with label C get has no meaning.
+    Raises: ValueError: ``epsilon`` is not positive.
     """
     _check_epsilon(epsilon)
     own = potentials[label.clamp(max=len(potentials) - 1)]

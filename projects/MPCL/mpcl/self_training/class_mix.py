@@ -29,12 +29,8 @@ def sample_class_mask(
         num_classes: C.
         generator: source of the random keys, on any device; None: torch's default one of the
             label's device.
-
-    Returns:
-        (B, H, W) bool: True where the source pixel is pasted.
-
-    Raises:
-        ValueError: ``label`` has not three dimensions.
+    Returns: (B, H, W) bool: True where the source pixel is pasted.
+    Raises: ValueError: ``label`` has not three dimensions.
     """
     if label.dim() != 3:
         raise ValueError(f"label must be (B, H, W), got {tuple(label.shape)}")

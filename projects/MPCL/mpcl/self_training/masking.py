@@ -76,11 +76,8 @@ def hide_blocks(
         block_size: side of a block, pixels.
         ratio: in [0, 1], share of *hidden* blocks.
         generator: on any device; None: torch's default one of the images' device.
-
     Returns: a new tensor of the same shape.
-
-    Raises:
-        ValueError: ``ratio`` is outside [0, 1], or a block is larger than twice the image.
+    Raises: ValueError: ``ratio`` is outside [0, 1], or a block is larger than twice the image.
     """
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"ratio must be in [0, 1], got {ratio}")

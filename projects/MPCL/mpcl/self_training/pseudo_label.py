@@ -45,10 +45,8 @@ class PseudoLabels:
         threshold: theta in [0, 1], inclusive.
         scope: "batch": one share for the batch; "image": one for each image.
         ignore_top, ignore_bottom: margins as fractions of the height, rounded to whole rows.
-
-    Raises:
-        ValueError: ``threshold`` is outside [0, 1], ``scope`` is unknown, or the margins are
-            negative or leave no row.
+    Raises: ValueError: ``threshold`` is outside [0, 1], ``scope`` is unknown, or the margins are
+        negative or leave no row.
     """
 
     threshold: float = 0.968
@@ -84,15 +82,11 @@ class PseudoLabels:
         Args:
             logits: (B, C, h, w) of the teacher, any floating-point type; computed on in float32.
             target: unlabelled; its weight is 0 where pseudo-labels shall weigh nothing, else 1.
-
-        Returns:
-            the target with a label of every pixel, however unsure, the confident share as its
+        Returns: the target with a label of every pixel, however unsure, the confident share as its
             weight, and as trusted pixels those outside the margins that reach the threshold; and
             the share of all pixels of the batch, margins included, that reach it, a scalar in [0,
             1] (with ``scope="image"``: the mean of the images' shares).
-
-        Raises:
-            ValueError: ``logits`` has not four dimensions.
+        Raises: ValueError: ``logits`` has not four dimensions.
         """
         if logits.dim() != 4:
             raise ValueError(f"logits must be (B, C, h, w), got {tuple(logits.shape)}")

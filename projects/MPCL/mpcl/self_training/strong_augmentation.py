@@ -36,9 +36,7 @@ class StrongAugmentation:
         jitter_strength: s in [0, 0.5]. Brightness, contrast and saturation factors are uniform in
             [1 - s, 1 + s], the turn of the hue in [-s, s] of a full circle.
         blur_probability: of the blur, which acts on the normalised image, after the jitter.
-
-    Raises:
-        ValueError: an argument is outside its range.
+    Raises: ValueError: an argument is outside its range.
     """
 
     def __init__(
@@ -78,12 +76,9 @@ class StrongAugmentation:
     def __call__(self, images: Tensor) -> Tensor:
         """Augments (B, 3, H, W) normalised float32 (or float64) images.
 
-        Returns:
-            Images of the same shape and type, without gradient. The argument is never written to;
-            it is itself the result where the draw was to do nothing.
-
-        Raises:
-            ValueError: ``images`` is no batch of three-channel images.
+        Returns: Images of the same shape and type, without gradient. The argument is never written
+            to; it is itself the result where the draw was to do nothing.
+        Raises: ValueError: ``images`` is no batch of three-channel images.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")

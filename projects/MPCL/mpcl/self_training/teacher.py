@@ -41,13 +41,10 @@ class EMATeacher(nn.Module):
         statistics: of batch norm in evaluation, ``"student"`` or ``"target"``; see above.
         without: sub-modules of ``student`` to leave out. They are never copied; in the teacher the
             attribute is None.
-
     Attributes:
         model: the averaged copy.
-
-    Raises:
-        ValueError: ``momentum`` is outside [0, 1), ``statistics`` is unknown, or an entry of
-            ``without`` is no sub-module of ``student``.
+    Raises: ValueError: ``momentum`` is outside [0, 1), ``statistics`` is unknown, or an entry of
+        ``without`` is no sub-module of ``student``.
     """
 
     def __init__(
@@ -110,8 +107,7 @@ class EMATeacher(nn.Module):
     def momentum_at(self, iteration: int) -> float:
         """Momentum of the update after iteration 0, 1, 2, ...: 1/2, 2/3, 3/4, ... up to alpha.
 
-        Raises:
-            ValueError: ``iteration`` is negative.
+        Raises: ValueError: ``iteration`` is negative.
         """
         if iteration < 0:
             raise ValueError(f"iteration must not be negative, got {iteration}")
@@ -121,8 +117,7 @@ class EMATeacher(nn.Module):
     def copy_(self, student: nn.Module) -> None:
         """Makes parameters and buffers equal to the student's.
 
-        Raises:
-            ValueError: the student is not built like the one that was copied.
+        Raises: ValueError: the student is not built like the one that was copied.
         """
         for mine, theirs in self._pairs(student):
             mine.copy_(theirs)
@@ -131,9 +126,8 @@ class EMATeacher(nn.Module):
     def update_(self, student: nn.Module, iteration: int) -> None:
         """Averages the student in, after the optimiser step of ``iteration`` (counted from 0).
 
-        Raises:
-            ValueError: the student is not built like the one that was copied, or ``iteration`` is
-                negative.
+        Raises: ValueError: the student is not built like the one that was copied, or ``iteration``
+            is negative.
         """
         averaged, current = [], []
         momentum = self.momentum_at(iteration)

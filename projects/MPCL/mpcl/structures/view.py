@@ -29,8 +29,7 @@ class Box(NamedTuple):
     def in_cells(self, size: int) -> "Box":
         """The same box on a grid whose cells are ``size`` pixels wide.
 
-        Raises:
-            ValueError: a side of the box does not fall between two cells.
+        Raises: ValueError: a side of the box does not fall between two cells.
         """
         if any(side % size for side in self):
             raise ValueError(f"{self} does not lie on a grid of {size} pixels")

@@ -16,9 +16,7 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
 
     Args:
         content: the bytes, or a function that writes them to a file.
-
-    Raises:
-        OSError: it could not be written; ``path`` is what it was.
+    Raises: OSError: it could not be written; ``path`` is what it was.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:

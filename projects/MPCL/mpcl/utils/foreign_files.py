@@ -36,7 +36,6 @@ def read_text(path: str | os.PathLike[str], *, most: int = _MAX_TEXT) -> str:
 
     Args:
         most: bytes.
-
     Raises:
         FileNotFoundError: there is nothing.
         ValueError: it is no regular file, too large, or no text.
@@ -60,9 +59,7 @@ def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
     Args:
         name: of the document in messages.
         loader: a safe one, of plain values.
-
-    Raises:
-        ValueError: it is no YAML, too deep, too large, or has tags that would run Python.
+    Raises: ValueError: it is no YAML, too deep, too large, or has tags that would run Python.
     """
     try:
         if (node := yaml.compose(text, yaml.SafeLoader)) is not None:

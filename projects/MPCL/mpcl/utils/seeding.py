@@ -14,8 +14,7 @@ def fold_seed(*parts: int) -> int:
     Equal parts give equal seeds on every platform; neighbouring parts give unrelated ones (NumPy
     ``SeedSequence``).
 
-    Raises:
-        ValueError: no part was given, or one is negative.
+    Raises: ValueError: no part was given, or one is negative.
     """
     if not parts or any(part < 0 for part in parts):
         raise ValueError(f"fold_seed expects one or more non-negative integers, got {parts}")

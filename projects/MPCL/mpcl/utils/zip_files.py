@@ -47,8 +47,7 @@ def on_disk(path: str | os.PathLike[str]) -> str:
 def names_below(folder: InZip) -> list[str]:
     """Names, from the root of the archive on, of the files in a folder and its folders.
 
-    Raises:
-        ValueError: the archive is damaged.
+    Raises: ValueError: the archive is damaged.
     """
     start = f"{folder.name}/" if folder.name else ""
     entries = _opened(folder.archive).entries

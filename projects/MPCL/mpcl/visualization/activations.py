@@ -34,9 +34,8 @@ def activation_figure(
     The maps of an image share one scale, from the 1st to the 99th percentile of all of them, so
     that prototypes can be compared; yellow responds most.
 
-    Raises:
-        ValueError: the set has no labels or never shows the class, the class is unknown, or its
-            prototypes have not started.
+    Raises: ValueError: the set has no labels or never shows the class, the class is unknown, or its
+        prototypes have not started.
     """
     names = list(networks.metadata.stuff_classes)
     if class_name not in names:

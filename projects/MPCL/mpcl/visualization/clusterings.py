@@ -48,7 +48,6 @@ def fit(
         points: (N, D).
         label: (N,) indices into ``names``.
         names: of the C classes.
-
     Raises:
         ValueError: a class has fewer than two pixels for each prototype.
         ImportError: scikit-learn is missing: pip install -e '.[report]'.
@@ -100,9 +99,7 @@ def clustering_figure(
     Args:
         method, classes, number, per_class: see :func:`.feature_map.feature_figure`.
         prototypes: K.
-
-    Raises:
-        ValueError: a class is unknown or has too few pixels, or DATASETS.TEST is empty.
+    Raises: ValueError: a class is unknown or has too few pixels, or DATASETS.TEST is empty.
     """
     names = list(networks.metadata.stuff_classes)
     domains = load_domains(networks.cfg, number)

@@ -30,10 +30,8 @@ def comparison(
         number: of images; all, if the set holds fewer.
         errors: below each prediction, where it is wrong.
         width: of a picture, at most, in pixels.
-
-    Raises:
-        ValueError: ``number`` is not positive, DATASETS.TEST is empty, or a network knows other
-            classes than the set.
+    Raises: ValueError: ``number`` is not positive, DATASETS.TEST is empty, or a network knows other
+        classes than the set.
     """
     cfg, _ = next(iter(networks.values()))
     dataset = first_test_set(cfg)

@@ -105,7 +105,6 @@ def feature_figure(
         classes: by name; default: the eight classes with the most pixels (that have prototypes).
         number: of images of each set.
         per_class: pixels of each class and domain, at most.
-
     Raises:
         ValueError: a class is unknown, no chosen class has prototypes, or DATASETS.TEST is empty.
     """

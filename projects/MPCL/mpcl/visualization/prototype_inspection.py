@@ -116,9 +116,7 @@ def inspect(
         number: of images of each domain.
         patches: nearest pixels of each prototype.
         weights: earlier checkpoints to measure the drift from, oldest first.
-
-    Raises:
-        ValueError: the network has no prototypes, or none has started.
+    Raises: ValueError: the network has no prototypes, or none has started.
     """
     head, cfg = networks.student.prototype_head, networks.cfg
     if head is None or not bool(head.prototypes.started.any()):

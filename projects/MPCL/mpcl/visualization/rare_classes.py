@@ -26,7 +26,6 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
 
     Args:
         draws: from which ``shown`` is estimated.
-
     Raises:
         BadFile: a label cannot be read.
         ValueError: sets are drawn in shares, each by its own classes.

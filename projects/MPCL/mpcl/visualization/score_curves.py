@@ -29,8 +29,7 @@ def score_curve(runs: Sequence[Run], network: str, metric: str) -> Curve:
         runs: that differ in their seed alone.
         network: ``teacher`` or ``student``; the student stands in where there is no teacher.
         metric: such as ``mIoU`` or ``IoU-road``.
-    Raises:
-        ValueError: a run has no such score.
+    Raises: ValueError: a run has no such score.
     """
     by_seed = [_scores(run, network, metric) for run in runs]
     for run, scores in zip(runs, by_seed):
@@ -66,8 +65,7 @@ def score_figure(
 ) -> Figure:
     """A line for each experiment, the mean over its seeds, in a band of one standard deviation.
 
-    Raises:
-        ValueError: a run has no such score, or the first test sets of the runs differ.
+    Raises: ValueError: a run has no such score, or the first test sets of the runs differ.
     """
     tests = {tuple(run.config["DATASETS"]["TEST"][:1]) for e in experiments for run in e.runs}
     if len(tests) > 1:

@@ -96,11 +96,9 @@ def pseudo_label_figure(
     """Whole target images, what the teacher calls them, how sure it is (0 dark to 1 yellow), and
     what of that is confident.
 
-    Returns:
-        The figure; and if the first of DATASETS.TRAIN_TARGET has labels, which training never reads
-        there, how many pseudo-labels of all ``number`` images are right. The figure then shows the
-        ground truth as well.
-
+    Returns: The figure; and if the first of DATASETS.TRAIN_TARGET has labels, which training never
+        reads there, how many pseudo-labels of all ``number`` images are right. The figure then
+        shows the ground truth as well.
     Raises: ValueError: the checkpoint holds no teacher, or the set has other classes.
     """
     teacher, cfg = _teacher_of(networks), networks.cfg

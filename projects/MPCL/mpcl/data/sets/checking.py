@@ -96,8 +96,7 @@ def _label_faults(*checks: partial) -> list[str]:
 def check_headers(records: Iterable[Record]) -> None:
     """Compares images with their labels by their headers alone, whichever way they are turned.
 
-    Raises:
-        BadFile: a header cannot be read, or a label has another size than its image.
+    Raises: BadFile: a header cannot be read, or a label has another size than its image.
     """
     for record in records:
         image, label = (stored_size(record[key]) for key in ("file_name", "sem_seg_file_name"))

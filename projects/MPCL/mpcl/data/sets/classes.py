@@ -44,8 +44,7 @@ def write_classes(folder: str | Path, classes: Metadata) -> None:
 def read_classes(folder: str | Path) -> Metadata | None:
     """Those of a run; None where it has kept none.
 
-    Raises:
-        ValueError: the file is damaged.
+    Raises: ValueError: the file is damaged.
     """
     file = Path(folder) / _FILE
     return from_plain(read_json(file), str(file)) if file.exists() else None
@@ -71,9 +70,7 @@ def from_plain(content: Any, place: str) -> Metadata:
 
     Args:
         place: of the content, for messages.
-
-    Raises:
-        ValueError: it is something else.
+    Raises: ValueError: it is something else.
     """
     if not isinstance(content, dict) or not _are_classes(content):
         raise ValueError(

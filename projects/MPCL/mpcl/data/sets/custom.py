@@ -62,9 +62,7 @@ def register_from_yaml(path: str | Path) -> list[str]:
     ``<name>_images_<split>``, whose records lead to no label. Registering an unchanged file again
     is harmless.
 
-    Returns:
-        the registered names, in the order of the file.
-
+    Returns: the registered names, in the order of the file.
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: anything else that is wrong; names the file, the key, the value and what was

@@ -54,8 +54,7 @@ def read_synthia_ids(path: str | os.PathLike[str]) -> NDArray[np.uint16]:
     """Class ids of a SYNTHIA label: 16 bits, several channels, the ids in the last one as OpenCV
     orders them.
 
-    Raises:
-        ValueError: the file is no such image.
+    Raises: ValueError: the file is no such image.
     """
     raw = cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 3:
@@ -101,9 +100,7 @@ class Conversion:
 def convert_labels(conversion: Conversion, num_workers: int) -> int:
     """Writes the train-id files that are missing.
 
-    Returns:
-        how many were written.
-
+    Returns: how many were written.
     Raises:
         FileNotFoundError: the folder does not exist or holds no published label.
         ValueError: a label is not in the published format; names the file.
@@ -141,10 +138,7 @@ def resize_set(
         label_suffix: end of the names of train-id labels.
         box: (width, height) as in :func:`mpcl.data.mapper.keep_aspect_size`.
         num_workers: threads, at least one.
-
-    Returns:
-        how many files were written.
-
+    Returns: how many files were written.
     Raises:
         FileNotFoundError: images or labels are missing.
         ValueError: the destination was made with another box.

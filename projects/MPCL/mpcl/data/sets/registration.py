@@ -179,9 +179,7 @@ def register_camvid(name: str, sequences: Sequence[str], split: str, labelled: b
         split: folder of the images, ``train``, ``val`` or ``test``; the labels lie in
             ``<split>annot``.
         labelled: whether the set may read labels.
-
-    Raises:
-        ValueError: the split is unknown, or no sequence is given.
+    Raises: ValueError: the split is unknown, or no sequence is given.
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split expects 'train', 'val' or 'test', got {split!r}")

@@ -52,9 +52,8 @@ class Split:
     def records(self) -> list[Record]:
         """The records of all places, one after the other.
 
-        Raises:
-            FileNotFoundError, ValueError: files are missing or do not belong together; names the
-                description and the key.
+        Raises: FileNotFoundError, ValueError: files are missing or do not belong together; names
+            the description and the key.
         """
         try:
             return [r for number in range(len(self.images)) for r in self._of_place(number)]

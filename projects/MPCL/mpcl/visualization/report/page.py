@@ -42,7 +42,6 @@ def write_report(
             looked for in, a domain. 0: nothing that needs a checkpoint or data.
         patches: of each prototype.
         width: of pictures, in pixels, at most.
-
     Returns: what is missing in it, in sentences that the page shows, too.
     Raises: ValueError: a folder holds no run, a file is damaged, ``output`` is another file than a
     page, or plotly is not installed.
