@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import install_detectron2
+from command_line import check_config_file
 
 logger = logging.getLogger("doctor")
 
@@ -311,6 +312,8 @@ def main(argv: list[str] | None = None) -> int:
         logger.setLevel(logging.DEBUG)
     if arguments.opts and not arguments.config_file:
         parser.error("KEY VALUE pairs change a config: name one with --config-file")
+    if importlib.util.find_spec("mpcl"):  # else that is what will be said
+        check_config_file(arguments, "doctor.py")
     faulthandler.enable()  # a crash inside a compiled module still says where
     warnings.simplefilter("ignore")
     return 1 if report(examine(arguments.config_file, arguments.opts)) else 0

@@ -16,24 +16,56 @@ NAMES = sorted({file.stem for file in TOOLS.glob("*.py")} - {"__init__", "comman
 OWN_WAYS = {"install_detectron2", "gpu_check"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_help_comes_without_torch_and_names_the_way_to_the_traceback(name):
+# What the tools that take --config-file need beside it.
+TAKE_A_CONFIG = {
+    "doctor": [],
+    "export": ["--format", "slim", "--output", "a.pth"],
+    "inspect_prototypes": [],
+    "predict": ["--input", "a", "--output", "b"],
+    "run_seeds": ["--seeds", "0"],
+    "submit": ["--dataset", "acdc_images_test"],
+    "train_net": [],
+    "visualize": ["rare-classes"],
+}
+
+
+def answer(name: str, *words: str) -> subprocess.CompletedProcess:
+    """How a tool ends that needs nothing of what takes seconds to import."""
     code = """if True:
         import runpy, sys
-        sys.argv = [sys.argv[1], "--help"]
+        del sys.argv[0]
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            assert not end.code, end.code
-        print("imported:", *{"torch", "detectron2", "mpcl", "numpy"} & sys.modules.keys())
+        finally:
+            print("imported:", *{"torch", "detectron2", "mpcl", "numpy"} & sys.modules.keys())
     """
-    environment = os.environ | {"PYTHONPATH": str(TOOLS)}
-    command = [sys.executable, "-c", code, str(TOOLS / f"{name}.py")]
+    package = TOOLS.parent / "projects" / "MPCL"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TOOLS), str(package)])}
+    command = [sys.executable, "-c", code, str(TOOLS / f"{name}.py"), *words]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.stdout.endswith("imported:\n"), run.stdout
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_comes_without_torch_and_names_the_way_to_the_traceback(name):
+    run = answer(name, "--help")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.endswith("imported:\n")
+    assert name in TAKE_A_CONFIG or not re.search(r"^  --config-file", run.stdout, re.M)
     if name not in OWN_WAYS:
         assert re.search(r"^  --debug  +show the full tracebacks? of", run.stdout, re.M)
+
+
+@pytest.mark.parametrize("name", TAKE_A_CONFIG)
+def test_a_mistyped_config_is_told_without_torch(name, tmp_path):
+    for file, said in {
+        "mic_gaus.yaml": rf"config file {tmp_path}/mic_gaus\.yaml does not exist \(did you mean m",
+        "lazy.py": rf"{tmp_path}/lazy\.py is Python, .* expected a YAML file",
+    }.items():
+        (tmp_path / "mic_gauss.yaml").touch()
+        run = answer(name, *TAKE_A_CONFIG[name], "--config-file", str(tmp_path / file))
+        assert run.returncode == 2
+        assert re.match(rf"{name}\.py: error: {said}", run.stderr), run.stderr
 
 
 def test_debug_may_stand_anywhere_and_a_mistake_is_a_message(capsys):
@@ -58,7 +90,8 @@ def test_the_doctor_shows_tracebacks_when_asked(monkeypatch, capsys, tmp_path):
     doctor = importlib.import_module("doctor")
     monkeypatch.setattr(doctor, "examine", lambda config, opts: doctor.check_run(config, opts))
     monkeypatch.setattr(doctor.faulthandler, "enable", lambda: None)  # pytest has its own
-    level, words = doctor.logger.level, ["--config-file", str(tmp_path / "nothing.yaml")]
+    level, words = doctor.logger.level, ["--config-file", str(tmp_path / "empty.yaml")]
+    (tmp_path / "empty.yaml").touch()
     assert doctor.main(words) == 1 and "Traceback" not in capsys.readouterr().err
     assert doctor.main(["--debug", *words]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -86,15 +86,16 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
         Raises: ValueError: the ranks do not find the same checkpoint, and would go different ways.
         """
+        newest = self.take_newest() if resume else ""
         if resume:
-            found = [Path(file).name for file in comm.all_gather(self.get_checkpoint_file())]
+            found = [Path(file).name for file in comm.all_gather(newest)]
             if len(set(found)) > 1:
                 raise ValueError(
                     f"the processes find different checkpoints in {self.save_dir}: "
                     f"{', '.join(name or 'none' for name in found)}, in the order of their ranks; "
                     "expected OUTPUT_DIR to be one folder that all machines share"
                 )
-        return super().resume_or_load(path, resume=resume)
+        return self.load(newest) if newest else self.load(path, checkpointables=[])
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -122,13 +123,19 @@ class TrainingCheckpointer(WeightsCheckpointer):
             )
         return found
 
+    def take_newest(self) -> str:
+        """:meth:`get_checkpoint_file` for who goes on with it: the log says what is passed over."""
+        found = self.get_checkpoint_file()
+        for fault in self._newest()[1]:
+            logger.warning(f"Passed over for an earlier checkpoint: {fault}")
+        return found
+
     def _newest(self) -> tuple[str, list[str]]:
         """The checkpoint, "" if there is none, and what is wrong with later ones."""
         damaged: list[str] = []
         for path in self._candidates():
             if not (fault := _fault(path, *_state(path))):
                 return str(path), damaged
-            logger.warning(f"Passed over for an earlier checkpoint: {fault}")
             damaged.append(fault)
         return "", damaged
 

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
 
-from ..utils.foreign_files import MAX_YAML, parse_yaml, read_text
+from ..utils.foreign_files import MAX_YAML, check_config_path, parse_yaml, read_text
 from ..utils.short import short, shown
 
 
@@ -26,8 +26,7 @@ def merge_file(cfg: CN, path: str) -> None:
         FileNotFoundError: the file, or one of its bases, does not exist.
         ValueError: it is no valid config; the message names the file and the key.
     """
-    if path.endswith(".py"):
-        raise ValueError(f"{shown(path)} is Python, such as a LazyConfig; expected a YAML file")
+    check_config_path(path)
     content = _load(path)
     _check(cfg, content, f"{shown(path)}: ")
     cfg.merge_from_other_cfg(CN(content))
@@ -73,9 +72,9 @@ def _load(path: str) -> dict[str, Any]:
     try:
         content = _Bounded.load_yaml_with_base(path, allow_unsafe=False)
     except FileNotFoundError as error:
-        missing = shown(error.filename or path)
-        of = "" if missing == name else f", which is a _BASE_ of {name} or of one of its bases"
-        raise FileNotFoundError(f"config file {missing} does not exist{of}") from None
+        raise FileNotFoundError(
+            f"{error}, which is a _BASE_ of {name} or of one of its bases"
+        ) from None
     except ValueError as error:
         of = "" if str(error).startswith(name) else f"{name}: in one of its _BASE_: "
         raise ValueError(f"{of}{error}") from None
@@ -101,6 +100,7 @@ class _Bounded(CN):
             circle = [*cls._including[cls._including.index(path) :], path]
             files = " -> ".join(map(shown, circle))
             raise ValueError(f"{shown(filename)}: its _BASE_ leads back to it: {files}")
+        check_config_path(filename)
         below = type(cls.__name__, (cls,), {"_including": (*cls._including, path)})
         return super(_Bounded, below).load_yaml_with_base(filename, allow_unsafe)
 

@@ -126,7 +126,7 @@ def load_networks(
 def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str]:
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
-    path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    path = checkpointer.take_newest() if resume else cfg.MODEL.WEIGHTS
     refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{shown(path)} is no regular file; expected a file on a disk")
     return status.st_size
+
+
+def check_config_path(path: str) -> None:
+    """Refuses what cannot be a config, without opening it. Addresses (``https://...``) pass.
+
+    Raises:
+        FileNotFoundError: there is nothing; names files beside it whose names are near.
+        ValueError: it is Python.
+    """
+    if path.endswith(".py"):
+        raise ValueError(f"{shown(path)} is Python, such as a LazyConfig; expected a YAML file")
+    if "://" not in path and not os.path.exists(path):
+        beside = [file.name for file in Path(path).parent.glob("*.y*ml")]
+        near = get_close_matches(Path(path).name, beside)
+        hint = f" (did you mean {', '.join(map(shown, near))}?)" if near else ""
+        raise FileNotFoundError(f"config file {shown(path)} does not exist{hint}")
 
 
 def read_text(path: str | os.PathLike[str], *, most: int = _MAX_TEXT) -> str:
