@@ -274,7 +274,7 @@ def report(args: argparse.Namespace, stops: list[dict], seconds: float) -> dict:
         "stops by SIGKILL": sum(s["status"] == -signal.SIGKILL for s in stops),
         "processes of the stopped run": len(stops),
         "skipped steps": final["trainer"]["guard"]["total"],
-        "files skipped": len(final["trainer"]["hooks"].get("BadFileReport", {})),
+        "files skipped": len(final["trainer"]["hooks"].get("BadFiles", {})),
         "memory at the end, MiB": round(undisturbed[-1]["memory"], 1),
         "memory slope, MiB per 1000 steps": round(growth, 2),
         "its standard error": round(error, 2),

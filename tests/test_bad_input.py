@@ -563,7 +563,7 @@ def test_skipped_files_are_reported_when_training_ends(world, caplog):
         train(world, "DATALOADER.ON_BAD_FILE", "skip")
     assert "1 files could not be used" in caplog.text and "target/1.png" in caplog.text
     state = torch.load(world.output / "model_final.pth", weights_only=True)
-    (counted,) = [h for n, h in state["trainer"]["hooks"].items() if n == "BadFileReport"]
+    (counted,) = [h for n, h in state["trainer"]["hooks"].items() if n == "BadFiles"]
     assert list(counted) == [str(world.root / "target/1.png")]
 
 

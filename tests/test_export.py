@@ -8,7 +8,7 @@ from packaging.version import Version
 from run_fixtures import save_run
 
 import mpcl
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.modeling import mit
 from mpcl.predict.export import FORMATS, export_network, save_slim
 from mpcl.predict.loading import load_networks
@@ -28,12 +28,14 @@ def tiny_encoder(monkeypatch):
 def test_slim_weights_evaluate_to_identical_numbers(tiny_cfg, tmp_path, method):
     run = save_run(tiny_cfg(method, *SMALLEST))
     weights = ("MODEL.WEIGHTS", str(run / "model_final.pth"))
-    whole = evaluate_checkpoint(tiny_cfg(method, *SMALLEST, *weights), resume=False)
+    whole = evaluate_networks(load_networks(tiny_cfg(method, *SMALLEST, *weights), resume=False))
     for student, task in ((False, "sem_seg"), (True, "sem_seg_student")):
         path = tmp_path / f"{task}.pth"
         number = save_slim(load_networks(run, student=student), path)
         assert number == len(torch.load(path, weights_only=True)["model"])
-        slim = evaluate_checkpoint(tiny_cfg(method, *SMALLEST, "MODEL.WEIGHTS", str(path)))
+        slim = evaluate_networks(
+            load_networks(tiny_cfg(method, *SMALLEST, "MODEL.WEIGHTS", str(path)))
+        )
         assert set(slim) == {"sem_seg"}
         assert slim["sem_seg"] == pytest.approx(whole[task], abs=0, nan_ok=True)
     assert whole["sem_seg"] != whole["sem_seg_student"]

@@ -17,7 +17,7 @@ from mpcl.structures import Step, View
 def build_hook(cfg) -> AdaptationHook:
     torch.manual_seed(0)
     student = build_model(cfg)
-    hook = AdaptationHook(cfg, student, EMATeacher.from_config(cfg, student))
+    hook = AdaptationHook.from_config(cfg, student, EMATeacher.from_config(cfg, student))
     hook.trainer = SimpleNamespace(
         iter=0,
         storage=EventStorage(0),
@@ -97,4 +97,6 @@ def test_masked_view_hides_the_unmixed_target_and_passes_apart(tiny_cfg):
 def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
     hook = build_hook(tiny_cfg("hrda"))
     hook.reference_encoder = lambda images: {hook.student.deepest_feature: images}
-    assert hook._reference_features(torch.randn(2, 3, 64, 64)).shape == (2, 3, 32, 32)
+    step = make_step()
+    hook.before_forward(step)
+    assert step.reference_features.shape == (2, 3, 32, 32)

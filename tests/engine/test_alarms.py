@@ -35,7 +35,7 @@ def test_entropy_of_the_classes_that_are_labelled(label, classes, expected):
 
 
 def alarm() -> CollapseAlarm:
-    return CollapseAlarm(min_entropy=0.2, min_confident=0.05, after=100)
+    return CollapseAlarm({ENTROPY: 0.2, CONFIDENT: 0.05}, after=100)
 
 
 def test_warns_once_when_a_value_falls_and_says_when_it_is_back(caplog):
@@ -53,7 +53,7 @@ def test_no_judgement_at_the_start_or_of_absent_values_or_below_a_floor_of_zero(
     collapsed = {ENTROPY: 0.0, CONFIDENT: 0.0}
     alarm()(99, collapsed)
     alarm()(100, {"loss": 0.0})
-    CollapseAlarm(min_entropy=0.0, min_confident=0.0, after=0)(0, collapsed)
+    CollapseAlarm({ENTROPY: 0.0, CONFIDENT: 0.0}, after=0)(0, collapsed)
     assert not caplog.records
 
 

@@ -16,8 +16,9 @@ from run_fixtures import save_run
 from test_guards import kept, not_finite, spoil
 
 import mpcl
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.engine.preemption import Preempted
+from mpcl.predict.loading import load_networks
 from mpcl.prototypes.kmeans import kmeans
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -95,8 +96,12 @@ def weights(tiny_cfg) -> str:
 
 def test_evaluation_counts_what_the_cpu_predicts(tiny_cfg, tiny_world, weights, device):
     cfg = tiny_cfg("hrda_gauss", *SMALLEST, *EXACT, "MODEL.WEIGHTS", weights)
-    evaluate_checkpoint(
-        tiny_cfg("hrda_gauss", *SMALLEST, *EXACT, "MODEL.WEIGHTS", weights, "MODEL.DEVICE", device)
+    evaluate_networks(
+        load_networks(
+            tiny_cfg(
+                "hrda_gauss", *SMALLEST, *EXACT, "MODEL.WEIGHTS", weights, "MODEL.DEVICE", device
+            )
+        )
     )
     for role in ("teacher", "student"):
         predictor = mpcl.Predictor(cfg, student=role == "student")

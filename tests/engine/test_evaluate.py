@@ -14,7 +14,7 @@ from mpcl.data import mapper
 from mpcl.data.decoding import BadFile
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine import trainer as trainer_module
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.evaluation import evaluator
 from mpcl.evaluation.runs import differences, read_run
 from mpcl.predict.loading import load_networks
@@ -72,7 +72,7 @@ def test_parts_are_reported_like_sets_that_were_evaluated_alone(tiny_cfg, parts,
             assert scores["mIoU-1"] == scores["IoU-box"]
             assert last_row(cfg)[f"{name}/{task}/mIoU-3"] == pytest.approx(scores["mIoU-3"])
     alone = tiny_cfg("daformer", *SHORT, "DATASETS.TEST", parts)
-    several = evaluate_checkpoint(alone, resume=True)
+    several = evaluate_networks(load_networks(alone, resume=True))
     assert several == {name: results[name] for name in parts}
     for network in ("teacher", "student"):  # each table says whose it is
         assert f"tiny_val, {network}: " in caplog.text
@@ -184,7 +184,9 @@ def test_the_best_checkpoint_is_kept_on_request_and_called_selection_on_labels(
     resumed.train()
     assert torch.load(selected)["selection"] == expected
     with caplog.at_level("WARNING"):
-        evaluate_checkpoint(tiny_cfg("daformer", *opts, "MODEL.WEIGHTS", str(selected)))
+        evaluate_networks(
+            load_networks(tiny_cfg("daformer", *opts, "MODEL.WEIGHTS", str(selected)))
+        )
     chosen = "{'iterations': 2, 'metric': 'sem_seg/mIoU-3', 'score': 30.0}"
     assert f"Selection on labels: these weights were chosen by {chosen}" in caplog.text
     resumed.checkpointer.start_afresh()

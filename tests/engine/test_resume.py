@@ -117,7 +117,7 @@ def test_two_ranks_stopped_and_resumed_equal_undisturbed_ones(
     loader = build_paired_loader(undisturbed)
     list(islice(loader, undisturbed.SOLVER.MAX_ITER))
     saved = torch.load(Path(stopped.OUTPUT_DIR, "model_final.pth"), weights_only=True)
-    total = saved["trainer"]["hooks"]["BadFileReport"]
+    total = saved["trainer"]["hooks"]["BadFiles"]
     assert total == {file: list(entry) for file, entry in loader.bad_files.counts.items()}
     assert len(total) == 2
 

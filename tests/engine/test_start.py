@@ -9,13 +9,13 @@ import yaml
 from detectron2.modeling import build_model
 
 from mpcl.checkpoint.weights import WeightsCheckpointer
-from mpcl.engine import start
+from mpcl.engine import job
 
 
 @pytest.fixture(autouse=True)
 def no_handlers(monkeypatch):
     """Those of a run would stay for all later tests, and its level."""
-    monkeypatch.setattr(start, "setup_logger", lambda *args, **kwargs: None)
+    monkeypatch.setattr(job, "setup_logger", lambda *args, **kwargs: None)
     packing = logging.getLogger("detectron2.data.common")
     level = packing.level
     yield
@@ -25,8 +25,8 @@ def no_handlers(monkeypatch):
 def test_the_log_shows_what_differs_and_the_file_has_all(tiny_cfg, monkeypatch, caplog, tmp_path):
     cfg = tiny_cfg("daformer_gauss", "SEED", 5)
     monkeypatch.setattr(sys, "argv", ["train_net.py", "INPUT.CROP.SIZE", "(64, 64)"])
-    with caplog.at_level(logging.INFO, logger="mpcl.engine.start"):
-        start.start_process(cfg)
+    with caplog.at_level(logging.INFO, logger="mpcl.engine.job"):
+        job.start_process(cfg)
     text = caplog.text
     assert (
         "train_net.py INPUT.CROP.SIZE '(64, 64)'" in text
@@ -40,7 +40,7 @@ def test_the_log_shows_what_differs_and_the_file_has_all(tiny_cfg, monkeypatch, 
     assert saved == yaml.safe_load(cfg.dump())
     assert saved["MODEL"]["RPN"] and saved["PROTOTYPES"]["NUM_PER_CLASS"] == 3
     first = torch.rand(3)
-    start.start_process(cfg)
+    job.start_process(cfg)
     assert torch.equal(first, torch.rand(3))
 
 

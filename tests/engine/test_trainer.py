@@ -14,9 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mpcl.data.canvas import GAP
 from mpcl.engine import AdaptationTrainer
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.engine.training_pictures import TrainingPictures
 from mpcl.modeling import hrda
+from mpcl.predict.loading import load_networks
 from mpcl.structures import Box
 
 METHODS = {
@@ -134,22 +135,27 @@ def test_loss_falls_on_a_repeated_world(tiny_cfg):
 def test_eval_only_gives_the_scores_of_the_run(tiny_cfg):
     cfg = tiny_cfg("daformer_gauss", *SMALLEST)
     expected = train(cfg)._last_eval_results
-    assert evaluate_checkpoint(cfg, resume=True) == expected
+    assert evaluate_networks(load_networks(cfg, resume=True)) == expected
     weights = ("MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth")
-    assert evaluate_checkpoint(tiny_cfg("daformer_gauss", *SMALLEST, *weights)) == expected
+    assert (
+        evaluate_networks(load_networks(tiny_cfg("daformer_gauss", *SMALLEST, *weights)))
+        == expected
+    )
 
 
 def test_eval_only_without_a_checkpoint_says_what_is_missing(tiny_cfg):
     with pytest.raises(ValueError, match="name a checkpoint"):
-        evaluate_checkpoint(tiny_cfg("daformer"))
+        evaluate_networks(load_networks(tiny_cfg("daformer")))
     with pytest.raises(ValueError, match="no checkpoint in"):
-        evaluate_checkpoint(tiny_cfg("daformer"), resume=True)
+        evaluate_networks(load_networks(tiny_cfg("daformer"), resume=True))
 
 
 def test_prediction_by_prototypes_is_an_option_of_evaluation(tiny_cfg):
     by_classifier = train(tiny_cfg("daformer_centroid", *SMALLEST))._last_eval_results
-    by_prototypes = evaluate_checkpoint(
-        tiny_cfg("daformer_centroid", *SMALLEST, "TEST.OUTPUT", "prototypes"), resume=True
+    by_prototypes = evaluate_networks(
+        load_networks(
+            tiny_cfg("daformer_centroid", *SMALLEST, "TEST.OUTPUT", "prototypes"), resume=True
+        )
     )
     assert by_prototypes["sem_seg"] == by_classifier["sem_seg"]  # the teacher has none
     assert by_prototypes["sem_seg_student"] != by_classifier["sem_seg_student"]

@@ -16,7 +16,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from mpcl.checkpoint.foreign import convert_checkpoint, read_foreign
 from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.config import get_cfg_from
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.predict.loading import load_networks
 
 BN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -151,10 +151,14 @@ def test_converted_files_evaluate_with_the_shipped_configs(tiny_cfg, name, tmp_p
     state = {**prefixed(small, "model."), **prefixed(other(small, 0.01), "ema_model.")}
     path = write(tmp_path / "latest.pth", state)
     convert_checkpoint(path, tmp_path / "both.pth")
-    results = evaluate_checkpoint(tiny_cfg(name, "MODEL.WEIGHTS", str(tmp_path / "both.pth")))
+    results = evaluate_networks(
+        load_networks(tiny_cfg(name, "MODEL.WEIGHTS", str(tmp_path / "both.pth")))
+    )
     assert set(results) == {"sem_seg", "sem_seg_student"}
     convert_checkpoint(path, tmp_path / "teacher.pth", part="teacher")
-    alone = evaluate_checkpoint(tiny_cfg(name, "MODEL.WEIGHTS", str(tmp_path / "teacher.pth")))
+    alone = evaluate_networks(
+        load_networks(tiny_cfg(name, "MODEL.WEIGHTS", str(tmp_path / "teacher.pth")))
+    )
     assert alone["sem_seg"] == pytest.approx(results["sem_seg"], nan_ok=True)
 
 

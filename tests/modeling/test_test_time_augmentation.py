@@ -12,7 +12,8 @@ from sklearn.metrics import jaccard_score
 
 import mpcl
 from mpcl.data.labels import read_label
-from mpcl.engine.evaluate import evaluate_checkpoint
+from mpcl.engine.evaluate import evaluate_networks
+from mpcl.predict.loading import load_networks
 
 
 def augmented(sizes, flip, max_size=4000):
@@ -67,9 +68,11 @@ def test_the_evaluation_scores_what_the_predictor_gives(tiny_cfg, method):
     truth = np.stack([read_label(record["sem_seg_file_name"]) for record in records])
     known = truth != 255
     expected = 100 * jaccard_score(truth[known], ids[known], average="macro", labels=range(4))
-    found = evaluate_checkpoint(cfg, resume=True)
+    found = evaluate_networks(load_networks(cfg, resume=True))
     assert found["sem_seg"]["mIoU"] == pytest.approx(expected)
     once = tiny_cfg(method, *SMALLEST, *augmented((64,), False))  # the images' own size
     without = tiny_cfg(method, *SMALLEST)
-    same, plain = (evaluate_checkpoint(c, resume=True)["sem_seg"]["mIoU"] for c in (once, without))
+    same, plain = (
+        evaluate_networks(load_networks(c, resume=True))["sem_seg"]["mIoU"] for c in (once, without)
+    )
     assert same == pytest.approx(plain, abs=0.02)

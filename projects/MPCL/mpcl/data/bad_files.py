@@ -1,6 +1,13 @@
 """Files that could not be used: counted where batches are handed out, and named in a report."""
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 
 Counts = dict[str, tuple[int, str]]
 """file -> how often it was skipped, and what is wrong with it."""
@@ -15,13 +22,18 @@ def add_counts(parts: Iterable[Counts]) -> Counts:
     return total
 
 
-class BadFiles:
-    """The files that the loaders of a job have skipped, as far as this process knows.
+class BadFiles(HookBase):
+    """The files that the loaders of a job have skipped, as far as this process knows; the trainer
+    logs them when training ends, whatever ends it.
+
+    Counts are shared whenever a checkpoint is saved, and are part of it, so that a resumed run goes
+    on counting. Where an error ends the run, the report is of what the main process knows: all up
+    to the last checkpoint, and since then its own.
 
     Args:
         limit: how many different files may be skipped.
     Attributes:
-        shared: what all processes know: counts by file up to the last :meth:`share`.
+        shared: what all processes know: counts by file up to the last checkpoint.
         own: what this one has met since.
     """
 
@@ -35,13 +47,17 @@ class BadFiles:
         """All that is known, in the order in which files were met."""
         return add_counts([self.shared, self.own])
 
-    def share(self, gather: Callable[[Counts], list[Counts]]) -> None:
-        """Makes what each process has met known to all, which must all call it.
+    def after_train(self) -> None:
+        if comm.is_main_process() and self.counts:
+            logger.warning(self.report())
 
-        Args:
-            gather: one object of each process -> all of them, on each process.
-        """
-        self.shared, self.own = add_counts([self.shared, *gather(self.own)]), {}
+    def state_dict(self) -> dict[str, Any]:
+        """Counts of all processes, which must all call it."""
+        self.shared, self.own = add_counts([self.shared, *comm.all_gather(self.own)]), {}
+        return {file: list(entry) for file, entry in self.shared.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.shared = {file: (n, why) for file, (n, why) in state_dict.items()}
 
     def add(self, reasons: Mapping[str, str], skipped: int = 1) -> list[str]:
         """Counts the files of one draw.
@@ -63,10 +79,7 @@ class BadFiles:
 
     def report(self) -> str:
         """Writes a line for each file; "" if there are none."""
-        counts = self.counts
-        if not counts:
+        lines = [f"  {file} {why} [skipped {n} times]" for file, (n, why) in self.counts.items()]
+        if not lines:
             return ""
-        lines = [
-            f"  {file} {reason} [skipped {count} times]" for file, (count, reason) in counts.items()
-        ]
         return "\n".join([f"{len(lines)} files could not be used:", *lines])

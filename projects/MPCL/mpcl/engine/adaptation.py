@@ -1,7 +1,8 @@
 """What Algorithm 1 does around the student's forward."""
 
+from dataclasses import dataclass
+
 import torch
-from detectron2.config import configurable
 from detectron2.engine import HookBase
 from detectron2.modeling import build_backbone
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..structures import Step, View
 from .alarms import CONFIDENT, ENTROPY, class_entropy
 
 
+@dataclass(kw_only=True, eq=False)
 class AdaptationHook(HookBase):
     """EMA teacher, class-mix, Sinkhorn clustering and prototype updates, each iteration, on the
     device.
@@ -24,52 +26,38 @@ class AdaptationHook(HookBase):
     A hook with two more phases than detectron2's, on either side of the student's forward, because
     clustering stands between forward and loss; the trainer calls them by name. Owns the objects and
     their order; the mathematics is in ``self_training`` and ``prototypes``.
+
+    Attributes:
+        student: the trained model, outside DDP.
+        teacher: its exponential moving average.
+        masking: None = no masked view.
+        reference_encoder: frozen ImageNet encoder of the feature distance; None = the distance is
+            off.
+        learner: None = self-training without prototypes.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        student: nn.Module,
-        teacher: EMATeacher,
-        pseudo_labels: PseudoLabels,
-        augment: StrongAugmentation,
-        masking: Masking | None,
-        reference_encoder: nn.Module | None,
-        learner: PrototypeLearner | None,
-        num_classes: int,
-    ) -> None:
-        """
-        Args:
-            student: the trained model, outside DDP.
-            teacher: its exponential moving average.
-            masking: None = no masked view.
-            reference_encoder: frozen ImageNet encoder of the feature distance; None = the distance
-                is off.
-            learner: None = self-training without prototypes.
-        """
-        self.student = student
-        self.teacher = teacher
-        self.pseudo_labels = pseudo_labels
-        self.augment = augment
-        self.masking = masking
-        self.reference_encoder = reference_encoder
-        self.learner = learner
-        self.num_classes = num_classes
+    student: nn.Module
+    teacher: EMATeacher
+    pseudo_labels: PseudoLabels
+    augment: StrongAugmentation
+    masking: Masking | None
+    reference_encoder: nn.Module | None
+    learner: PrototypeLearner | None
+    num_classes: int
 
     @classmethod
-    def from_config(cls, cfg, student: nn.Module, teacher: EMATeacher):
+    def from_config(cls, cfg, student: nn.Module, teacher: EMATeacher) -> "AdaptationHook":
         distance = cfg.SELF_TRAINING.FEATURE_DISTANCE
-        return {
-            "student": student,
-            "teacher": teacher,
-            "pseudo_labels": PseudoLabels.from_config(cfg),
-            "augment": StrongAugmentation.from_config(cfg),
-            "masking": Masking.from_config(cfg),
-            "reference_encoder": build_reference_encoder(cfg) if distance.WEIGHT > 0 else None,
-            "learner": PrototypeLearner.from_config(cfg, student.prototype_head),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        }
+        return cls(
+            student=student,
+            teacher=teacher,
+            pseudo_labels=PseudoLabels.from_config(cfg),
+            augment=StrongAugmentation.from_config(cfg),
+            masking=Masking.from_config(cfg),
+            reference_encoder=build_reference_encoder(cfg) if distance.WEIGHT > 0 else None,
+            learner=PrototypeLearner.from_config(cfg, student.prototype_head),
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        )
 
     def before_train(self) -> None:
         self.teacher.train()
@@ -83,7 +71,8 @@ class AdaptationHook(HookBase):
         with self.trainer.autocast():
             step.target, confident = self.label(step.target)
             if self.reference_encoder is not None:
-                step.reference_features = self._reference_features(step.source.images)
+                features = self.reference_encoder(self.student.encoder_input(step.source.images))
+                step.reference_features = features[self.student.deepest_feature]
         step.mixed = self.mix(step.source, step.target)
         if self.masking is not None:
             step.masked = self.masking(step.source, step.target, self.augment)
@@ -117,10 +106,6 @@ class AdaptationHook(HookBase):
         mixed = class_mix(pasted, source, target)
         mixed.images = self.augment(mixed.images)
         return mixed
-
-    def _reference_features(self, images: Tensor) -> Tensor:
-        encoder_input = self.student.encoder_input(images)
-        return self.reference_encoder(encoder_input)[self.student.deepest_feature]
 
 
 def build_reference_encoder(cfg) -> nn.Module:

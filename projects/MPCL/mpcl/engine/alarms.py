@@ -41,24 +41,20 @@ class CollapseAlarm:
     """Warns when pseudo-labels fall below a floor, and says when they are back.
 
     Args:
-        min_entropy: floor of the mean :func:`class_entropy` between two log lines; 0 = never warn.
-        min_confident: floor of the confident fraction; 0 = never warn.
+        floors: of the means of :data:`ENTROPY` and :data:`CONFIDENT` between two log lines; 0 =
+            never warn.
         after: iterations at the start that are not judged, while the teacher learns.
     """
 
-    def __init__(self, *, min_entropy: float, min_confident: float, after: int) -> None:
-        self.floors = {ENTROPY: min_entropy, CONFIDENT: min_confident}
-        self.after = after
+    def __init__(self, floors: Mapping[str, float], after: int) -> None:
+        self.floors, self.after = floors, after
         self.below: set[str] = set()
 
     @classmethod
     def from_config(cls, cfg) -> "CollapseAlarm":
         collapse = cfg.SELF_TRAINING.COLLAPSE
-        return cls(
-            min_entropy=collapse.MIN_ENTROPY,
-            min_confident=collapse.MIN_CONFIDENT,
-            after=collapse.AFTER,
-        )
+        floors = {ENTROPY: collapse.MIN_ENTROPY, CONFIDENT: collapse.MIN_CONFIDENT}
+        return cls(floors, collapse.AFTER)
 
     def __call__(self, iteration: int, values: Mapping[str, float]) -> None:
         """Judges the means of a log line; those that are absent are not judged."""

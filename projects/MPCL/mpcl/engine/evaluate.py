@@ -18,7 +18,7 @@ from ..evaluation.evaluator import SegmentationEvaluator, build_evaluator, mean_
 from ..evaluation.run_record import write_confusion
 from ..evaluation.runs import scores_by_dataset
 from ..evaluation.tables import summary
-from ..predict.loading import load_networks
+from ..predict.loading import Networks
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +119,9 @@ class _Evaluators(DatasetEvaluator):
         return {role: evaluator.evaluate() for role, evaluator in self.evaluators.items()}
 
 
-def evaluate_checkpoint(cfg, resume: bool = False) -> OrderedDict:
-    """``--eval-only``: evaluates what a checkpoint holds; see :func:`load_networks`."""
-    networks = load_networks(cfg, resume=resume)
-    results = evaluate_models(cfg, networks.student, networks.teacher)
+def evaluate_networks(networks: Networks) -> OrderedDict:
+    """``--eval-only``: :func:`evaluate_models` of what a checkpoint holds."""
+    results = evaluate_models(networks.cfg, networks.student, networks.teacher)
     if networks.selection and comm.is_main_process():
         logger.warning(f"Selection on labels: these weights were chosen by {networks.selection}")
     return results

@@ -6,26 +6,35 @@
 
 import logging
 import os
+import shlex
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.training import TrainingCheckpointer, checkpoints_in
-from ..config import get_cfg_from
+from ..config import add_mpcl_config, get_cfg_from
 from ..config.preflight import preflight
-from ..evaluation.run_record import record_session
+from ..config.reading import get, leaves
+from ..data.sets.classes import classes_of, write_classes
+from ..evaluation.run_record import record_session, versions
 from ..predict.loading import load_networks
+from ..utils.atomic_write import write_atomically
 from ..utils.cli import user_errors, without_traceback
 from ..utils.host_memory import keep_freed_memory
-from .evaluate import evaluate_models
+from .evaluate import evaluate_networks
 from .guards import EXIT_DIVERGED, Diverged
 from .launch import is_restart, launch_job
 from .run_identity import check_checkpoint
 from .run_lock import only_run_in
-from .start import start_process
 from .trainer import AdaptationTrainer, precision_in_words
 
 logger = logging.getLogger(__name__)
@@ -85,15 +94,14 @@ def run_process(args: Namespace):
         with user_errors(_PROGRAM, args.debug, silent=comm.get_local_rank() > 0):
             cfg = set_up(args, held)
             if args.eval_only:
-                networks = load_networks(cfg, resume=args.resume)
+                run = partial(evaluate_networks, load_networks(cfg, resume=args.resume))
             else:
                 trainer = AdaptationTrainer(cfg)
                 trainer.resume_or_load(resume=args.resume)
+                run = trainer.train
         with user_errors(_PROGRAM, args.debug):  # such as a bad file, which one process meets
             try:
-                if args.eval_only:
-                    return evaluate_models(cfg, networks.student, networks.teacher)
-                return trainer.train()
+                return run()
             except Diverged as error:
                 raise SystemExit(EXIT_DIVERGED) from error  # the trainer has logged it
 
@@ -113,3 +121,40 @@ def set_up(args: Namespace, held: ExitStack) -> CfgNode:
     if comm.is_main_process() and not args.eval_only:
         record_session(cfg, args.config_file, resume=args.resume)
     return cfg
+
+
+def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Detectron2's ``default_setup`` with a log for people: loggers, ``config.yaml``, random
+    numbers.
+
+    The whole config is in OUTPUT_DIR/config.yaml alone; the log shows where it differs from the
+    project's defaults.
+    """
+    for name in ("fvcore", "detectron2", "mpcl"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    # How a list of files is packed says nothing to whom trains.
+    logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)
+    logger.info("Command: " + shlex.join(sys.argv))
+    logger.info(", ".join(f"{name} {version}" for name, version in versions().items()))
+    logger.info(f"Process {comm.get_rank()} of {comm.get_world_size()}")
+    changed = "\n".join(f"  {key}: {value!r}" for key, value in changed_keys(cfg))
+    logger.info(f"Config, where it differs from the defaults (docs/CONFIG.md):\n{changed}")
+    if comm.is_main_process():
+        file = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, cfg.dump().encode())
+        write_classes(file.parent, classes_of(cfg))
+        logger.info(f"The whole config is in {file}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def changed_keys(cfg: CfgNode) -> Iterator[tuple[str, object]]:
+    """Dotted keys with another value than the project's defaults, and that value."""
+    defaults = get_cfg()
+    add_mpcl_config(defaults)
+    for key in leaves(cfg):
+        value = get(cfg, key)
+        if value != get(defaults, key):
+            yield key, value

@@ -1,11 +1,18 @@
-"""Averages of scalars that stay on their device until someone asks."""
+"""Scalars of a run: averages that stay on their device until someone asks, and metrics.json."""
 
+import json
+import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..utils.atomic_write import write_atomically
 from ..utils.distributed import sum_over_ranks
+
+logger = logging.getLogger(__name__)
 
 
 class DeviceMetrics:
@@ -40,3 +47,29 @@ class DeviceMetrics:
             before = totals.get(name, (0.0, 0.0))
             totals[name] = before[0] + value, before[1] + count
         return {name: value / count for name, (value, count) in totals.items() if count}
+
+
+def start_metrics(path: Path, start_iter: int) -> None:
+    """Makes metrics.json fit a run that starts at ``start_iter``: at most one line an iteration.
+
+    Lines of that iteration and later ones, which the run will write again, are dropped, and so is a
+    line that a kill has cut off. A run from iteration 0 puts an earlier run's lines aside, as
+    ``metrics.old.json``.
+    """
+    if not path.is_file():
+        return
+    if start_iter == 0:
+        os.replace(path, path.with_name("metrics.old.json"))
+        return
+    kept = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        try:
+            iteration = json.loads(line)["iteration"]
+        except (json.JSONDecodeError, TypeError, KeyError):
+            continue
+        if iteration < start_iter:
+            kept.append(line)
+    if len(kept) < len(lines):
+        logger.info(f"{path}: dropped {len(lines) - len(kept)} lines from iteration {start_iter}")
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())

@@ -4,7 +4,7 @@ import resource
 import time
 import weakref
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.training import TrainingCheckpointer
 from ..data.paired_loader import build_paired_loader, build_test_loader
@@ -29,13 +29,11 @@ from ..utils.distributed import world_size
 from ..utils.seeding import fold_seed
 from .adaptation import AdaptationHook
 from .alarms import CollapseAlarm
-from .bad_file_report import BadFileReport
 from .checkpointing import CheckpointHook, SelectionHook
 from .compilation import compile_blocks_, without_compiling
 from .evaluate import EvaluationHook, evaluate_models, headline_key
 from .guards import StepGuard
-from .metrics import DeviceMetrics
-from .metrics_file import start_metrics
+from .metrics import DeviceMetrics, start_metrics
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .training_pictures import TrainingPictures
@@ -53,7 +51,8 @@ class AdaptationTrainer(SimpleTrainer):
         self.cfg = cfg
         if cfg.SOLVER.DETERMINISTIC:
             use_deterministic_algorithms()
-        self.student = build_student(cfg)
+        model = build_model(cfg)
+        self.student = synchronise_batch_norm(model) if world_size() > 1 else model
         loader = self.build_train_loader(cfg)
         optimizer = build_optimizer(cfg, self.student)
         super().__init__(create_ddp_model(self.student, **ddp_options(cfg)), loader, optimizer)
@@ -61,11 +60,16 @@ class AdaptationTrainer(SimpleTrainer):
         self.scheduler = build_lr_scheduler(cfg, optimizer)
         adapts = cfg.SELF_TRAINING.ENABLED
         self.teacher = EMATeacher.from_config(cfg, self.student) if adapts else None
-        self.adaptation = AdaptationHook(cfg, self.student, self.teacher) if adapts else None
+        self.adaptation = (
+            AdaptationHook.from_config(cfg, self.student, self.teacher) if adapts else None
+        )
         self.criterion = Criterion.from_config(cfg, self.student.prototype_head)
+        networks = [self.student, *([self.teacher.model] if adapts else [])]
         if cfg.MODEL.COMPILE:  # the heads gain nothing
-            for encoder in encoders_of(self):
-                compile_blocks_(encoder)
+            reference = getattr(self.adaptation, "reference_encoder", None)
+            for encoder in (*(network.backbone for network in networks), reference):
+                if encoder is not None:
+                    compile_blocks_(encoder)
         self.amp_dtype = getattr(torch, cfg.SOLVER.AMP.PRECISION)
         self.grad_scaler = torch.amp.GradScaler(
             cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
@@ -81,7 +85,7 @@ class AdaptationTrainer(SimpleTrainer):
             self.checkpointer.add_checkpointable("teacher", self.teacher.model)
         self.metrics = DeviceMetrics()
         self.guard = StepGuard(
-            networks_of(self),
+            networks,
             optimizer,
             max_skipped=cfg.SOLVER.MAX_SKIPPED,
             report=Path(cfg.OUTPUT_DIR) / "diverged.json",
@@ -124,14 +128,11 @@ class AdaptationTrainer(SimpleTrainer):
         view, and is gone before theirs takes the memory. The gradients add up to the same."""
         if step.masked is None:
             return {}
-        with self.gradients_kept_apart():
+        # Between processes gradients are summed once, in the last backward of the step.
+        with nullcontext() if self.model is self.student else self.model.no_sync():
             with self.autocast():
                 outputs = self.model({"masked": step.masked.images}, embed=False)["masked"]
             return self.backward(self.criterion.of_masked(outputs, step.masked))
-
-    def gradients_kept_apart(self) -> AbstractContextManager:
-        """Between processes gradients are summed once, in the last backward of the step."""
-        return nullcontext() if self.model is self.student else self.model.no_sync()
 
     def backward(self, losses: dict[str, Tensor], step: Step | None = None) -> dict[str, Tensor]:
         """Adds the gradients of weighted losses.
@@ -218,7 +219,7 @@ class AdaptationTrainer(SimpleTrainer):
             hooks.LRScheduler(),
             # Before the checkpoint: the teacher is saved with the iteration's update in it.
             self.adaptation,
-            BadFileReport(self.data_loader.bad_files),
+            self.data_loader.bad_files,
             CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             SelectionHook(
@@ -288,23 +289,6 @@ class AdaptationTrainer(SimpleTrainer):
         if state_dict["grad_scaler"]:  # empty after a run in another precision than float16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.guard.load_state_dict(state_dict["guard"])
-
-
-def build_student(cfg) -> nn.Module:
-    model = build_model(cfg)
-    return synchronise_batch_norm(model) if world_size() > 1 else model
-
-
-def networks_of(trainer: AdaptationTrainer) -> list[nn.Module]:
-    """The student, and the teacher's network where there is one."""
-    return [trainer.student, *([trainer.teacher.model] if trainer.teacher is not None else [])]
-
-
-def encoders_of(trainer: AdaptationTrainer) -> list[nn.Module]:
-    """Those of :func:`networks_of`, and the frozen one of the feature distance."""
-    reference = getattr(trainer.adaptation, "reference_encoder", None)
-    own = [network.backbone for network in networks_of(trainer)]
-    return own if reference is None else [*own, reference]
 
 
 def ddp_options(cfg) -> dict:

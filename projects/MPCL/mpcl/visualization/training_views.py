@@ -46,7 +46,7 @@ def class_mix_figure(networks: Networks, *, number: int = 4) -> Image.Image:
     cfg.defrost()
     cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT = 0.0  # no picture shows it
     cfg.DATALOADER.NUM_WORKERS = 0
-    hook = AdaptationHook(cfg, networks.student, teacher)
+    hook = AdaptationHook.from_config(cfg, networks.student, teacher)
     teacher.train()  # batch norm as in training
     colors = networks.metadata.stuff_colors
     rows = list(islice(_mixed_rows(cfg, networks.student, hook, colors), number))
