@@ -379,14 +379,6 @@ def test_configuration_reaches_the_mappers(tmp_path):
     assert source.flip and target.flip and not source.distort_colours
 
 
-@pytest.mark.parametrize(("key", "value"), [("FORMAT", "BGR"), ("RANDOM_FLIP", "diagonal")])
-def test_unknown_settings_are_refused(key, value):
-    cfg = get_cfg_from()
-    cfg.INPUT[key] = value
-    with pytest.raises(ValueError, match=key):
-        TargetMapper.from_config(cfg)
-
-
 def test_threads_of_opencv_do_not_change_an_image(tmp_path):
     record, mapper = write(tmp_path, noise(200, 300)), target_mapper(size=(170, 113))
     threads = cv2.getNumThreads()

@@ -259,12 +259,6 @@ def test_an_unlabelled_source_set_is_refused(cfg):
         build_paired_loader(cfg)
 
 
-def test_a_run_without_a_seed_is_refused(cfg):
-    cfg.SEED = -1
-    with pytest.raises(ValueError, match="SEED"):
-        build_paired_loader(cfg)
-
-
 def test_only_the_first_rank_counts_before_the_others_read(cfg, monkeypatch):
     for is_main in (True, False):
         events = []

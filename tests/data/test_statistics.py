@@ -119,14 +119,14 @@ def test_a_broken_cache_is_counted_again(world, reads, tmp_path, caplog):
 
 
 def test_a_read_only_data_folder_is_cached_in_the_users_cache(world, reads, tmp_path, monkeypatch):
-    write = statistics._write_atomically
+    write = statistics.write_atomically
 
-    def refuse_data_folder(place, key, result):
+    def refuse_data_folder(place, content):
         if place.parent == tmp_path / "gt":
             raise PermissionError(13, "read-only", str(place))
-        write(place, key, result)
+        write(place, content)
 
-    monkeypatch.setattr(statistics, "_write_atomically", refuse_data_folder)
+    monkeypatch.setattr(statistics, "write_atomically", refuse_data_folder)
     class_statistics(NAME)
     assert len(list((tmp_path / "cache/mpcl").glob("*.npz"))) == 1
     class_statistics(NAME)

@@ -50,7 +50,7 @@ def merge_options(cfg: CN, options: Sequence[Any]) -> None:
     cfg.merge_from_list([word for pair in pairs for word in pair])
 
 
-def get(cfg: CN, dotted: str) -> Any:
+def get(cfg: Mapping[str, Any], dotted: str) -> Any:
     """The value, or group, of a dotted key; KeyError or TypeError where there is none."""
     node: Any = cfg
     for part in dotted.split("."):
@@ -58,10 +58,10 @@ def get(cfg: CN, dotted: str) -> Any:
     return node
 
 
-def leaves(node: CN, prefix: str = "") -> Iterator[str]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys that are no group."""
     for key, value in node.items():
-        if isinstance(value, CN):
+        if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key

@@ -119,12 +119,6 @@ def _distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _crop_settings(cfg: CfgNode) -> dict[str, Any]:
     """What source and target mapper both read from the configuration."""
-    if cfg.INPUT.FORMAT != "RGB":
-        raise ValueError(f"INPUT.FORMAT must be RGB, got {cfg.INPUT.FORMAT}")
-    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-        raise ValueError(
-            f"unknown INPUT.RANDOM_FLIP {cfg.INPUT.RANDOM_FLIP!r}; known: horizontal, none"
-        )
     return {
         "crop_size": tuple(cfg.INPUT.CROP.SIZE),
         "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",

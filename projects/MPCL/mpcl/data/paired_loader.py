@@ -147,14 +147,14 @@ class PairedLoader:
 
         Raises: ValueError: ``iteration`` is negative.
         """
-        self._rank_positions(iteration)
+        self._positions(iteration)
         self._start = iteration
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(
             DataLoader(
                 _Together(self.streams),
-                batch_sampler=self._positions(),
+                batch_sampler=(list(self._positions(i)) for i in count(self._start)),
                 num_workers=self.num_workers,
                 collate_fn=_by_domain,
                 pin_memory=torch.cuda.is_available(),
@@ -191,25 +191,13 @@ class PairedLoader:
             for file in self.bad_files.add(skipped):
                 logger.warning(f"Skipped: {file} {skipped[file]}")
 
-    def _positions(self) -> Iterator[list[int]]:
-        for iteration in count(self._start):
-            yield list(self._rank_positions(iteration))
-
-    def _rank_positions(self, iteration: int) -> range:
+    def _positions(self, iteration: int) -> range:
         return rank_positions(iteration, self.batch_size, self.rank, self.world_size)
 
 
 def _named_records(names: Sequence[str]) -> list[list[Record]]:
     """Records of each set; each names its set, whose metadata decide how its files are read."""
     return [[{**record, "dataset": name} for record in load_records([name])] for name in names]
-
-
-def _labelled_records(names: Sequence[str]) -> list[list[Record]]:
-    records = _named_records(names)
-    for record in chain(*records):
-        if "sem_seg_file_name" not in record:
-            raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
-    return records
 
 
 def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistics]:
@@ -310,14 +298,15 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
 
     Args:
         cfg: with the keys of :func:`mpcl.config.add_mpcl_config`. ``SEED`` alone decides on all
-            that is random, so it must not be negative.
+            that is random.
     Raises: ValueError: the batch cannot be split over the ranks, a source set has no labels or
         classes of its own, a target set has labels, or a setting is unknown or out of range.
     """
-    if cfg.SEED < 0:
-        raise ValueError(f"SEED must not be negative, got {cfg.SEED}")
     names, skip = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.ON_BAD_FILE == "skip"
-    records = _labelled_records(names)
+    records = _named_records(names)
+    for record in chain(*records):
+        if "sem_seg_file_name" not in record:
+            raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
     statistics = _class_statistics(cfg, names) if cfg.DATALOADER.RARE_CLASS.ENABLED else []
 
     def stream(names, records, number, mapper, box, statistics=()) -> DomainStream:

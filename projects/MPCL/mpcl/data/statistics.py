@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
+from ..utils.atomic_write import write_atomically
 from ..utils.zip_files import on_disk
 from .decoding import BadFile
 from .labels import LabelMap, check_ids, fold_ids, inspect_label
@@ -180,27 +180,14 @@ def _read_cache(
 
 
 def _write_cache(places: Sequence[Path], key: str, statistics: ClassStatistics) -> None:
+    content = {"key": np.array(key), "counts": statistics.counts, "sizes": statistics.sizes}
     for place in places:
         try:
-            _write_atomically(place, key, statistics)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, partial(np.savez_compressed, **content))
         except OSError as error:
             logger.info("class statistics cannot be kept as %s: %s", place, error)
         else:
             logger.info("class statistics of %d files kept as %s", len(statistics.files), place)
             return
     logger.warning("class statistics could not be kept anywhere: they are counted in every run")
-
-
-def _write_atomically(place: Path, key: str, statistics: ClassStatistics) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.stem, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(
-                file, key=np.array(key), counts=statistics.counts, sizes=statistics.sizes
-            )
-        os.chmod(temporary, 0o644)  # others who use the same data may read it
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -121,15 +121,12 @@ class StepGuard:
         """(1,) bool: a statistic that was finite is no longer, as the teacher's may be although the
         student has seen nothing of it."""
         if not self.statistics:
-            return torch.zeros(1, dtype=torch.bool, device=self._device)
+            parameter = self.optimizer.param_groups[0]["params"][0]
+            return torch.zeros(1, dtype=torch.bool, device=parameter.device)
         now, before = (
             torch.stack(torch._foreach_norm(side)) for side in (self.statistics, self._before)
         )
         return (before.isfinite() & ~now.isfinite()).any().view(1)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.optimizer.param_groups[0]["params"][0].device
 
     def settle(self) -> None:
         """Reads which steps were skipped since the last call, and logs them. Waits for the device.

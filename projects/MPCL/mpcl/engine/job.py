@@ -145,7 +145,7 @@ def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
         write_atomically(file, cfg.dump().encode())
         write_classes(file.parent, classes_of(cfg))
         logger.info(f"The whole config is in {file}")
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    seed_all_rng(cfg.SEED + comm.get_rank())
     if not eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..config.reading import get, leaves
 from ..utils.foreign_files import read_text, read_yaml
 from ..utils.short import short
 
@@ -131,10 +132,7 @@ def _check_config(config: Any, file: Path) -> None:
         "MODEL": dict,
     }
     for key, kind in expected.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
+        if not isinstance(value := setting(config, key), kind):
             raise ValueError(f"{file} is no config of train_net.py: {key} is {short(value)}")
     names, subsets = config["DATASETS"]["TEST"], config["TEST"].get("CLASS_SUBSETS") or ()
     pairs = isinstance(subsets, (list, tuple)) and all(
@@ -214,14 +212,15 @@ def shortest_names(folders: Sequence[Path]) -> list[str]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which two configs differ, with both values; SEED and OUTPUT_DIR may."""
-    left, right = _leaves(one), _leaves(other)
-    keys = [key for key in {**left, **right} if key not in ("SEED", "OUTPUT_DIR")]
-    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+    keys = dict.fromkeys([*leaves(one), *leaves(other)])
+    pairs = {key: (setting(one, key), setting(other, key)) for key in keys}
+    free = ("SEED", "OUTPUT_DIR")
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in free}
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping)
-        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
+def setting(config: Any, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    try:
+        return get(config, key)
+    except (KeyError, TypeError, IndexError):
+        return None

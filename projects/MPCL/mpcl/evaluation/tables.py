@@ -164,18 +164,19 @@ def _datasets(experiments: Sequence[Experiment]) -> list[str]:
 
 def _classes(experiments: Sequence[Experiment], dataset: str) -> list[str]:
     """``IoU-<class>`` in the order of the classes, where the set is registered."""
-    known = []
-    if dataset in MetadataCatalog:
-        known = [f"IoU-{name}" for name in MetadataCatalog.get(dataset).get("stuff_classes", [])]
-    seen = {
-        metric
-        for experiment in experiments
-        for run in experiment.finished
-        for scores in run.scores.get(dataset, {}).values()
-        for metric in scores
-        if metric.startswith("IoU-")
-    }
-    return [*known, *sorted(seen - set(known))]
+    scores = [run.scores for experiment in experiments for run in experiment.finished]
+    return [f"IoU-{name}" for name in scored_classes(scores, dataset)]
+
+
+def scored_classes(scores: Iterable[Scores], dataset: str) -> list[str]:
+    """The classes that runs were scored on, in the order of the data set where it is registered."""
+    networks = [network for each in scores for network in each.get(dataset, {}).values()]
+    metrics = _unique(metric for network in networks for metric in network)
+    seen = [metric.removeprefix("IoU-") for metric in metrics if metric.startswith("IoU-")]
+    known = (
+        MetadataCatalog.get(dataset).get("stuff_classes", ()) if dataset in MetadataCatalog else ()
+    )
+    return _unique([*(name for name in known if name in seen), *seen])
 
 
 def _unique(names: Iterable[T]) -> list[T]:

@@ -18,7 +18,7 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
         content: the bytes, or a function that writes them to a file.
     Raises: OSError: it could not be written; ``path`` is what it was.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             if isinstance(content, bytes):
@@ -29,7 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except Exception as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
         # torch.save reports a failed write in words of its own; the cause is in the chain.
         cause = next((e for e in _chain(error) if isinstance(e, OSError)), None)

@@ -1,6 +1,6 @@
 """What the output folder of a run holds, read for the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ from ...evaluation.runs import (
     metrics_rows,
     read_run,
     scores_by_dataset,
+    setting,
     shortest_names,
 )
+from ...evaluation.tables import NETWORKS
 from ...utils.foreign_files import read_json
 from ...utils.short import short
-
-NETWORKS = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,4 @@ def settings_that_differ(runs: Sequence[RunContents]) -> dict[str, list[Any]]:
     keys: dict[str, None] = {}
     for run in runs[1:]:
         keys |= dict.fromkeys(differences(runs[0].config, run.config))
-    return {key: [_lookup(run.config, key) for run in runs] for key in keys}
-
-
-def _lookup(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return {key: [setting(run.config, key) for run in runs] for key in keys}

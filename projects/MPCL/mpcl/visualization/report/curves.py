@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .contents import NETWORKS, RunContents
+from ...evaluation.tables import NETWORKS
+from .contents import RunContents
 
 Chart = dict[str, Any]
 

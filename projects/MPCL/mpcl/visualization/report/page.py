@@ -11,14 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
-
+from ...evaluation.tables import NETWORKS, scored_classes
 from ...predict.loading import Networks, load_networks
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import inspect
 from ..scenes import refuse_other_classes
 from . import tables
-from .contents import NETWORKS, RunContents, read_contents
+from .contents import RunContents, read_contents
 from .curves import Chart, quality_charts, training_charts
 from .gallery import gallery
 from .samples import samples
@@ -30,6 +29,12 @@ _HEAD = 1000  # bytes, among which a page says so
 
 # Told apart by the colour-blind, and dark enough on white (contrast of 3:1 or more).
 COLORS = ("#0072b2", "#d55e00", "#007a5a", "#a8488a", "#8a6100", "#2f7fb8", "#000000", "#6b6b6b")
+
+Runs = Sequence[RunContents]
+Charts = dict[str, list[Chart]]
+"""By their heading."""
+Loaded = dict[int, Networks]
+"""By the index of their run."""
 
 
 def write_report(
@@ -51,9 +56,10 @@ def write_report(
     runs = read_contents(folders)
     notes: list[str] = []
     loaded = _load(runs, notes) if images else {}
-    data = _data(runs, loaded, images, width, notes)
-    galleries = _galleries(runs, loaded, images, patches, notes) if images else ""
-    content = _fill(runs, data, galleries, notes, library)
+    charts = _charts(runs)
+    data = _data(runs, charts, _samples(runs, loaded, images, width, notes))
+    galleries = _galleries(runs, loaded, images, patches, notes)
+    content = _fill(runs, charts, data, galleries, notes, library)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, content.encode())
     return notes
@@ -83,9 +89,9 @@ def plotly_js() -> str:
     return str(get_plotlyjs())
 
 
-def _load(runs: Sequence[RunContents], notes: list[str]) -> dict[int, Networks]:
-    """Networks by index of their run; what cannot be loaded is noted and left out."""
-    loaded: dict[int, Networks] = {}
+def _load(runs: Runs, notes: list[str]) -> Loaded:
+    """What cannot be loaded is noted and left out."""
+    loaded: Loaded = {}
     for index, run in enumerate(runs):
         try:
             loaded[index] = load_networks(run.folder)
@@ -94,28 +100,22 @@ def _load(runs: Sequence[RunContents], notes: list[str]) -> dict[int, Networks]:
     return loaded
 
 
-def _data(
-    runs: Sequence[RunContents],
-    loaded: dict[int, Networks],
-    images: int,
-    width: int,
-    notes: list[str],
-) -> dict[str, Any]:
+def _data(runs: Runs, charts: Charts, samples: dict[str, Any] | None) -> dict[str, Any]:
     """What the page's script works on."""
     return {
         "runs": [{"name": r.name, "color": COLORS[i % len(COLORS)]} for i, r in enumerate(runs)],
-        "charts": [chart for charts in _charts(runs).values() for chart in charts],
+        "charts": [chart for group in charts.values() for chart in group],
         "scores": _class_scores(runs),
         "confusions": [
             {"run": i, **asdict(confusion)}
             for i, r in enumerate(runs)
             for confusion in r.confusions
         ],
-        "samples": _samples(runs, loaded, images, width, notes),
+        "samples": samples,
     }
 
 
-def _charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
+def _charts(runs: Runs) -> Charts:
     """By heading, the charts in which something changes: a curve of one point is none."""
     groups = {"Mean IoU": quality_charts(runs), **training_charts(runs)}
     return {
@@ -124,11 +124,11 @@ def _charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
     }
 
 
-def _class_scores(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
+def _class_scores(runs: Runs) -> list[dict[str, Any]]:
     """A dict a data set: its classes, and their IoU for each run and network (None = absent)."""
     found = []
     for dataset in dict.fromkeys(name for run in runs for name in run.scores):
-        classes = _classes(runs, dataset)
+        classes = scored_classes([run.scores for run in runs], dataset)
         series = [
             {
                 "run": index,
@@ -143,27 +143,8 @@ def _class_scores(runs: Sequence[RunContents]) -> list[dict[str, Any]]:
     return found
 
 
-def _classes(runs: Sequence[RunContents], dataset: str) -> list[str]:
-    """The classes that runs were scored on, in the order of the data set where it is registered."""
-    metrics = dict.fromkeys(
-        metric.removeprefix("IoU-")
-        for run in runs
-        for scores in run.scores.get(dataset, {}).values()
-        for metric in scores
-        if metric.startswith("IoU-")
-    )
-    known = []
-    if dataset in MetadataCatalog:
-        known = [c for c in MetadataCatalog.get(dataset).get("stuff_classes", []) if c in metrics]
-    return [*known, *(name for name in metrics if name not in known)]
-
-
 def _samples(
-    runs: Sequence[RunContents],
-    loaded: dict[int, Networks],
-    images: int,
-    width: int,
-    notes: list[str],
+    runs: Runs, loaded: Loaded, images: int, width: int, notes: list[str]
 ) -> dict[str, Any] | None:
     shown: dict[int, Networks] = {}
     first: Any = None
@@ -190,13 +171,7 @@ def _samples(
         return None
 
 
-def _galleries(
-    runs: Sequence[RunContents],
-    loaded: dict[int, Networks],
-    images: int,
-    patches: int,
-    notes: list[str],
-) -> str:
+def _galleries(runs: Runs, loaded: Loaded, images: int, patches: int, notes: list[str]) -> str:
     parts = []
     for index, networks in loaded.items():
         if networks.student.prototype_head is None:
@@ -211,7 +186,8 @@ def _galleries(
 
 
 def _fill(
-    runs: Sequence[RunContents],
+    runs: Runs,
+    charts: Charts,
     data: dict[str, Any],
     galleries: str,
     notes: Sequence[str],
@@ -220,7 +196,7 @@ def _fill(
     swatches = [
         f'<span class="swatch" style="background:{r["color"]}"></span>' for r in data["runs"]
     ]
-    curves = [_chart_group(heading, charts) for heading, charts in _charts(runs).items()]
+    curves = [_chart_group(heading, group) for heading, group in charts.items()]
     page = {
         "generator": _GENERATOR,
         "title": escape("Report: " + ", ".join(run.name for run in runs)),

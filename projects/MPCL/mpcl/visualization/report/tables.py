@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from ...evaluation.evaluator import CLASS_SCORES
-from .contents import NETWORKS, RunContents, settings_that_differ
+from ...evaluation.tables import NETWORKS
+from .contents import RunContents, settings_that_differ
 
 _LONGEST = 1000  # characters of a setting
 
