@@ -222,5 +222,5 @@ def setting(config: Any, key: str) -> Any:
     """The value of a dotted key; None where there is none."""
     try:
         return get(config, key)
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError):
         return None

@@ -136,8 +136,8 @@ class PrototypeLearner:
             own = assign(similarity, label, potentials, self.epsilon)
             cluster = torch.where(has_cluster, label * num_prototypes + own, none)
             views = step.pixels[scale].values()
-            parts = cluster.view_as(pixels.label).split([len(view.label) for view in views])
-            for view, part in zip(views, parts):
+            sizes = [len(view.label) for view in views]
+            for view, part in zip(views, torch.split(cluster.view_as(pixels.label), sizes)):
                 view.cluster = part
             moving.append((pixels.rows, torch.where(takes_part, cluster, none)))
             suffix, fill = "" if scale == CONTEXT else f"_{scale}", bank.fill / bank.size
