@@ -202,20 +202,16 @@ def _silence() -> Iterator[None]:
 def _set_checks(
     cfg: CfgNode, role: _Role, notes: list[str], scales: dict[str, list[float]]
 ) -> list[Callable[[], object]]:
-    names = get(cfg, role.key)
-    if not names and role.size_key:
-        return [partial(_refuse_no_set, role)]
+    names = get(cfg, role.key) or ([""] if role.size_key else [])
     return [partial(_check_set, cfg, role, name, notes, scales) for name in names]
-
-
-def _refuse_no_set(role: _Role) -> None:
-    kind = "labelled" if role.labelled else "image-only"
-    raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
 
 
 def _check_set(
     cfg: CfgNode, role: _Role, name: str, notes: list[str], scales: dict[str, list[float]]
 ) -> None:
+    if not name:
+        kind = "labelled" if role.labelled else "image-only"
+        raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
     if name not in DatasetCatalog:
         known = registered_names()
         similar = ", ".join(get_close_matches(name, known, n=3) or known)

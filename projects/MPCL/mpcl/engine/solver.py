@@ -25,7 +25,10 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
 
     Raises: ValueError: LAYER_DECAY is below 1 and the backbone's layers are not known.
     """
-    prefix, encoder = _encoder(model)
+    # The part that starts from pre-trained weights.
+    prefix, encoder = "backbone.", model.backbone
+    if isinstance(encoder, TimmBackbone):
+        prefix, encoder = "backbone.timm.", encoder.timm
     depth = depth_below_head(encoder) if cfg.SOLVER.LAYER_DECAY != 1 else {}
     undecayed = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
     lr, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY
@@ -38,7 +41,8 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
                 kind, rate, shrink = "head", lr * cfg.SOLVER.HEAD_LR_FACTOR, decay
             else:
                 name = key.removeprefix(prefix)
-                exempt = _is_norm(module) or name in undecayed
+                # The norms of torch, timm and detectron2 have in common this part of their names.
+                exempt = "Norm" in type(module).__name__ or name in undecayed
                 kind = (depth.get(name, 0), exempt)
                 rate = lr * cfg.SOLVER.LAYER_DECAY ** depth.get(name, 0)
                 shrink = cfg.SOLVER.WEIGHT_DECAY_NORM if exempt else decay
@@ -63,18 +67,6 @@ def depth_below_head(encoder: nn.Module) -> dict[str, int]:
             f"SOLVER.LAYER_DECAY: the layers of {type(encoder).__name__} are not known; set it to 1"
         )
     return {name: last + 1 - layer for name, layer in layers.items()}
-
-
-def _encoder(model: nn.Module) -> tuple[str, nn.Module]:
-    """The part of the model that starts from pre-trained weights, and its parameters' prefix."""
-    if isinstance(model.backbone, TimmBackbone):
-        return "backbone.timm.", model.backbone.timm
-    return "backbone.", model.backbone
-
-
-def _is_norm(module: nn.Module) -> bool:
-    # The norms of torch, timm and detectron2 have no base in common but this part of their names.
-    return "Norm" in type(module).__name__
 
 
 def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LambdaLR:

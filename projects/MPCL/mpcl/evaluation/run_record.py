@@ -99,14 +99,9 @@ def _is_session(session: object) -> bool:
         and isinstance(session["versions"], dict)
         and isinstance(session.get("config_file", ""), str)
         and (git is None or (isinstance(git, dict) and git.keys() >= _GIT))
-        and (
-            changed is None or (isinstance(changed, dict) and all(map(_is_pair, changed.values())))
-        )
+        and (changed is None or isinstance(changed, dict))
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in (changed or {}).values())
     )
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2
 
 
 def git_state(source: Path) -> dict[str, Any] | None:

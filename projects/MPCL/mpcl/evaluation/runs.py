@@ -184,17 +184,14 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found = []
     for folder in folders:
-        runs = next((r for depth in ("", "*/", "*/*/") if (r := _runs_at(folder, depth))), None)
-        if runs is None:
+        levels = (sorted(folder.glob(f"{above}config.yaml")) for above in ("", "*/", "*/*/"))
+        files = next(filter(None, levels), None)
+        if files is None:
             raise ValueError(
                 f"{folder} holds no run of train_net.py: expected config.yaml, in it or below it"
             )
-        found += runs
+        found += [file.parent for file in files]
     return found
-
-
-def _runs_at(folder: Path, depth: str) -> list[Path]:
-    return sorted(file.parent for file in folder.glob(f"{depth}config.yaml"))
 
 
 def shortest_names(folders: Sequence[Path]) -> list[str]:

@@ -40,13 +40,13 @@ class LevelFusion(nn.Module):
         (B, levels * channels, h, w)."""
         size = features[self.in_features[0]].shape[2:]
         # Embedding and resize are linear and commute; embedding the small grid costs less.
-        levels = [
-            _resize(_embed(features[name], linear), size)
-            for name, linear in zip(self.in_features, self.embed)
-        ]
-        for level in levels:
-            if level.requires_grad:
-                level.register_hook(_dense)
+        levels = []
+        for name, linear in zip(self.in_features, self.embed):
+            # On the channels; free of copies for channels-last grids.
+            embedded = linear(features[name].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            levels.append(_resize(embedded, size))
+            if levels[-1].requires_grad:
+                levels[-1].register_hook(_dense)
         return torch.cat(levels, dim=1)
 
 
@@ -160,11 +160,6 @@ def pixel_classifier(channels: int, num_classes: int) -> nn.Conv2d:
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-def _embed(grid: Tensor, linear: nn.Module) -> Tensor:
-    """A linear layer on the channels of (B, C, h, w); free of copies for channels-last grids."""
-    return linear(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _resize(grid: Tensor, size: torch.Size) -> Tensor:

@@ -143,7 +143,8 @@ def export_network(
         except ImportError:
             raise
         except Exception as error:  # exporters raise nearly every kind
-            logger.warning(f"Fixed to one image of {size}: {_first_line(error)}")
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logger.warning(f"Fixed to one image of {size}: {reason}")
     shape = (1, 3, *size)
     run = write(network, _example(shape), path, False)
     return Exported(path, False, _differences(network, run, [shape]))
@@ -226,7 +227,3 @@ def _differences(
 def _refuse_prototypes(networks: Networks) -> None:
     if networks.cfg.TEST.OUTPUT == "prototypes":
         raise ValueError("TEST.OUTPUT is prototypes; exported is the classifier: leave it out")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

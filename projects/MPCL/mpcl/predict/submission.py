@@ -99,7 +99,8 @@ def write_submission(
                 for folder in folders:
                     content = np.full(classes.shape, 65535, np.uint16)
                     content = content if folder == "confidence" else classes
-                    archive.writestr(names.format(folder=folder, frame=frame), _png(content))
+                    png = cv2.imencode(".png", content)[1].tobytes()
+                    archive.writestr(names.format(folder=folder, frame=frame), png)
     except BaseException:  # an interrupt, too
         partial.unlink(missing_ok=True)
         raise
@@ -107,10 +108,6 @@ def write_submission(
     if not faults:
         os.replace(partial, package)
     return faults
-
-
-def _png(array: np.ndarray) -> bytes:
-    return cv2.imencode(".png", array)[1].tobytes()
 
 
 def check_submission(package: Path, dataset: str) -> list[str]:

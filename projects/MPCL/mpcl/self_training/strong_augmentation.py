@@ -117,14 +117,6 @@ def jitter_color(rgb: Tensor, factors: Sequence[float], order: Sequence[int]) ->
     return rgb
 
 
-def _adjust_brightness(rgb: Tensor, factor: float) -> Tensor:
-    return (rgb + (factor - 1)).clamp(0, 1)
-
-
-def _adjust_contrast(rgb: Tensor, factor: float) -> Tensor:
-    return (rgb * factor).clamp(0, 1)
-
-
 def _adjust_saturation(rgb: Tensor, factor: float) -> Tensor:
     hue, saturation, value = _rgb_to_hsv(rgb)
     return _hsv_to_rgb(hue, (saturation * factor).clamp(0, 1), value)
@@ -135,7 +127,12 @@ def _adjust_hue(rgb: Tensor, turn: float) -> Tensor:
     return _hsv_to_rgb(hue + 6 * turn, saturation, value)
 
 
-_OPERATIONS = (_adjust_brightness, _adjust_contrast, _adjust_saturation, _adjust_hue)
+_OPERATIONS = (
+    lambda rgb, factor: (rgb + (factor - 1)).clamp(0, 1),  # brightness
+    lambda rgb, factor: (rgb * factor).clamp(0, 1),  # contrast
+    _adjust_saturation,
+    _adjust_hue,
+)
 
 
 def _rgb_to_hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:

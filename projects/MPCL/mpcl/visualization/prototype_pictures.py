@@ -1,6 +1,5 @@
 """Pictures of an inspection: image patches around the nearest pixels, and the distance matrix."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -54,35 +53,28 @@ def gallery(inspection: Inspection) -> Image.Image:
     length = max(len(prototype.nearest) for prototype in inspection.prototypes)
     rows: list[list[Picture | None]] = []
     for name, prototypes in by_class.items():
-        cells = [_labelled(strip(p, max(length, 1)), _words(p)) for p in prototypes]
-        rows.append([_name(name), *cells])
+        cells = [_labelled(strip(p, max(length, 1)), p) for p in prototypes]
+        title = Image.new("RGB", (_NAME_WIDTH, SIDE), (255, 255, 255))
+        ImageDraw.Draw(title).text((2, SIDE // 2 - 8), name, fill=(20, 20, 20), font=font())
+        rows.append([np.asarray(title), *cells])
     number = max(map(len, by_class.values()))
     captions = ["class", *(f"prototype {k + 1}" for k in range(number))]
     return grid(rows, captions, gap=8)
 
 
-def _words(prototype: Prototype) -> str:
-    state = ", dead" if prototype.dead else ""
-    return f"{100 * prototype.share:.0f} % of pixels{state}"
-
-
-def _labelled(picture: Picture, text: str) -> Picture:
+def _labelled(picture: Picture, prototype: Prototype) -> Picture:
+    text = f"{100 * prototype.share:.0f} % of pixels{', dead' * prototype.dead}"
     canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 16), (255, 255, 255))
     canvas.paste(Image.fromarray(picture), (0, 0))
     ImageDraw.Draw(canvas).text((1, picture.shape[0] + 1), text, fill=(60, 60, 60), font=font(11))
     return np.asarray(canvas)
 
 
-def _name(text: str) -> Picture:
-    canvas = Image.new("RGB", (_NAME_WIDTH, SIDE), (255, 255, 255))
-    ImageDraw.Draw(canvas).text((2, SIDE // 2 - 8), text, fill=(20, 20, 20), font=font())
-    return np.asarray(canvas)
-
-
 def distance_figure(inspection: Inspection) -> Figure:
     """All prototypes against all: dark is near. Lines separate the classes."""
-    names = list(dict.fromkeys(p.class_name for p in inspection.prototypes))
-    first = [_first_of(inspection.prototypes, name) for name in names]
+    owners = [p.class_name for p in inspection.prototypes]
+    names = list(dict.fromkeys(owners))
+    first = [owners.index(name) for name in names]
     ends = [*first[1:], len(inspection.prototypes)]
     size = max(6.0, 2.5 + 0.35 * len(names))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -97,7 +89,3 @@ def distance_figure(inspection: Inspection) -> Figure:
     axes.set_title("distance between prototypes")
     figure.colorbar(shown, ax=axes, label="root mean square over channels", shrink=0.8)
     return figure
-
-
-def _first_of(prototypes: Sequence[Prototype], name: str) -> int:
-    return next(i for i, p in enumerate(prototypes) if p.class_name == name)

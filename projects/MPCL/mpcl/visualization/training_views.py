@@ -104,7 +104,7 @@ def pseudo_label_figure(
     teacher, cfg = _teacher_of(networks), networks.cfg
     colors, threshold = networks.metadata.stuff_colors, cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD
     rows: list[list[Picture]] = []
-    counts = np.zeros(4, np.int64)
+    counts = np.zeros(4, np.int64)  # labelled pixels; of these the confident, the right, both
     for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
         target, probability = _label(scene, teacher, cfg)
         label, confident = target.label[0].cpu().numpy(), target.trusted[0].cpu().numpy()
@@ -114,12 +114,18 @@ def pseudo_label_figure(
         if scene.truth is not None:
             refuse_other_classes(cfg, cfg.DATASETS.TRAIN_TARGET[0])
             shown.append(colorize(scene.truth, colors))
-            counts += _count(label, confident, scene.truth)
+            known, right = scene.truth != IGNORE_LABEL, label == scene.truth
+            counts += [m.sum() for m in (known, known & confident, right, right & confident)]
         rows.append([fit(picture, width, nearest=True) for picture in shown])
     captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
     picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
-    return with_scale(picture, "confidence"), _quality(*counts.tolist())
+    labelled, confident, right, both = counts.tolist()
+    quality = None
+    if labelled:
+        of_confident = both / confident if confident else None
+        quality = PseudoLabelQuality(confident / labelled, right / labelled, of_confident)
+    return with_scale(picture, "confidence"), quality
 
 
 def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tensor]:
@@ -130,16 +136,3 @@ def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tenso
     unlabelled = View.of_target(logits[:, :3], everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
     return target, most_probable(logits, size)[0]
-
-
-def _count(label: np.ndarray, confident: np.ndarray, truth: np.ndarray) -> list[int]:
-    """Counts the pixels that are labelled, and of these the confident, the right, and both."""
-    known, right = truth != IGNORE_LABEL, label == truth
-    return [int(mask.sum()) for mask in (known, known & confident, right, right & confident)]
-
-
-def _quality(labelled: int, confident: int, right: int, both: int) -> PseudoLabelQuality | None:
-    if not labelled:
-        return None
-    of_confident = both / confident if confident else None
-    return PseudoLabelQuality(confident / labelled, right / labelled, of_confident)

@@ -68,12 +68,17 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
     if label:
         try:
             ids, label_size, palette = inspect_label(label, label_map)
-            faults += _label_faults(
-                partial(check_ids, label, fold_ids(ids, label_map), num_classes),
-                partial(check_pair, record, size or label_size, label_size),
-            )
         except BadFile as error:
             faults.append(f"label {error}")
+        else:
+            for check in (
+                partial(check_ids, label, fold_ids(ids, label_map), num_classes),
+                partial(check_pair, record, size or label_size, label_size),
+            ):
+                try:
+                    check()
+                except BadFile as error:
+                    faults.append(f"label {error}")
     if mask := record.get("valid_file_name"):
         try:
             mask_size = inspect_image(mask).size
@@ -81,16 +86,6 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
         except BadFile as error:
             faults.append(f"mask {error}")
     return FileReport(mode, size, label, ids, palette, tuple(faults))
-
-
-def _label_faults(*checks: partial) -> list[str]:
-    faults = []
-    for check in checks:
-        try:
-            check()
-        except BadFile as error:
-            faults.append(f"label {error}")
-    return faults
 
 
 def check_headers(records: Iterable[Record]) -> None:

@@ -113,13 +113,12 @@ def convert_labels(conversion: Conversion, num_workers: int) -> int:
         )
     missing = [file for file in raw if not conversion.target(file).exists()]
     logger.info("%s: %d labels, %d to convert", conversion.folder, len(raw), len(missing))
-    convert = partial(_convert, conversion)
+
+    def convert(file: str) -> None:
+        write_png(conversion.target(file), conversion.read(file, conversion.label_map))
+
     thread_map(convert, missing, max_workers=num_workers or 1, desc="train ids", disable=None)
     return len(missing)
-
-
-def _convert(conversion: Conversion, file: str) -> None:
-    write_png(conversion.target(file), conversion.read(file, conversion.label_map))
 
 
 def resize_set(

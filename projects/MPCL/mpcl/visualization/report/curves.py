@@ -5,9 +5,11 @@ A chart is a dict: ``id``, ``title``, ``unit``, ``help`` (a sentence), and ``tra
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...engine.alarms import CONFIDENT, ENTROPY
 from ...evaluation.tables import NETWORKS
 from .contents import RunContents
 
@@ -25,16 +27,8 @@ _KNOWN = {
     "loss_consistency": ("Consistency loss", "", "prototypes against pseudo-labels, weighted"),
     "loss_feature_distance": ("Feature distance", "", "to the frozen ImageNet encoder"),
     "lr": ("Learning rate", "", "of the first parameter group"),
-    "pseudo_label/confident_fraction": (
-        "Confident pseudo-labels",
-        "share",
-        "target pixels above the confidence threshold",
-    ),
-    "pseudo_label/class_entropy": (
-        "Class entropy of pseudo-labels",
-        "share",
-        "1 = all classes alike, 0 = a single one",
-    ),
+    CONFIDENT: ("Confident pseudo-labels", "share", "of pixels above the confidence threshold"),
+    ENTROPY: ("Class entropy of pseudo-labels", "share", "1 = all classes alike, 0 = a single one"),
     "teacher/momentum": ("Teacher momentum", "", "weight kept of the teacher"),
     "prototypes/usage_entropy": (
         "Prototype usage",
@@ -55,6 +49,7 @@ _KNOWN = {
     "skipped_steps": ("Skipped steps", "", "whose loss or gradient was not finite, in all"),
 }
 _HIDDEN = {"iteration", "eta_seconds"}
+_SCORE = re.compile("sem_seg(_student)?/")
 _COST = ("time", "data_time", "gpu/", "[metric]", "rank_data_time")
 
 
@@ -103,9 +98,9 @@ def _score_trace(index: int, run: RunContents, dataset: str, network: str) -> Ch
 def training_charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
     """The other curves of metrics.json, by heading."""
     keys = list(dict.fromkeys(key for run in runs for row in run.rows for key in row))
-    keys = sorted(k for k in keys if k not in _HIDDEN and not _is_score(k))
     order = {key: i for i, key in enumerate(_KNOWN)}
-    keys.sort(key=lambda key: order.get(key, len(order)))
+    keys = [key for key in keys if key not in _HIDDEN and not _SCORE.search(key)]
+    keys.sort(key=lambda key: (order.get(key, len(order)), key))
     headings: dict[str, Callable[[str], bool]] = {
         "Losses": lambda key: "loss" in key and "/" not in key,
         "Learning rate and pseudo-labels": lambda key: key == "lr" or key.startswith("pseudo"),
@@ -118,10 +113,6 @@ def training_charts(runs: Sequence[RunContents]) -> dict[str, list[Chart]]:
         heading = next(name for name, belongs in headings.items() if belongs(key))
         charts[heading].append(_chart(runs, key))
     return {heading: found for heading, found in charts.items() if found}
-
-
-def _is_score(key: str) -> bool:
-    return "sem_seg/" in key or "sem_seg_student/" in key
 
 
 def _chart(runs: Sequence[RunContents], key: str) -> Chart:

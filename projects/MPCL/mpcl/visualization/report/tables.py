@@ -42,7 +42,8 @@ def summary(runs: Sequence[RunContents], swatches: Sequence[str]) -> str:
         for dataset, network in columns
     ]
     headers += ["seed", "iterations", "s / iteration", "training", "evaluation", "peak memory"]
-    best = {column: _best(runs, *column) for column in columns}
+    scores = {column: [_score(run, *column) for run in runs] for column in columns}
+    best = {c: max((s for s in own if s is not None), default=None) for c, own in scores.items()}
     rows = []
     for run, swatch in zip(runs, swatches):
         cells = [f"{swatch}{escape(run.name)}"]
@@ -52,8 +53,11 @@ def summary(runs: Sequence[RunContents], swatches: Sequence[str]) -> str:
             top = value is not None and value == best[column] and len(runs) > 1
             cells.append(f"<strong>{text}</strong>" if top else text)
         cells += [escape(str(run.config["SEED"])), _progress(run)]
-        cells += [_per_iteration(run), duration(run.training_seconds), _evaluation(run)]
-        memory = run.peak_memory
+        pace, memory = run.seconds_per_iteration, run.peak_memory
+        cells += ["–" if pace is None else f"{pace:.3g}", duration(run.training_seconds)]
+        # Teacher and student share the pass over a set.
+        seconds = sum({each.dataset: each.seconds for each in run.confusions}.values())
+        cells.append(duration(seconds) if seconds else "–")
         cells.append("–" if memory is None else f"{memory[0]:,.0f} MiB ({memory[1]})")
         rows.append(cells)
     return table(headers, rows, "Runs at a glance", kind="summary")
@@ -63,26 +67,9 @@ def _score(run: RunContents, dataset: str, network: str) -> float | None:
     return run.scores.get(dataset, {}).get(network, {}).get(run.headline)
 
 
-def _best(runs: Sequence[RunContents], dataset: str, network: str) -> float | None:
-    values = [value for run in runs if (value := _score(run, dataset, network)) is not None]
-    return max(values, default=None)
-
-
 def _progress(run: RunContents) -> str:
     done = min(run.iterations, run.max_iterations)
-    if done == run.max_iterations:
-        return f"{done:,}"
-    return f"{done:,} of {run.max_iterations:,}"
-
-
-def _per_iteration(run: RunContents) -> str:
-    return "–" if run.seconds_per_iteration is None else f"{run.seconds_per_iteration:.3g}"
-
-
-def _evaluation(run: RunContents) -> str:
-    # Teacher and student share the pass over a set.
-    seconds = sum({each.dataset: each.seconds for each in run.confusions}.values())
-    return duration(seconds) if seconds else "–"
+    return f"{done:,}" + f" of {run.max_iterations:,}" * (done < run.max_iterations)
 
 
 def duration(seconds: float) -> str:
@@ -164,13 +151,10 @@ def _session(session: dict[str, Any], number: int) -> str:
 
 def class_scores(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> str:
     """Tables of IoU, for those who do not see the bars, and of the other scores of each class."""
-    known = {metric.partition("-")[0] for run in runs for metric in _metrics(run, dataset)}
+    networks = [each for run in runs for each in run.scores.get(dataset, {}).values()]
+    known = {metric.partition("-")[0] for network in networks for metric in network}
     kinds = ["IoU", *(kind for kind in CLASS_SCORES if kind in known)]  # earlier runs lack them
     return "".join(_class_table(runs, dataset, classes, kind) for kind in kinds)
-
-
-def _metrics(run: RunContents, dataset: str) -> set[str]:
-    return {metric for scores in run.scores.get(dataset, {}).values() for metric in scores}
 
 
 def _class_table(
