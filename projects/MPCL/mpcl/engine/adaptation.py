@@ -18,7 +18,7 @@ from ..structures import Step, View
 from .alarms import CONFIDENT, ENTROPY, class_entropy
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class AdaptationHook(HookBase):
     """EMA teacher, class-mix, Sinkhorn clustering and prototype updates, each iteration, on the
     device.
