@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mpcl.prototypes.gaussian import GaussianPrototypes
 from mpcl.prototypes.kmeans import random_prototypes
-from mpcl.prototypes.sampling import sample_per_group
+from mpcl.prototypes.numerics import sample_per_group
 from mpcl.prototypes.sinkhorn import assign, balance
 
 from .timing import Row, against, compare

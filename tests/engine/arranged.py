@@ -18,7 +18,7 @@ from detectron2.utils import comm
 import mpcl.prototypes.bank
 from mpcl.engine import adaptation
 from mpcl.modeling import hrda
-from mpcl.prototypes.sampling import sample_per_group
+from mpcl.prototypes.numerics import sample_per_group
 from mpcl.self_training import masking
 from mpcl.structures import Box
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mpcl.prototypes.bank import FeatureBank
-from mpcl.prototypes.sampling import sample_per_group
+from mpcl.prototypes.numerics import sample_per_group
 
 C, D = 3, 4
 

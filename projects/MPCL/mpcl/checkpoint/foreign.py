@@ -22,8 +22,7 @@ from ..modeling.hrda import ScaleAttention
 from ..modeling.mit import MixTransformer
 from ..modeling.timm_backbone import TimmBackbone
 from ..utils.atomic_write import write_atomically
-from ..utils.digest import sha256
-from ..utils.foreign_files import read_json
+from ..utils.foreign_files import read_json, sha256
 from ..utils.state_dict import faults, some
 from .efficientnet_names import is_efficientnet, to_timm_names
 from .encoder_names import BACKBONE, MPCL, check_backbone_state, convert, infer_variant

@@ -6,7 +6,7 @@ Only the weight file is read. The package's own code never runs.
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from ..utils.digest import sha256
+from ..utils.foreign_files import sha256
 
 SCHEME = "package://"
 

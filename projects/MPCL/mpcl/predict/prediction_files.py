@@ -18,7 +18,7 @@ from ..data.files import IMAGE_SUFFIXES, list_files
 from ..data.labels import colorize
 from ..utils.atomic_write import write_atomically
 from .geotiff import NOWHERE, GeoTags, encode_tiff, georeference
-from .label_ids import is_cityscapes, own_ids
+from .own_ids import is_cityscapes, own_ids
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 KINDS = {"overlay": ".jpg", "train_ids": ".png", "label_ids": ".png", "confidence": ".png"}
@@ -172,7 +172,7 @@ class PredictionWriter:
       where a JPEG could not hold it; ``legend.png`` (:meth:`write_legend`) names the colours;
     - ``train_ids``: 8-bit grey PNGs with the network's class indices;
     - ``label_ids``: the same with the ids, or colours, of the user's label files, see
-      :func:`~mpcl.predict.label_ids.own_ids`;
+      :func:`~mpcl.predict.own_ids.own_ids`;
     - ``confidence``: 8-bit grey PNGs, 255 = probability 1.
 
     All but the overlays become TIFFs with the same georeference where the image is a GeoTIFF.

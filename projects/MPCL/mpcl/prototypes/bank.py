@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.distributed import gather_over_ranks
-from .sampling import sample_per_group
+from .numerics import sample_per_group
 
 
 class FeatureBank(nn.Module):

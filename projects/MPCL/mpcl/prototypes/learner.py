@@ -18,8 +18,7 @@ from ..utils.seeding import fold_seed
 from .bank import FeatureBank
 from .base import Prototypes
 from .kmeans import kmeans, random_prototypes
-from .numerics import one_hot
-from .sampling import sample_per_group
+from .numerics import one_hot, sample_per_group
 from .sinkhorn import assign, balance
 
 logger = logging.getLogger(__name__)

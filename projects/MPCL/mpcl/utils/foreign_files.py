@@ -1,5 +1,6 @@
-"""Text, YAML and JSON of files from elsewhere, looked at before they are read or unfolded."""
+"""Files from elsewhere: text, YAML, JSON, looked at before they are read or unfolded; digests."""
 
+import hashlib
 import json
 import os
 import stat
@@ -141,3 +142,12 @@ def parse_json(text: str, name: str) -> Any:
         raise ValueError(f"{name} is nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{name} is no valid JSON: {error}") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
