@@ -209,24 +209,7 @@ def _set_checks(
 def _check_set(
     cfg: CfgNode, role: _Role, name: str, notes: list[str], scales: dict[str, list[float]]
 ) -> None:
-    if not name:
-        kind = "labelled" if role.labelled else "image-only"
-        raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
-    if name not in DatasetCatalog:
-        known = registered_names()
-        similar = ", ".join(get_close_matches(name, known, n=3) or known)
-        raise ValueError(f"{role.key} names {name!r}, which is unknown; known: {similar}. {_SETS}")
-    try:
-        records = load_records([name])
-    except FileNotFoundError as error:
-        # Our own sets say all; those of detectron2 leave it at the operating system's words.
-        own = error.strerror is None
-        missing = f"{error.filename} does not exist. See datasets/README.md"
-        text = str(error) if own else f"data set {name!r}: {missing}"
-        raise ValueError(f"{role.key}: {text}") from error
-    except AssertionError as error:
-        raise ValueError(f"{role.key}: {error or name}") from error
-    _check_kind(role, name, records)
+    records = _records(role, name)
     metadata = MetadataCatalog.get(name)
     classes, num_classes = metadata.get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if role.labelled and classes is not None and len(classes) != num_classes:
@@ -252,6 +235,41 @@ def _check_set(
     if role.size_key:
         notes += _padding(cfg, role, name, reports[0])
         scales[name] = scale_factors(sample(records, 100), tuple(cfg.INPUT[role.size_key]))
+
+
+def _records(role: _Role, name: str) -> list[Record]:
+    """Those of a set that is there, and of the kind that the role wants."""
+    if not name:
+        kind = "labelled" if role.labelled else "image-only"
+        raise ValueError(f"{role.key} is empty; expected the names of {kind} data sets. {_SETS}")
+    if name not in DatasetCatalog:
+        known = registered_names()
+        similar = ", ".join(get_close_matches(name, known, n=3) or known)
+        raise ValueError(f"{role.key} names {name!r}, which is unknown; known: {similar}. {_SETS}")
+    try:
+        records = load_records([name])
+    except FileNotFoundError as error:
+        # Our own sets say all; those of detectron2 leave it at the operating system's words.
+        own = error.strerror is None
+        missing = f"{error.filename} does not exist. See datasets/README.md"
+        text = str(error) if own else f"data set {name!r}: {missing}"
+        raise ValueError(f"{role.key}: {text}") from error
+    except AssertionError as error:
+        raise ValueError(f"{role.key}: {error or name}") from error
+    if not records:
+        raise ValueError(f"{role.key}: {name} holds no image; expected at least one. {_SETS}")
+    labelled = "sem_seg_file_name" in records[0]
+    if role.labelled and not labelled:
+        raise ValueError(
+            f"{role.key} expects labelled sets, but {name} is image-only; name a set "
+            "<name>_sem_seg_<split>, or give its labels"
+        )
+    if labelled and not role.labelled:
+        raise ValueError(
+            f"{role.key} expects image-only sets, but {name} has labels, which adaptation must not "
+            "see; name a set <name>_images_<split>"
+        )
+    return records
 
 
 def _compare_classes(cfg: CfgNode, role: _Role, name: str, classes: Sequence[str]) -> list[str]:
@@ -297,22 +315,6 @@ def _scale_notes(scales: dict[str, list[float]]) -> list[str]:
             "as large in all of them; set INPUT.SOURCE_SIZE and INPUT.TARGET_SIZE accordingly"
         )
     return notes
-
-
-def _check_kind(role: _Role, name: str, records: list[Record]) -> None:
-    if not records:
-        raise ValueError(f"{role.key}: {name} holds no image; expected at least one. {_SETS}")
-    labelled = "sem_seg_file_name" in records[0]
-    if role.labelled and not labelled:
-        raise ValueError(
-            f"{role.key} expects labelled sets, but {name} is image-only; name a set "
-            "<name>_sem_seg_<split>, or give its labels"
-        )
-    if labelled and not role.labelled:
-        raise ValueError(
-            f"{role.key} expects image-only sets, but {name} has labels, which adaptation must not "
-            "see; name a set <name>_images_<split>"
-        )
 
 
 def _padding(cfg: CfgNode, role: _Role, name: str, report: FileReport) -> list[str]:
