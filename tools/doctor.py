@@ -198,16 +198,10 @@ def check_weights(folder: Path = Path("weights")) -> Iterator[Finding]:
 
 
 def known_datasets() -> list[str]:
-    """Names of the data sets of this project, and of Detectron2's that it builds on.
+    """Names of the data sets of this project, and of Detectron2's that it builds on."""
+    from mpcl.data.sets.registration import registered_names
 
-    They are the ones that say how their raw label ids are mapped.
-    """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    importlib.import_module("mpcl.data.sets.registration")
-    return [
-        name for name in DatasetCatalog.list() if hasattr(MetadataCatalog.get(name), "label_map")
-    ]
+    return registered_names()
 
 
 def check_dataset(name: str) -> Finding:

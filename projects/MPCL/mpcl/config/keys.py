@@ -83,8 +83,7 @@ def _add_run_config(cfg: CN) -> None:
     # Iterations between two lines of the log: the only time the device is read from.
     cfg.LOG_PERIOD = 20
     cfg.CUDNN_BENCHMARK = False  # let cuDNN try algorithms; off, runs are repeatable
-    # Weights & Biases, beside TensorBoard. Needs `pip install wandb`; everything else is wandb's
-    # own: WANDB_MODE=offline, WANDB_ENTITY, ...
+    # Weights & Biases, beside TensorBoard (docs/SEEING.md).
     cfg.WANDB = CN()
     cfg.WANDB.PROJECT = ""  # name of the project that runs are sent to; "" = off
 
@@ -104,7 +103,7 @@ def _add_data_config(cfg: CN) -> None:
     cfg.INPUT.FORMAT, cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE = "RGB", True, "absolute"
 
     # (width, height) of a bounding box: source images are resized, aspect ratio kept, to fit in it
-    # (0, 0 = native size). GTA5 at 1280x720 therefore becomes 1280x704.
+    # (0, 0 = native size).
     cfg.INPUT.SOURCE_SIZE = (1280, 720)
     cfg.INPUT.TARGET_SIZE = (1280, 640)  # the same of target images, also at test time
     cfg.INPUT.RANDOM_FLIP = "horizontal"  # horizontal | none: of the training images
@@ -126,7 +125,7 @@ def _add_data_config(cfg: CN) -> None:
     cfg.DATALOADER.RARE_CLASS.ENABLED = True  # False draws source images evenly
     cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 0.01  # the lower, the more often rare classes are drawn
     # An image is a candidate for a class that covers more than this share of it (DAFormer: 3000
-    # pixels; the configs of SYNTHIA and of Cityscapes as a source set their own share).
+    # pixels).
     cfg.DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION = 0.00149  # of GTA5's 1914x1052
     # A crop is drawn again, up to ten times, until the class covers more than this share (DAFormer:
     # 1500 of 512x512).
@@ -177,8 +176,7 @@ def _add_model_config(cfg: CN) -> None:
     head.IN_FEATURES = ["stage1", "stage2", "stage3", "stage4"]
     head.NUM_CLASSES = 19  # C; must be that of the data sets
     head.CONVS_DIM = 256  # channels of the level embeddings and of the fused features
-    # BN, SyncBN, FrozenBN, GN, LN or '' for none. BN becomes SyncBN on several GPUs, so that all
-    # ranks keep equal statistics and the checkpoint holds them.
+    # BN, SyncBN, FrozenBN, GN, LN or '' for none. BN becomes SyncBN on several GPUs.
     head.NORM = "BN"
     head.DROPOUT = 0.1  # channel dropout before the classifier
     head.DILATIONS = (1, 6, 12, 18)  # of the context-aware fusion
@@ -283,8 +281,7 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.IMS_PER_BATCH = 2  # images of *each* domain, over all ranks
     cfg.SOLVER.BASE_LR = 6e-5  # AdamW's, of the encoder, at its highest
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0  # times BASE_LR for everything outside the encoder
-    # Layer-wise decay of the encoder's learning rate: block (stage of a hierarchical encoder) i of
-    # n, from 0, gets decay^(n - i), the patch embedding decay^(n + 1). 1 = off.
+    # Layer-wise decay of the encoder's learning rate (docs/BACKBONES.md). 1 = off.
     cfg.SOLVER.LAYER_DECAY = 1.0
     cfg.SOLVER.WEIGHT_DECAY = 0.01  # AdamW's
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0  # of the encoder's LayerNorms
@@ -294,13 +291,11 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.POLY_POWER = 1.0  # the rate falls as (1 - t / MAX_ITER) to this power; 1 = linearly
     cfg.SOLVER.AMP.ENABLED = False  # autocast of the forward passes; the full-size configs set True
     cfg.SOLVER.AMP.PRECISION = "bfloat16"  # bfloat16 | float16 of the autocast
-    # On a GPU: deterministic algorithms alone, slower ones among them, so that a resumed run is
-    # equal to the last bit to one that was not stopped (docs/RELIABILITY.md).
+    # On a GPU: deterministic algorithms alone, slower ones among them (docs/RELIABILITY.md).
     cfg.SOLVER.DETERMINISTIC = False
     cfg.SOLVER.CHECKPOINT_PERIOD = 4000  # iterations between two checkpoints
     cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
-    # Steps in a row that are skipped, because a loss or gradient is infinite or NaN, before the run
-    # stops.
+    # Steps in a row whose loss or gradient is infinite or NaN, before the run stops.
     cfg.SOLVER.MAX_SKIPPED = 20
     # --resume also where SEED, the number of processes or IMS_PER_BATCH is no longer that of the
     # checkpoint: the run draws other images from there on.
@@ -309,8 +304,7 @@ def _add_solver_config(cfg: CN) -> None:
 
 def _add_test_config(cfg: CN) -> None:
     cfg.TEST.EVAL_PERIOD = 4000  # iterations between two evaluations; 0 = at the end only
-    # bfloat16 forward passes of evaluation and prediction, on GPUs that compute in it (compute
-    # capability 8.0); logits are averaged, resized and compared in float32.
+    # bfloat16 forward passes of evaluation and prediction, on GPUs that compute in it.
     cfg.TEST.AMP = True
     cfg.TEST.INFERENCE = "whole"  # whole image | slide: windows, whose logits are averaged
     # The windows of TEST.INFERENCE slide.
@@ -332,8 +326,7 @@ def _add_test_config(cfg: CN) -> None:
     # the mIoU over all; the first is the headline. For sources that lack classes of the target.
     cfg.TEST.CLASS_SUBSETS = ()
     # A set of DATASETS.TEST: of all evaluations, the checkpoint with the best headline on it is
-    # kept as model_selected_on_labels.pth, beside the last one. That is selection on labels, and no
-    # result of unsupervised adaptation where the set is of the target. "" = off.
+    # kept as model_selected_on_labels.pth, beside the last one: selection on labels. "" = off.
     cfg.TEST.SELECT_ON = ""
 
 
