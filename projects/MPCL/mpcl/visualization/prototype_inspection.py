@@ -180,19 +180,17 @@ def _describe(
     bank = networks.student.prototype_head.prototypes
     shape, started = bank.idle.shape, bank.started.cpu()
     near = nearest_neighbours(pairwise_distance(bank.mean.cpu()), shape[1], started)
-    total = sum(pixels.count for pixels in seen.values())
-    squares = sum(pixels.squares for pixels in seen.values())
-    share = usage_share(torch.as_tensor(total).view(shape))
+    count = torch.stack([pixels.count for pixels in seen.values()]).sum(0)
+    squares = torch.stack([pixels.squares for pixels in seen.values()]).sum(0)
+    share, spread = usage_share(count.view(shape)), (squares / count).sqrt()  # NaN without a pixel
     stored = bank.variance.mean(-1).sqrt() if hasattr(bank, "variance") else None
     kept = [c * shape[1] + k for c in started.nonzero().flatten().tolist() for k in range(shape[1])]
     found = []
     for index in kept:
         c, k = divmod(index, shape[1])
-        pixels = int(torch.as_tensor(total)[index])
-        nearest = sorted(
-            (patch for each in seen.values() for patch in each.patches[index]),
-            key=lambda patch: -patch.similarity,
-        )
+        won = {role: each for role, each in seen.items() if each.won[index]}
+        nearest = [patch for each in seen.values() for patch in each.patches[index]]
+        nearest.sort(key=lambda patch: -patch.similarity)
         found.append(
             Prototype(
                 class_name=names[c],
@@ -201,21 +199,13 @@ def _describe(
                 dead=bool(bank.dead[c, k]),
                 pixels={role: int(each.count[index]) for role, each in seen.items()},
                 share=float(share[c, k]),
-                purity={
-                    role: float(each.right[index] / each.won[index])
-                    for role, each in seen.items()
-                    if each.won[index]
-                },
-                spread=float(squares[index] / pixels) ** 0.5 if pixels else None,
+                purity={r: float(each.right[index] / each.won[index]) for r, each in won.items()},
+                spread=_finite(spread[index]),
                 deviation=None if stored is None else float(stored[c, k]),
                 sibling=_finite(near.sibling[c, k]),
                 other=_finite(near.other[c, k]),
                 other_class=names[near.other_class[c, k]] if near.other[c, k] < torch.inf else None,
-                drift={
-                    name: value
-                    for name, far in moved.items()
-                    if (value := _finite(far[c, k])) is not None
-                },
+                drift={n: float(far[c, k]) for n, far in moved.items() if far[c, k].isfinite()},
                 nearest=nearest[:patches],
             )
         )

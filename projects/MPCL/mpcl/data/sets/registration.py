@@ -92,17 +92,14 @@ def _load(name: str, tree: FolderTree) -> list[Record]:
     try:
         return tree.records()
     except FileNotFoundError as error:
-        error.args = (_explain(name, tree, error),)
+        made_by = f"If only prepared files are missing, run: python {tree.made_by}\n"
+        explained = (
+            f"data set {name!r}: {error}.\n"
+            f"Expected below {root_in_words()}:\n{tree}\n"
+            f"{made_by if tree.made_by else ''}See datasets/README.md."
+        )
+        error.args = (explained,)
         raise
-
-
-def _explain(name: str, tree: FolderTree, error: FileNotFoundError) -> str:
-    made_by = f"If only prepared files are missing, run: python {tree.made_by}\n"
-    return (
-        f"data set {name!r}: {error}.\n"
-        f"Expected below {root_in_words()}:\n{tree}\n"
-        f"{made_by if tree.made_by else ''}See datasets/README.md."
-    )
 
 
 def _register(
@@ -197,24 +194,19 @@ def register_camvid(name: str, sequences: Sequence[str], split: str, labelled: b
 
 
 def _register_synthetic() -> None:
-    for name, folder in (("gta5", "gta5"), ("gta5_resized", "gta5_resized")):
-        option = " --resize" if name == "gta5_resized" else ""
+    for name, images, labels, made_by in (
+        ("gta5", "images", "labels", "prepare_gta5.py"),
+        ("gta5_resized", "images", "labels", "prepare_gta5.py --resize"),
+        ("synthia", "RGB", "GT/LABELS", "prepare_synthia.py"),
+    ):
         tree = FolderTree(
-            images=(f"{folder}/images",),
+            images=(f"{name}/{images}",),
             image_suffix=".png",
-            labels=(f"{folder}/labels",),
+            labels=(f"{name}/{labels}",),
             label_suffix="_labelTrainIds.png",
-            made_by=f"datasets/prepare_gta5.py{option}",
+            made_by=f"datasets/{made_by}",
         )
         _register(f"{name}_sem_seg_train", tree)
-    tree = FolderTree(
-        images=("synthia/RGB",),
-        image_suffix=".png",
-        labels=("synthia/GT/LABELS",),
-        label_suffix="_labelTrainIds.png",
-        made_by="datasets/prepare_synthia.py",
-    )
-    _register("synthia_sem_seg_train", tree)
 
 
 def _cityscapes_like(folder: str, split: str, made_by: str) -> FolderTree:
