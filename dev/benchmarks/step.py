@@ -97,7 +97,7 @@ class _SyntheticLoader:
             return {"image": image, "file_name": "noise"}
 
         blobs = torch.randint(0, classes, (count, 1, 8, 8), generator=generator).float()
-        label = nn.functional.interpolate(blobs, size=(height, width)).long()[:, 0]
+        label = nn.functional.interpolate(blobs, size=(height, width)).byte()[:, 0]
         source = [{**record(), "sem_seg": each} for each in label]
         self.batch = {"source": source, "target": [record() for _ in range(count)]}
 

@@ -115,13 +115,15 @@ def test_images_shrunk_by_four_are_not_antialiased(tmp_path):
     assert np.abs(hwc(result) - middle).max() <= 0.5
 
 
-def test_images_are_rgb_uint8_and_labels_int64(tmp_path):
+def test_images_are_rgb_uint8_and_labels_uint8(tmp_path):
     image = np.zeros((40, 50, 3), np.uint8)
     image[..., 0], image[..., 2] = 200, 10
     result = source_mapper()(write(tmp_path, image, stripes(40, 50)), Draw(0, 0))
     assert result["image"].dtype == torch.uint8 and result["image"].shape == (3, 32, 32)
     assert result["image"][:, 0, 0].tolist() == [200, 0, 10]
-    assert result["sem_seg"].dtype == torch.int64 and result["sem_seg"].shape == (32, 32)
+    assert result["sem_seg"].dtype == torch.uint8 and result["sem_seg"].shape == (32, 32)
+    # A view of the whole label would take all of it along to the trainer.
+    assert result["sem_seg"].untyped_storage().nbytes() == 32 * 32
     assert (result["height"], result["width"]) == (40, 50)
 
 

@@ -95,8 +95,8 @@ def test_sliding_window_is_an_option(tiny_cfg):
 
 def test_dataset_dicts_in_training_give_detectron2_losses(tiny_cfg):
     model = build(tiny_cfg).train()
-    batch = [record(sem_seg=torch.randint(0, 4, (64, 96))) for _ in range(2)]
-    losses = model(batch)
+    labels = torch.randint(0, 4, (2, 64, 96)).byte()
+    losses = model([record(sem_seg=label) for label in labels])
     assert set(losses) == {"loss_sem_seg"}
     losses["loss_sem_seg"].backward()
     assert model.backbone.stages[0].patch_embed.proj.weight.grad.abs().sum() > 0

@@ -88,6 +88,16 @@ def test_a_step_holds_the_batch():
     assert list(step.images) == ["source", "mixed"]
 
 
+@pytest.mark.parametrize("dtype, ids", [(torch.uint8, 255), (torch.int16, 300), (torch.int64, 300)])
+def test_labels_of_any_integer_type_are_the_same_on_the_device(dtype, ids):
+    label = (torch.arange(24).view(4, 6) * 41 % (ids + 1)).to(dtype)
+    label[0, 0] = IGNORED
+    record = {"file_name": "s.png", "image": torch.zeros(3, 4, 6), "sem_seg": label}
+    found = Step.from_batch(0, {"source": [record]}, normalize).source
+    assert found.label.dtype == torch.int64 and found.label[0].tolist() == label.tolist()
+    assert not found.trusted[0, 0, 0] and found.trusted.sum() == (label != IGNORED).sum()
+
+
 def test_targets_without_a_mask_are_valid_and_source_only_has_none():
     batch = make_batch()
     del batch["target"][0]["valid"]

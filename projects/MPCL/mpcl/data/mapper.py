@@ -196,7 +196,7 @@ class SourceMapper(_CropMapper):
             record: with ``file_name``, ``sem_seg_file_name`` and, where its labels are mapped, the
                 name of its data set as ``dataset``.
             draw: its seed decides on everything random.
-        Returns: ``image`` (3, h, w) uint8 RGB and ``sem_seg`` (h, w) int64 of the crop size;
+        Returns: ``image`` (3, h, w) uint8 RGB and ``sem_seg`` (h, w) uint8 of the crop size;
             ``file_name``; ``height`` and ``width`` of the file.
         Raises: BadFile: a file is missing or cannot be decoded, image and label differ in size, or
             the label holds an unknown id.
@@ -211,7 +211,7 @@ class SourceMapper(_CropMapper):
             crop, label = cv2.flip(crop, 1), cv2.flip(label, 1)
         if self.distort_colours:
             crop = _distort_colours(crop, rng)
-        label = _pad(label, self.crop_size, (IGNORE_LABEL,)).astype(np.int64)
+        label = np.ascontiguousarray(_pad(label, self.crop_size, (IGNORE_LABEL,)))
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
         return {**result, "sem_seg": torch.from_numpy(label)}
 

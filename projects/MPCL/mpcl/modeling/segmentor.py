@@ -161,7 +161,7 @@ class MPCLSegmentor(nn.Module):
         return Outputs(logits, embeddings, features[self.deepest_feature], fused)
 
     def supervised_losses(self, batch: list[dict]) -> dict[str, Tensor]:
-        labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device)
+        labels = torch.stack([record["sem_seg"] for record in batch]).to(self.device).long()
         view = View.of_source(self.normalize(batch), labels)
         outputs = self.forward_views({"source": view.images})["source"]
         loss = segmentation_loss(outputs, view, self.detail_weight)

@@ -98,6 +98,7 @@ class Step:
 
         Args:
             batch: dataset dicts of ``source``, and of ``target`` unless training is source-only.
+                Labels are of any integer type.
             normalize: the student's, from dataset dicts to images on its device.
         """
 
@@ -108,7 +109,7 @@ class Step:
 
         files = tuple(record["file_name"] for records in batch.values() for record in records)
         images = normalize(batch["source"])
-        label = stacked(batch["source"], "sem_seg", images)
+        label = stacked(batch["source"], "sem_seg", images).long()  # travels as uint8
         source = View.of_source(images, label)
         if "target" not in batch:
             return cls(iteration, source, files=files)
