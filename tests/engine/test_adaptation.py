@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpcl.engine import AdaptationHook
+from mpcl.engine.adaptation import build_reference_encoder
 from mpcl.engine.metrics import DeviceMetrics
 from mpcl.self_training.teacher import EMATeacher
 from mpcl.structures import Step, View
@@ -100,3 +102,60 @@ def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
     step = make_step()
     hook.before_forward(step)
     assert step.reference_features.shape == (2, 3, 32, 32)
+
+
+class WeightCasts(TorchDispatchMode):
+    """The operators that cast weights of a network."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.weights = {weight.data_ptr() for weight in network.parameters()}
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name == "_foreach_copy_" or (name == "_to_copy" and args[0].data_ptr() in self.weights):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", ["hrda", "daformer"])
+def test_frozen_networks_cast_their_weights_once_and_answer_to_the_same_bit(
+    tiny_cfg, monkeypatch, config
+):
+    monkeypatch.setattr("mpcl.engine.adaptation.load_encoder_", lambda *_: None)
+    references = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        cfg = tiny_cfg(config, "SOLVER.AMP.ENABLED", half)
+        references.append(build_reference_encoder(cfg))
+    hook, step = build_hook(cfg), make_step()
+    hook.pseudo_labels = lambda scores, target: (scores, target)
+    network = hook.teacher.model
+    weights = {name: (w, w.data_ptr(), w.clone()) for name, w in network.named_parameters()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with WeightCasts(network) as each_time:
+            expected = network.score(step.target.images)
+        with WeightCasts(network) as once:
+            found, _ = hook.label(step.target)
+        features = []
+        for encoder in references:
+            with WeightCasts(encoder) as of_reference:
+                features.append(encoder(step.source.images)[hook.student.deepest_feature])
+    assert torch.equal(found, expected) and torch.equal(*features)
+    assert len(each_time.seen) > 20 and once.seen == ["_foreach_copy_"] and not of_reference.seen
+    for name, weight in network.named_parameters():  # what EMA and checkpoint see
+        same, place, value = weights[name]
+        assert weight is same and weight.data_ptr() == place and torch.equal(weight, value), name
+
+
+def test_teacher_keeps_its_weights_where_labelling_fails_and_casts_none_without_autocast(hook):
+    before = {name: w.clone() for name, w in hook.teacher.model.named_parameters()}
+    with WeightCasts(hook.teacher.model) as casts:
+        hook.label(make_step().target)
+    assert not casts.seen
+    hook.teacher.model.score = lambda images: 1 / 0
+    with pytest.raises(ZeroDivisionError), torch.autocast("cpu", torch.bfloat16):
+        hook.label(make_step().target)
+    for name, weight in hook.teacher.model.named_parameters():
+        assert torch.equal(weight, before[name]) and weight.dtype == torch.float32

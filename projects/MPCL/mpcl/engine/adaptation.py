@@ -8,6 +8,7 @@ from detectron2.modeling import build_backbone
 from torch import Tensor, nn
 
 from ..checkpoint.weights import load_encoder_
+from ..modeling.autocast_weights import cast_weights, layer_weights
 from ..prototypes.learner import PrototypeLearner
 from ..self_training.class_mix import class_mix, sample_class_mask
 from ..self_training.masking import Masking
@@ -98,7 +99,9 @@ class AdaptationHook(HookBase):
     def label(self, target: View) -> tuple[View, Tensor]:
         """The target with the teacher's labels, and their confident share; see
         :class:`PseudoLabels`."""
-        return self.pseudo_labels(self.teacher.model.score(target.images), target)
+        with cast_weights(self.teacher.model):
+            scores = self.teacher.model.score(target.images)
+        return self.pseudo_labels(scores, target)
 
     def mix(self, source: View, target: View) -> View:
         """Half of the source's classes pasted onto the target, then strongly augmented."""
@@ -110,10 +113,13 @@ class AdaptationHook(HookBase):
 
 def build_reference_encoder(cfg) -> nn.Module:
     """The encoder with the weights of MODEL.WEIGHTS, frozen, in evaluation mode (DAFormer's
-    ImageNet model).
+    ImageNet model). Layers that autocast casts hold what it casts them to.
 
     Built from the file, not from the student: a resumed student has long left its ImageNet weights.
     """
     encoder = build_backbone(cfg)
     load_encoder_(encoder, cfg.MODEL.WEIGHTS)
+    if cfg.SOLVER.AMP.ENABLED:
+        for weight in layer_weights(encoder):
+            weight.data = weight.data.to(getattr(torch, cfg.SOLVER.AMP.PRECISION))
     return encoder.to(cfg.MODEL.DEVICE).requires_grad_(False).eval()
