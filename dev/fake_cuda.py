@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """What a training step does on a GPU, traced at full size on any machine: no value is computed.
 
-  python dev/fake_cuda.py projects/MPCL/configs/mic_gauss.yaml [KEY VALUE ...]
+  python dev/fake_cuda.py projects/MPCL/configs/mic_gauss.yaml [--start] [KEY VALUE ...]
 
 The real trainer's step runs on tensors that have a shape, a type and a device, but no content.
 Prints how many operators it launches, and the most bytes of tensors that are alive at once. Fails
-where an operator mixes devices, or makes the host wait for the GPU.
+where an operator mixes devices, or makes the host wait for the GPU. With --start the step is the
+one in which the prototypes of all classes start; it reads from the device, and may wait.
 """
 
 import argparse
@@ -69,7 +70,7 @@ class FakeCuda(FakeTensorMode):
     Attributes:
         launches: operators on the GPU that launch kernels, by name.
         live, peak: bytes of the GPU's tensors, now and at most.
-        watched: whether it is an error to wait for the device.
+        watched: whether it is an error to wait for the device; else, what is read from it is 1.
     """
 
     def __init__(self) -> None:
@@ -89,9 +90,15 @@ class FakeCuda(FakeTensorMode):
         if not on_gpu and (target is None or target.type == "cpu"):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
+        if name == "exponential_":
+            kwargs.pop("generator", None)  # which the meta device refuses
         if self._inside:  # a part of what stands for an operator here
             return super().__torch_dispatch__(func, types, args, kwargs)
         self._refuse_waiting(name, args, kwargs)
+        if name == "_local_scalar_dense" and not self.watched:
+            return 1
+        if name == "nonzero" and not self.watched:
+            return args[0].long().unsqueeze(1)
         self._inside = True
         try:
             result = super().__torch_dispatch__(func, types, args, kwargs)
@@ -155,6 +162,9 @@ class CudaAutocast(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is Tensor.backward:
+            with self:  # checkpointed blocks are computed again in it
+                return torch.autograd.backward(args, kwargs.pop("gradient", None), **kwargs)
         if not torch.is_autocast_enabled("cuda"):
             return func(*args, **kwargs)
         func = _ON_GPU.get(func, func)
@@ -180,7 +190,7 @@ class CudaAutocast(TorchFunctionMode):
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
     """While it lasts, "cuda" is a device of fake tensors, whose operators the result records."""
-    make = torch.Tensor._make_subclass
+    make, generator = torch.Tensor._make_subclass, torch.Generator
 
     def on_meta(cls, data, *args, dispatch_device=False, **kwargs):
         return make(cls, data, *args, **kwargs)
@@ -190,6 +200,8 @@ def fake_cuda() -> Iterator[FakeCuda]:
             "torch.Tensor._make_subclass": staticmethod(on_meta),
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
+            "torch.Generator": lambda *_: generator(),
+            "torch.autograd.has_torch_function": lambda _: False,  # see CudaAutocast
             "torch.__future__.get_swap_module_params_on_conversion": lambda: False,
             # Weights have no values to be loaded.
             "mpcl.engine.adaptation.load_encoder_": lambda *_: None,
@@ -203,23 +215,21 @@ def fake_cuda() -> Iterator[FakeCuda]:
         yield mode
 
 
-def trace(config_file: Path, opts: list[str]) -> FakeCuda:
-    """The second step of a training whose prototypes have started."""
+def trace(config_file: Path, opts: list[str], *, start: bool = False) -> FakeCuda:
+    """The second step of a training whose prototypes have started, or start in it."""
     own = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "none", "LOG_PERIOD", "1000000"]
     own += ["PROTOTYPES.GRADIENT_SHARE_PERIOD", "0"]
     with TemporaryDirectory() as folder, fake_cuda() as mode, EventStorage() as storage:
         cfg = get_cfg_from(str(config_file), [*own, "OUTPUT_DIR", folder, *opts])
-        if cfg.MODEL.BACKBONE.CHECKPOINT:
-            raise ValueError("MODEL.BACKBONE.CHECKPOINT: blocks computed again are not traced")
         trainer = SyntheticTrainer(cfg)
-        # Not the iteration of the start, which reads from the device.
-        trainer.iter, trainer.storage = cfg.PROTOTYPES.INIT.ITER + 1, storage
+        first = cfg.PROTOTYPES.INIT.ITER - 1 if start else cfg.PROTOTYPES.INIT.ITER + 1
+        trainer.iter, trainer.storage = first, storage
         trainer.model.train()
         for hook in trainer._hooks:
             hook.trainer.start_iter = 0
             hook.before_train()
         for _ in range(2):  # the first makes the optimiser's state
-            mode.watched = True
+            mode.watched = not start
             mode.launches.clear()
             mode.peak = mode.live
             trainer.step_once()
@@ -231,13 +241,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config_file", type=Path)
+    parser.add_argument("--start", action="store_true", help="of the prototypes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> None:
     args = parse_args(argv)
-    traced = trace(args.config_file, args.opts)
+    traced = trace(args.config_file, args.opts, start=args.start)
     rows = [(name, count) for name, count in traced.launches.most_common(12)]
     print(tabulate(rows, headers=["operator", "launched"]))
     print(f"launching operators: {traced.launches.total():,}")
