@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..utils import zip_files
-from ..utils.short import shown
+from ..utils.short import AnyPath, shown
 
 _LIMIT_VARIABLE = "MPCL_MAX_IMAGE_PIXELS"
 _DEFAULT_LIMIT = 2**28  # 268 million: 16384 x 16384
@@ -56,7 +56,7 @@ class BadFile(ValueError):
         reason: what is wrong with it, what was expected, and the remedy; goes on after the path.
     """
 
-    def __init__(self, file: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, file: AnyPath, reason: str) -> None:
         self.file, self.reason = os.fspath(file), reason
         super().__init__(self.file, reason)  # the arguments: it must survive pickling
 
@@ -83,7 +83,7 @@ def pixel_limit() -> int:
     return int(text)
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
+def _check_file(path: AnyPath) -> None:
     """Refuses what would block or never end when it is read."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -91,7 +91,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
     _check_bytes(path, status.st_size)
 
 
-def _check_bytes(path: str | os.PathLike[str], size: int) -> None:
+def _check_bytes(path: AnyPath, size: int) -> None:
     limit = _BYTES_A_PIXEL * pixel_limit()
     if size > limit:
         raise BadFile(
@@ -102,7 +102,7 @@ def _check_bytes(path: str | os.PathLike[str], size: int) -> None:
         )
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: AnyPath) -> bytes:
     """The content of a regular file, or of one in a zip archive, that is not larger than an image
     may be.
 
@@ -118,7 +118,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise BadFile(path, _in_words(error)) from error
 
 
-def _unpacked(path: str | os.PathLike[str], place: zip_files.InZip) -> bytes:
+def _unpacked(path: AnyPath, place: zip_files.InZip) -> bytes:
     try:
         _check_bytes(path, zip_files.size_of(place))
         return zip_files.read(place)
@@ -129,7 +129,7 @@ def _unpacked(path: str | os.PathLike[str], place: zip_files.InZip) -> bytes:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
+def opened(path: AnyPath, content: bytes | None = None) -> Iterator[Image.Image]:
     """The image of a file, its header read and its size checked; pixels are decoded on demand.
 
     Args:
@@ -166,7 +166,7 @@ def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterat
         raise BadFile(path, _in_words(error)) from error
 
 
-def _identified(path: str | os.PathLike[str], file: BinaryIO) -> Image.Image:
+def _identified(path: AnyPath, file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -186,7 +186,7 @@ def _tiff_bands(file: BinaryIO) -> int:
     return int(directory.get(_SAMPLES_PER_PIXEL, 1))
 
 
-def _check_bands(path: str | os.PathLike[str], bands: int) -> None:
+def _check_bands(path: AnyPath, bands: int) -> None:
     if bands > 4:
         raise BadFile(
             path,
@@ -217,7 +217,7 @@ def orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
-def check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
+def check_mode(path: AnyPath, image: Image.Image) -> None:
     """Raises BadFile unless the image, not decoded yet, is one that :func:`to_bgr` takes."""
     if image.format == "TIFF":
         _check_bands(path, int(image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)))
@@ -230,7 +230,7 @@ def check_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
         raise BadFile(path, f"is in mode {found!r}, expected 8-bit grey, palette or RGB; {remedy}")
 
 
-def inspect_image(path: str | os.PathLike[str]) -> Header:
+def inspect_image(path: AnyPath) -> Header:
     """Decodes a whole image with Pillow, which checks it to its end, and says what it is.
 
     Raises: BadFile: it is not one that :func:`read_image` takes.
@@ -243,7 +243,7 @@ def inspect_image(path: str | os.PathLike[str]) -> Header:
         return Header(size, image.mode, str(image.format))
 
 
-def stored_size(path: str | os.PathLike[str]) -> Size:
+def stored_size(path: AnyPath) -> Size:
     """(height, width) of an image by its header alone, as it is stored: not turned by EXIF.
 
     Raises: BadFile: the header cannot be read.
@@ -273,7 +273,7 @@ def _with_mode(tile: Any, mode: str) -> Any:
     return tile._replace(args=arguments) if named else (*tile[:3], arguments)
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: AnyPath) -> np.ndarray:
     """Decodes an image file to (H, W, 3) uint8 in OpenCV's BGR order; see :func:`to_bgr`.
 
     Raises: BadFile: missing, no image, truncated, of a mode that would lose meaning, or above

@@ -7,7 +7,6 @@ index itself and refuses files that hold none. Where the colours of a mask stand
 from colours says so.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..utils.ignore_label import IGNORE_LABEL
+from ..utils.short import AnyPath
 from .decoding import BadFile, Size, check_mode, opened, orientation, raw_mode, to_bgr
 
 IGNORED_COLOR = (0, 0, 0)
@@ -86,7 +86,7 @@ def fold_ids(ids: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.i
     return folded
 
 
-def _check_lossless(path: str | os.PathLike[str], image: Image.Image) -> None:
+def _check_lossless(path: AnyPath, image: Image.Image) -> None:
     if image.format in ("JPEG", "MPO"):
         raise BadFile(
             path,
@@ -95,7 +95,7 @@ def _check_lossless(path: str | os.PathLike[str], image: Image.Image) -> None:
         )
 
 
-def _check_index_mode(path: str | os.PathLike[str], image: Image.Image) -> None:
+def _check_index_mode(path: AnyPath, image: Image.Image) -> None:
     raw = raw_mode(image)
     if image.mode not in _INDEX_MODES or raw in _SPREAD:
         found = f"mode {raw if raw in _SPREAD else image.mode!r} in format {image.format}"
@@ -111,7 +111,7 @@ def _remedy(image: Image.Image) -> str:
     return "name the class of each colour with label_colors (datasets/README.md)"
 
 
-def _check_upright(path: str | os.PathLike[str], image: Image.Image) -> None:
+def _check_upright(path: AnyPath, image: Image.Image) -> None:
     if image.format != "TIFF" and orientation(image) != 1:  # Pillow turns TIFFs itself
         raise BadFile(
             path,
@@ -120,7 +120,7 @@ def _check_upright(path: str | os.PathLike[str], image: Image.Image) -> None:
         )
 
 
-def check_ids(path: str | os.PathLike[str], counts: NDArray[np.int64], num_classes: int) -> None:
+def check_ids(path: AnyPath, counts: NDArray[np.int64], num_classes: int) -> None:
     """Raises BadFile if the (256,) pixel counts of class indices in a label name an unknown one."""
     strangers = np.flatnonzero(counts[num_classes:IGNORE_LABEL]) + num_classes
     if len(strangers):
@@ -132,15 +132,13 @@ def check_ids(path: str | os.PathLike[str], counts: NDArray[np.int64], num_class
         )
 
 
-def check_label(path: str | os.PathLike[str], label: NDArray[np.uint8], num_classes: int) -> None:
+def check_label(path: AnyPath, label: NDArray[np.uint8], num_classes: int) -> None:
     """:func:`check_ids` of class indices (H, W), in a fraction of a millisecond."""
     if cv2.countNonZero(cv2.inRange(label, num_classes, IGNORE_LABEL - 1)):
         check_ids(path, np.bincount(label.ravel(), minlength=256), num_classes)
 
 
-def read_label(
-    path: str | os.PathLike[str], label_map: LabelMap | None = None
-) -> NDArray[np.uint8]:
+def read_label(path: AnyPath, label_map: LabelMap | None = None) -> NDArray[np.uint8]:
     """Reads a label file.
 
     Args:
@@ -157,7 +155,7 @@ def read_label(
     return np.asarray(cv2.LUT(ids, lookup_table(label_map)), dtype=np.uint8).reshape(ids.shape)
 
 
-def inspect_label(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> LabelContent:
+def inspect_label(path: AnyPath, label_map: LabelMap | None = None) -> LabelContent:
     """Counts the raw ids of a label file, before any map from ids.
 
     Raises: BadFile: as :func:`read_label`.
@@ -166,9 +164,7 @@ def inspect_label(path: str | os.PathLike[str], label_map: LabelMap | None = Non
     return LabelContent(np.bincount(ids.ravel(), minlength=256), ids.shape, palette)
 
 
-def _read_ids(
-    path: str | os.PathLike[str], label_map: LabelMap | None
-) -> tuple[NDArray[np.uint8], bytes | None]:
+def _read_ids(path: AnyPath, label_map: LabelMap | None) -> tuple[NDArray[np.uint8], bytes | None]:
     with opened(path) as image:
         _check_lossless(path, image)
         if maps_colors(label_map):
@@ -191,7 +187,7 @@ def colorize(
 
 
 def _classes_of_colors(
-    path: str | os.PathLike[str], bgr: NDArray[np.uint8], label_map: Mapping[Color, int]
+    path: AnyPath, bgr: NDArray[np.uint8], label_map: Mapping[Color, int]
 ) -> NDArray[np.uint8]:
     def code(blue, green, red):
         return blue | green << 8 | red << 16

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .short import shown
+from .short import AnyPath, shown
 
 MAX_YAML = 2**20  # bytes
 _MAX_TEXT = 2**28
@@ -19,7 +19,7 @@ _MAX_DEPTH = 50
 _MAX_NUMBER = 1000  # characters
 
 
-def check_regular(path: str | os.PathLike[str]) -> int:
+def check_regular(path: AnyPath) -> int:
     """The size in bytes of a regular file; of nothing that would block or never end when it is
     read, such as a pipe or a device.
 
@@ -49,7 +49,7 @@ def check_config_path(path: str) -> None:
         raise FileNotFoundError(f"config file {shown(path)} does not exist{hint}")
 
 
-def read_text(path: str | os.PathLike[str], *, most: int = _MAX_TEXT) -> str:
+def read_text(path: AnyPath, *, most: int = _MAX_TEXT) -> str:
     """A text file in UTF-8, with or without a mark in front, as Windows' editors put it.
 
     Args:
@@ -66,7 +66,7 @@ def read_text(path: str | os.PathLike[str], *, most: int = _MAX_TEXT) -> str:
         raise ValueError(f"{shown(path)} is no text file; expected text in UTF-8") from None
 
 
-def read_yaml(path: str | os.PathLike[str], loader: type = yaml.SafeLoader) -> Any:
+def read_yaml(path: AnyPath, loader: type = yaml.SafeLoader) -> Any:
     """Content of a YAML file, by :func:`parse_yaml`."""
     return parse_yaml(read_text(path, most=MAX_YAML), shown(path), loader)
 
@@ -124,7 +124,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     return known[id(node)]
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: AnyPath) -> Any:
     """Content of a JSON file.
 
     Raises:

@@ -9,12 +9,15 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
 _REPR.maxlevel = 4
 
 
+AnyPath = str | os.PathLike[str]
+
+
 def short(value: object) -> str:
     """``repr``, cut where it would be long: aliases of YAML turn a few lines into gigabytes."""
     return _REPR.repr(value)
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def shown(path: AnyPath) -> str:
     """A path for people: what would move the cursor, colour a terminal or break a line is escaped,
     as are bytes that are no text."""
     return "".join(

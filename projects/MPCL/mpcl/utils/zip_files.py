@@ -13,6 +13,8 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
+from .short import AnyPath
+
 _END = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
 _ENCRYPTED = 0x1  # bit of an entry's flags
 _HEADER = struct.Struct("<4s22xHH")  # in front of a file: mark, lengths of its name and of the rest
@@ -29,7 +31,7 @@ class InZip(NamedTuple):
     name: str
 
 
-def in_zip(path: str | os.PathLike[str]) -> InZip | None:
+def in_zip(path: AnyPath) -> InZip | None:
     """Where a path leads in an archive; None of a path that goes through none."""
     text = os.fspath(path)
     for end in _END.finditer(text):
@@ -38,7 +40,7 @@ def in_zip(path: str | os.PathLike[str]) -> InZip | None:
     return None
 
 
-def on_disk(path: str | os.PathLike[str]) -> str:
+def on_disk(path: AnyPath) -> str:
     """The path itself, or that of the archive that it leads into."""
     place = in_zip(path)
     return place.archive if place else os.fspath(path)
