@@ -188,6 +188,7 @@ class AdaptationTrainer(SimpleTrainer):
             values["[metric] max_mem_MiB"] = peak
         else:
             values["gpu/max_mem_MiB"] = torch.cuda.max_memory_allocated() / 2**20
+            values["gpu/max_reserved_MiB"] = torch.cuda.max_memory_reserved() / 2**20
         self.storage.put_scalars(smoothing_hint=False, **values)
 
     # ---- what a subclass may replace, as in detectron2's DefaultTrainer

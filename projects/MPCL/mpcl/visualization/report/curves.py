@@ -45,6 +45,7 @@ _KNOWN = {
     "time": ("Time of an iteration", "s", "without evaluations"),
     "data_time": ("Waiting for data", "s", "part of the time of an iteration"),
     "gpu/max_mem_MiB": ("Peak GPU memory", "MiB", "allocated by tensors"),
+    "gpu/max_reserved_MiB": ("Reserved GPU memory", "MiB", "peak, with the allocator's gaps"),
     "[metric] max_mem_MiB": ("Peak memory of the process", "MiB", ""),
     "skipped_steps": ("Skipped steps", "", "whose loss or gradient was not finite, in all"),
 }
