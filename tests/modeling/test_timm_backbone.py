@@ -330,6 +330,20 @@ def as_efficientnet_pytorch(model: nn.Module) -> dict:
     return state
 
 
+@pytest.mark.skipif(not hasattr(torch.export.Dim, "AUTO"), reason="needs torch >= 2.6")
+def test_same_padding_is_constant_in_a_graph_for_any_size():
+    """Else it is an expression of the size, deeper with every layer: ONNX took half an hour."""
+    backbone = TimmBackbone("tf_mobilenetv3_small_minimal_100").eval()
+    sizes = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    with torch.no_grad():
+        program = torch.export.export(
+            backbone, (torch.randn(2, 3, 88, 105),), dynamic_shapes={"images": sizes}
+        )
+    pads = [n for n in program.graph.nodes if n.target is torch.ops.aten.pad.default]
+    assert len(pads) > 5
+    assert all(isinstance(side, int) for node in pads[1:] for side in node.args[1])
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0", "tf_efficientnet_lite1"])
 def test_a_file_of_efficientnet_pytorch_gives_timms_features(name, tmp_path):
     theirs, _ = published(name)

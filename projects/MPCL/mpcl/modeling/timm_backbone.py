@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import LayerNorm2d, PatchEmbed
+from timm.layers import Conv2dSame, LayerNorm2d, PatchEmbed
 from torch import Tensor, nn
 
 from ..utils.state_dict import faults
@@ -103,6 +103,9 @@ class TimmBackbone(Backbone):
         self._pruned = whole - self.timm.state_dict().keys()
         if grad_checkpointing:
             self.timm.set_grad_checkpointing(True)
+        for module in self.timm.modules():
+            if isinstance(module, Conv2dSame):
+                module.__class__ = _PaddedConv2d
 
         if self.is_plain:
             width = widths[0]
@@ -170,6 +173,20 @@ class TimmBackbone(Backbone):
                 f"the weights are not those of {self.name} (MODEL.TIMM.NAME): {listing}"
             )
         return {f"timm.{name}": tensor for name, tensor in state.items()}, sorted(left_out)
+
+
+class _PaddedConv2d(Conv2dSame):
+    """TensorFlow's "same" padding, computed from the kernel alone, where timm asks for each image's
+    size: a stride divides every map of images that are multiples of 32. Exporters of a graph for
+    any size would else drown in expressions of sizes."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        padding: list[int] = []
+        for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation):
+            total = max(0, dilation * (kernel - 1) + 1 - stride)
+            padding = [total // 2, total - total // 2, *padding]  # F.pad begins with the width
+        padded = F.pad(maps, padding)
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def check_name(name: str) -> None:
