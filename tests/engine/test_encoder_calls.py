@@ -36,6 +36,11 @@ def test_views_together_equal_views_one_by_one(tiny_cfg, method):
     scales, masked = (1 if method.startswith("daformer") else 2), method.startswith("mic")
     assert len(calls_alone) == scales * (2 + masked)
     assert calls_together == [2 * scales] * masked + [4 * scales]
+    losses = [
+        {k: v for k, (v, _) in trainer.storage.latest().items() if k.startswith("loss_")}
+        for trainer in (alone, together)
+    ]
+    assert len(losses[0]) >= 2 and losses[1] == pytest.approx(losses[0], rel=1e-6, abs=1e-9)
     for (name, parameter), other in zip(
         alone.student.named_parameters(), together.student.parameters()
     ):
