@@ -222,24 +222,6 @@ def load_lab(tmp_path, world):
     return DatasetCatalog.get("plants_sem_seg_lab")
 
 
-def test_an_image_without_a_label_is_named(tmp_path, world):
-    (tmp_path / "masks/deep/b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"plants\.yaml.*'splits\.lab'.*deep/b\.jpg"):
-        load_lab(tmp_path, world)
-
-
-def test_a_label_without_an_image_is_named(tmp_path, world):
-    (tmp_path / "shots/deep/b.jpg").unlink()
-    with pytest.raises(ValueError, match=r"plants\.yaml.*'splits\.lab'.*masks/deep/b\.png"):
-        load_lab(tmp_path, world)
-
-
-def test_two_images_of_one_name_are_refused(tmp_path, world):
-    write_image(tmp_path / "shots/a.png")
-    with pytest.raises(ValueError, match=r"splits\.lab.*a\.(png|jpg) and .*a\.(png|jpg)"):
-        load_lab(tmp_path, world)
-
-
 def test_faulty_lists_are_refused(tmp_path, world):
     world["splits"] = {"lab": {"images": "images.txt", "labels": "labels.txt"}}
     (tmp_path / "images.txt").write_text("shots/a.jpg\nshots/deep/b.jpg\n")

@@ -141,12 +141,12 @@ class KillWhileSaving:
             torch.save = torn
 
 
-def random_moments(seed: int, count: int) -> list[tuple[str, int, float]]:
-    """(stage of saving or "any", iterations, seconds after their end) in a random order."""
+def random_moments(seed: int, others: int) -> list[tuple[str, int, float]]:
+    """(stage of saving or "any", iterations, seconds after their end) in a random order: each
+    stage, and others."""
     draw = random.Random(seed)
-    moments = [(STAGES[i % len(STAGES)], 0, 0.0) for i in range(count // 2)]
-    while len(moments) < count:
-        moments.append(("any", draw.randrange(3), draw.uniform(0, 0.1)))
+    moments = [(stage, 0, 0.0) for stage in STAGES]
+    moments += [("any", draw.randrange(3), draw.uniform(0, 0.1)) for _ in range(others)]
     draw.shuffle(moments)
     return moments
 

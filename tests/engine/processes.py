@@ -11,6 +11,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+import tiny_encoder  # noqa: F401  (MODEL.MIT.VARIANT tiny)
 import torch
 import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -63,7 +63,7 @@ def test_what_is_taken_for_whole_can_be_loaded_whichever_byte_is_damaged(tmp_pat
     first, second = (tmp_path / f"run/model_000000{i}.pth" for i in (0, 1))
     content, passed_over = second.read_bytes(), 0
     weight = torch.load(second)["model"]["weight"]
-    for place in range(0, len(content), 13):
+    for place in range(0, len(content), 37):
         second.write_bytes(content[:place] + bytes([content[place] ^ 0x24]) + content[place + 1 :])
         os.utime(second, ns=(place, place))
         found = make(tmp_path / "run").get_checkpoint_file()
@@ -72,7 +72,7 @@ def test_what_is_taken_for_whole_can_be_loaded_whichever_byte_is_damaged(tmp_pat
         passed_over += found == str(first)
         if found == str(second):
             assert torch.equal(checkpointer.model.weight, weight)
-    assert passed_over > 20
+    assert passed_over > 7
 
 
 def test_where_no_checkpoint_is_whole_nothing_starts_over(tmp_path):

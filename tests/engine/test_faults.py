@@ -4,41 +4,44 @@ import gc
 import json
 import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+import train_net
 from conftest import SMALLEST
-from faults import STAGES, Fail, KillWhileSaving, Ready, Signal, WriteDown, random_moments
+from detectron2.utils import comm
+from faults import Fail, KillWhileSaving, Ready, Signal, WriteDown, random_moments
 from processes import (
     FORKS,
     Register,
     assert_equal_checkpoints,
     checkpoint,
+    free_port,
     metrics,
     run,
     start,
     statuses,
     train,
 )
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, get_args_parser
 
 from mpcl.checkpoint.training import TrainingCheckpointer
+from mpcl.engine import AdaptationTrainer
 
 EVERY_ITERATION = ("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "VIS_PERIOD", 0)
-ROOT = Path(__file__).parents[2]
 
 
 def test_run_killed_at_any_moment_ends_in_the_same_weights(tiny_cfg, tiny_world, tmp_path):
-    opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", 40, "LOG_PERIOD", 4, "OUTPUT_DIR")
+    opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", 24, "LOG_PERIOD", 4, "OUTPUT_DIR")
     undisturbed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "undisturbed"))
     killed = tiny_cfg("daformer_centroid", *opts, str(tmp_path / "killed"))
     (reference,) = start(undisturbed, tiny_world)
-    moments, kills = random_moments(seed=0, count=2 * len(STAGES)), 0
+    moments, kills = random_moments(seed=0, others=4), 0
     for number, (stage, iterations, seconds) in enumerate(moments):
         if stage == "any":
             ready = tmp_path / f"ready_{number}"
@@ -56,7 +59,7 @@ def test_run_killed_at_any_moment_ends_in_the_same_weights(tiny_cfg, tiny_world,
     assert run(killed, tiny_world) == [0]
     assert statuses([reference]) == [0]
     assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(killed.OUTPUT_DIR))
-    assert max(metrics(killed.OUTPUT_DIR)) == 40  # whole lines, one an iteration at most
+    assert max(metrics(killed.OUTPUT_DIR)) == 24  # whole lines, one an iteration at most
 
 
 def test_rank_that_is_killed_ends_the_other_one_soon(tiny_cfg, tiny_world):
@@ -129,70 +132,51 @@ def test_a_process_that_trains_twice_holds_no_more_files_and_no_workers(
     assert max(files for files, _ in again) <= max(files for files, _ in first), counts
 
 
-DIES_ONCE = """
-import os, signal, sys
-from pathlib import Path
-sys.path[:0] = {paths!r}
-import pickle
-import torch
-import train_net
-from detectron2.utils import comm
-
-from mpcl.engine import AdaptationTrainer
-
-pickle.loads(Path({register!r}).read_bytes())()
-torch.set_num_threads(1)
-marker = Path({marker!r})
-run_step = AdaptationTrainer.run_step
-
-def step(self):
-    if self.iter == 2 and comm.get_rank() == 1 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    run_step(self)
-
-AdaptationTrainer.run_step = step
-train_net.cli()
-"""
+def torchrun(words, folder: Path, *args) -> None:
+    """``torchrun WORDS``, except that its workers are forked: they import nothing anew."""
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as on two machines
+    config, *_ = config_from_args(get_args_parser().parse_args([*words, "dies_once"]))
+    config.start_method = "fork"
+    output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    elastic_launch(config, dies_once)(folder, *args)
 
 
-def write_script_that_dies_once(folder: Path, world: dict[str, str]) -> Path:
-    """train_net.py on the tiny world, with a rank that is killed the first time."""
-    (folder / "register").write_bytes(pickle.dumps(Register(world)))
-    script = folder / "dies_once.py"
-    script.write_text(
-        DIES_ONCE.format(
-            paths=[str(ROOT / "tools"), str(Path(__file__).parent)],
-            register=str(folder / "register"),
-            marker=str(folder / "died"),
-        )
-    )
-    return script
+def dies_once(folder: Path, register: Register, rank: int) -> None:
+    """train_net.py, without --resume, in which a rank is killed the first time."""
+    register()
+    torch.set_num_threads(1)
+    run_step = AdaptationTrainer.run_step
+
+    def step(self) -> None:
+        if self.iter == 2 and comm.get_rank() == rank and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        run_step(self)
+
+    AdaptationTrainer.run_step = step
+    train_net.cli(["--config-file", str(folder / "config.yaml")])
 
 
-@pytest.mark.slow
+# MPCL_TEST_FULL=1: as on two machines, with a torchrun each, which meet at an address.
+@pytest.mark.parametrize("machines", [1, 2] if os.getenv("MPCL_TEST_FULL") else [1])
 def test_torchrun_restarts_a_job_that_died_and_it_ends_in_the_same_weights(
-    tiny_cfg, tiny_world, tmp_path
+    tiny_cfg, tiny_world, tmp_path, machines
 ):
-    ranks = ("SOLVER.MAX_ITER", 4)
-    opts = (*EVERY_ITERATION, *SMALLEST, *ranks, "OUTPUT_DIR")
+    opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", (), "OUTPUT_DIR")
     undisturbed = tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed"))
     restarted = tiny_cfg("daformer", *opts, str(tmp_path / "restarted"))
     (tmp_path / "config.yaml").write_text(restarted.dump())
-    script = write_script_that_dies_once(tmp_path, tiny_world)
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [*torchrun, str(script), "--config-file"]
-    reference = start(undisturbed, tiny_world, world_size=2)
-    result = subprocess.run(
-        [*command, str(tmp_path / "config.yaml")],  # without --resume: the restart resumes
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    assert statuses(reference) == [0, 0]
-    assert (tmp_path / "died").exists() and "Starting training from iteration 2" in output
+    words = ["--nnodes", str(machines), "--nproc-per-node", str(2 // machines)]
+    words += ["--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-id", "mpcl"]
+    words += ["--rdzv-endpoint", f"localhost:{free_port()}"]
+    args = (words, tmp_path, Register(tiny_world), 1)
+    jobs = [FORKS.Process(target=torchrun, args=args) for _ in range(machines)]
+    for job in jobs:
+        job.start()
+    assert run(undisturbed, tiny_world, world_size=2) == [0, 0]
+    assert statuses(jobs) == [0] * machines, (tmp_path / "output.txt").read_text()
+    log = (tmp_path / "restarted" / "log.txt").read_text()
+    assert (tmp_path / "died").exists() and "Starting training from iteration 2" in log
     assert_equal_checkpoints(checkpoint(undisturbed.OUTPUT_DIR), checkpoint(restarted.OUTPUT_DIR))

@@ -1,8 +1,10 @@
 """How a job of several processes ends."""
 
 from argparse import Namespace
+from functools import partial
 
 import pytest
+import torch.multiprocessing as mp
 from faults import die
 
 from mpcl.engine import launch
@@ -12,7 +14,10 @@ def die_as_rank_one(args: Namespace) -> None:
     die(rank=1)
 
 
-def test_a_killed_rank_is_named_with_its_signal(capfd):
+def test_a_killed_rank_is_named_with_its_signal(capfd, monkeypatch):
+    # Forked, they import nothing anew.
+    forked = partial(mp.start_processes, start_method="fork")
+    monkeypatch.setattr(mp, "start_processes", forked)
     args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     with pytest.raises(SystemExit) as end:
         launch.launch_job(die_as_rank_one, args, device="cpu")

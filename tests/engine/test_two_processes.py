@@ -1,12 +1,9 @@
 """Two processes: what lives outside DDP's parameters is equal on both, on one machine or two."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
 import train_net
 from conftest import SMALLEST
@@ -23,13 +20,14 @@ from processes import (
     start,
     statuses,
 )
-from test_faults import write_script_that_dies_once
 
 from mpcl.engine.launch import is_restart
 
 
 def test_ranks_end_with_equal_students_teachers_and_prototypes(tiny_cfg, tiny_world):
-    cfg = tiny_cfg("mic_gauss", *SMALLEST)
+    cfg = tiny_cfg(
+        "mic_gauss", *SMALLEST, "SOLVER.MAX_ITER", 4, "DATASETS.TEST", (), "VIS_PERIOD", 0
+    )
     assert run(cfg, tiny_world, world_size=2) == [0, 0]
     first, second = (checkpoint(cfg.OUTPUT_DIR, f"rank{rank}.pth") for rank in range(2))
     assert_equal_checkpoints(first, second)
@@ -63,7 +61,7 @@ def start_machines(cfg_files, world, tmp_path, *words):
 
 
 def test_two_machines_of_one_process_equal_one_machine_of_two(tiny_cfg, tiny_world, tmp_path):
-    opts = (*SMALLEST, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 0, "OUTPUT_DIR")
+    opts = (*SMALLEST, "SOLVER.MAX_ITER", 3, "VIS_PERIOD", 0, "DATASETS.TEST", (), "OUTPUT_DIR")
     together = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "together"))
     apart = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "apart"))
     (tmp_path / "config.yaml").write_text(apart.dump())
@@ -95,29 +93,3 @@ def test_restart_of_one_machine_is_one_for_all():
     for process in ranks:
         process.start()
     assert statuses(ranks) == [11, 11]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.getenv("MPCL_TEST_FULL"), reason="half a minute; MPCL_TEST_FULL=1")
-def test_torchrun_on_two_machines_restarts_and_ends_in_the_same_weights(
-    tiny_cfg, tiny_world, tmp_path
-):
-    opts = (*SMALLEST, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 1, "OUTPUT_DIR")
-    together = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "together"))
-    apart = tiny_cfg("daformer_gauss", *opts, str(tmp_path / "apart"))
-    (tmp_path / "config.yaml").write_text(apart.dump())
-    script = write_script_that_dies_once(tmp_path, tiny_world)
-    # As on two machines: a torchrun each, which meet at an address.
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", "2"]
-    command += ["--nproc-per-node", "1", "--max-restarts", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "mpcl"]
-    command += [str(script), "--config-file", str(tmp_path / "config.yaml")]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    machines = []
-    for i in range(2):
-        with open(tmp_path / f"machine_{i}.txt", "w") as log:
-            machines.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-    assert [m.wait(200) for m in machines] == [0, 0], (tmp_path / "machine_0.txt").read_text()
-    assert (tmp_path / "died").exists()
-    assert run(together, tiny_world, world_size=2) == [0, 0]
-    assert_equal_checkpoints(checkpoint(together.OUTPUT_DIR), checkpoint(apart.OUTPUT_DIR))

@@ -74,6 +74,17 @@ def fill_golden_(module: nn.Module, prefix: str, official_name) -> nn.Module:
     return module
 
 
+def fill_golden_network_(model: nn.Module) -> nn.Module:
+    """A segmentor with the golden values of DAFormer or HRDA, in float64."""
+    attention = getattr(model, "scale_attention", None)
+    head = "decode_head." if attention is None else "decode_head.head."
+    fill_golden_(model.backbone, "backbone.", official_encoder_name)
+    fill_golden_(model.sem_seg_head, head, official_head_name)
+    if attention is not None:
+        fill_golden_(attention, "decode_head.scale_attention.", official_attention_name)
+    return model
+
+
 def golden_images(height: int, width: int) -> Tensor:
     index = torch.arange(2 * 3 * height * width, dtype=torch.float64)
     return 2 * torch.sin(0.01 * index).reshape(2, 3, height, width)

@@ -1,14 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoint_fixtures import (
-    fill_golden_,
-    golden_images,
-    official_attention_name,
-    official_encoder_name,
-    official_head_name,
-    summary,
-)
+from checkpoint_fixtures import fill_golden_network_, golden_images, summary
 from detectron2.modeling import build_model
 
 from mpcl.losses.segmentation import pixel_cross_entropy, segmentation_loss
@@ -36,10 +29,7 @@ def golden():
         pixel_mean=(0, 0, 0),
         pixel_std=(1, 1, 1),
     ).eval()
-    fill_golden_(model.backbone, "backbone.", official_encoder_name)
-    fill_golden_(model.sem_seg_head, "decode_head.head.", official_head_name)
-    fill_golden_(model.scale_attention, "decode_head.scale_attention.", official_attention_name)
-    return model
+    return fill_golden_network_(model)
 
 
 @torch.no_grad()
@@ -89,7 +79,7 @@ def test_views_give_both_scales(tiny_cfg, method):
     model = build(tiny_cfg, method)
     view = model({"source": torch.randn(2, 3, 64, 64)})["source"]
     assert view.logits.shape == (2, 4, 16, 16)
-    assert view.features.shape == (2, 256, 1, 1)
+    assert view.features.shape == (2, 64, 1, 1)
     assert view.detail.logits.shape == (2, 4, 8, 8)
     if method == "hrda":
         assert view.embeddings is None and view.detail.embeddings is None

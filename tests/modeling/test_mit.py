@@ -92,7 +92,7 @@ def test_gradients_equal_those_of_the_hugging_face_encoder(b0):
         assert ((parameter.grad - expected[name]).abs().max() / scale).item() < 1e-3, name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PARAMETERS)
 def test_parameter_counts_are_the_published_ones(variant):
     with torch.device("meta"):
         state = MixTransformer(variant=variant).state_dict()

@@ -25,7 +25,7 @@ def test_views_give_logits_embeddings_and_features(tiny_cfg, method):
     assert list(outputs) == ["source", "mixed"]
     for view in outputs.values():
         assert view.logits.shape == (2, 4, 16, 24)
-        assert view.features.shape == (2, 256, 2, 3)
+        assert view.features.shape == (2, 64, 2, 3)
         if method == "daformer":
             assert view.embeddings is None
         else:

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import FORKS, statuses
 from torch import nn
 
 from mpcl.modeling.sync_norm import SyncBatchNorm, synchronise_batch_norm
@@ -50,7 +50,10 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("norms")
-    mp.spawn(worker, args=(folder,), nprocs=2)
+    processes = [FORKS.Process(target=worker, args=(rank, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert statuses(processes) == [0, 0]
     return [torch.load(folder / f"{rank}.pth") for rank in range(2)]
 
 
