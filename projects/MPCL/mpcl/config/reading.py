@@ -64,7 +64,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield f"{prefix}{key}"  # a number, in a file that is no config of ours
 
 
 def _load(path: str) -> dict[str, Any]:
