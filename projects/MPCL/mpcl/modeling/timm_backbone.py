@@ -137,7 +137,10 @@ class TimmBackbone(Backbone):
         if self.is_plain:
             maps = maps * len(STRIDES)
         return {
-            name: norm(resize(grid))[..., : -(-height // stride), : -(-width // stride)]
+            # Not -(-height // stride): ONNX divides towards zero.
+            name: norm(resize(grid))[
+                ..., : (height + stride - 1) // stride, : (width + stride - 1) // stride
+            ]
             for (name, stride), grid, resize, norm in zip(
                 STRIDES.items(), maps, self.resize, self.norms
             )

@@ -136,7 +136,8 @@ def export_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     write = writers[export_format]
     if not multi_resolution:
-        shapes = [(2, 3, *size), (1, 3, size[0] + 24, size[1] + 41)]  # the second divides by no 2
+        # The example divides by no 2: whoever pads and cuts must be seen to do so.
+        shapes = [(2, 3, size[0] + 24, size[1] + 41), (1, 3, *size)]
         try:
             run = write(network, _example(shapes[0]), path, True)
             return Exported(path, True, _differences(network, run, shapes))
