@@ -186,6 +186,7 @@ def train_all(output: Path, iterations: Sequence[int], opts: Sequence[str]) -> N
     """The common start with all cores, then the runs beside each other, the longest first."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
+    opts = ["LOG_PERIOD", "50", *opts]  # what it says shall fit a screen or two
     start, run = (["SOLVER.MAX_ITER", str(number)] for number in iterations)
     # Classes that a random crop seldom shows must be known before anything is adapted.
     balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True", "DATASETS.TEST", "()"]

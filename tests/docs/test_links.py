@@ -127,5 +127,5 @@ def test_functions_of_the_paper_to_code_table_exist_in_the_file_named(row):
 
 
 def test_files_to_read_and_their_order_exist():
-    section = re.search(r"## Six files.*?\n\n(.*?)\n\n", read(PAPER_TO_CODE), re.S)[1]
+    section = re.search(r"## What to read.*?\n\n(.*?)\n\n", read(PAPER_TO_CODE), re.S)[1]
     assert len(section.splitlines()) == 6

@@ -280,7 +280,7 @@ def _check_test(cfg: CN) -> None:
             _refuse(cfg, "TEST.SELECT_ON", f"a set of DATASETS.TEST {tuple(cfg.DATASETS.TEST)}")
         _number(cfg, "TEST.EVAL_PERIOD", least=1, most=_MANY)
     if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
-        raise ValueError("TEST.OUTPUT prototypes needs PROTOTYPES.TYPE centroid or gauss")
+        raise ValueError(f"TEST.OUTPUT prototypes needs PROTOTYPES.TYPE {' or '.join(TYPES)}")
 
 
 def _one_of(cfg: CN, key: str, known: Iterable[object]) -> None:

@@ -67,8 +67,8 @@ class GaussianPrototypes(Prototypes):
 
     def _move_(self, weight: Tensor, *moments: Tensor) -> None:
         first, second = moments
-        self.mean.lerp_(first, weight)  # (20)
-        # (21): E[(F - mu)^2] about the mean just moved, from the batch's moments.
+        self.mean.lerp_(first, weight)  # (21), the mean
+        # and the variance, E[(F - mu)^2] about the mean just moved, from the batch's moments.
         spread = second - 2 * self.mean * first + self.mean.square()
         self.variance.lerp_(spread.clamp_min(0), weight)
 

@@ -177,13 +177,13 @@ def _describe(
     patches: int,
 ) -> tuple[list[Prototype], list[int]]:
     """The prototypes of started classes, and their indices."""
-    bank = networks.student.prototype_head.prototypes
-    shape, started = bank.idle.shape, bank.started.cpu()
-    near = nearest_neighbours(pairwise_distance(bank.mean.cpu()), shape[1], started)
+    prototypes = networks.student.prototype_head.prototypes
+    shape, started = prototypes.idle.shape, prototypes.started.cpu()
+    near = nearest_neighbours(pairwise_distance(prototypes.mean.cpu()), shape[1], started)
     count = torch.stack([pixels.count for pixels in seen.values()]).sum(0)
     squares = torch.stack([pixels.squares for pixels in seen.values()]).sum(0)
     share, spread = usage_share(count.view(shape)), (squares / count).sqrt()  # NaN without a pixel
-    stored = bank.variance.mean(-1).sqrt() if hasattr(bank, "variance") else None
+    stored = prototypes.variance.mean(-1).sqrt() if hasattr(prototypes, "variance") else None
     kept = [c * shape[1] + k for c in started.nonzero().flatten().tolist() for k in range(shape[1])]
     found = []
     for index in kept:
@@ -195,8 +195,8 @@ def _describe(
             Prototype(
                 class_name=names[c],
                 number=k + 1,
-                idle=int(bank.idle[c, k]),
-                dead=bool(bank.dead[c, k]),
+                idle=int(prototypes.idle[c, k]),
+                dead=bool(prototypes.dead[c, k]),
                 pixels={role: int(each.count[index]) for role, each in seen.items()},
                 share=float(share[c, k]),
                 purity={r: float(each.right[index] / each.won[index]) for r, each in won.items()},
