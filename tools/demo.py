@@ -156,8 +156,11 @@ def _fitted_size(record: dict) -> tuple[int, int]:
 # ---- training
 
 
-def train(name: str, folder: Path, opts: Sequence[str], threads: int) -> None:
+def train(name: str, folder: Path, opts: Sequence[str]) -> None:
     """One config, by tools/train_net.py in a process of its own; shows how far it is.
+
+    One thread: networks of this size gain nothing by more, and the numbers are the same whatever
+    the number of cores.
 
     Raises: ValueError: it failed; the message is the end of what it said.
     """
@@ -168,7 +171,7 @@ def train(name: str, folder: Path, opts: Sequence[str], threads: int) -> None:
     last: deque[str] = deque(maxlen=20)
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", *command],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -183,21 +186,16 @@ def train(name: str, folder: Path, opts: Sequence[str], threads: int) -> None:
 
 
 def train_all(output: Path, iterations: Sequence[int], opts: Sequence[str]) -> None:
-    """The common start with all cores, then the runs beside each other, the longest first."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+    """The common start, then as many runs at a time as there are cores, the longest first."""
     opts = ["LOG_PERIOD", "50", *opts]  # what it says shall fit a screen or two
     start, run = (["SOLVER.MAX_ITER", str(number)] for number in iterations)
     # Classes that a random crop seldom shows must be known before anything is adapted.
     balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True", "DATASETS.TEST", "()"]
-    train("source_only", output / "common_start", [*opts, *start, *balanced], cores)
+    train("source_only", output / "common_start", [*opts, *start, *balanced])
     opts = [*ADAPTATION, *opts, *run, "MODEL.WEIGHTS", str(output / "common_start/model_final.pth")]
-    at_once = min(cores, len(RUNS))
-    with ThreadPoolExecutor(at_once) as pool:
-        jobs = [
-            pool.submit(train, name, output / name, opts, cores // at_once)
-            for name in reversed(RUNS)
-        ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores or 1) as pool:
+        jobs = [pool.submit(train, name, output / name, opts) for name in reversed(RUNS)]
     for job in jobs:
         job.result()
 

