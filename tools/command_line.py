@@ -81,7 +81,7 @@ def add_network_arguments(parser: argparse.ArgumentParser, *, student: bool = Tr
         student: also ``--student``, where one of a checkpoint's networks predicts.
     """
     parser.add_argument("--run", type=Path, help="output folder of a run; its newest checkpoint")
-    parser.add_argument("--config-file", type=Path, help="with --weights, instead of a run")
+    parser.add_argument("--config-file", help="with --weights, instead of a run")
     parser.add_argument(
         "--weights", type=Path, help="checkpoint; alone: a slim file of tools/export.py"
     )

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import DEBUG, command_line, make_parser
+from command_line import DEBUG, add_network_arguments, command_line, make_parser
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 NAMES = sorted({file.stem for file in TOOLS.glob("*.py")} - {"__init__", "command_line"})
@@ -97,3 +97,10 @@ def test_the_doctor_shows_tracebacks_when_asked(monkeypatch, capsys, tmp_path):
     assert "Traceback" in capsys.readouterr().err
     doctor.logger.handlers.clear()
     doctor.logger.setLevel(level)
+
+
+def test_an_address_of_a_config_stays_one():
+    parser = make_parser("A tool.")
+    add_network_arguments(parser)
+    address = "https://host/a.yaml"  # a Path would make one slash of the two
+    assert parser.parse_args(["--config-file", address]).config_file == address
