@@ -113,7 +113,7 @@ def load_networks(
             cfg, classes = _config_of_run(path, [*opts, "OUTPUT_DIR", str(path)])
             resume = not weights
         elif path.suffix in (".yaml", ".yml"):
-            cfg = get_cfg_from(str(path), opts)
+            cfg = get_cfg_from(str(source), opts)  # an address is no path
         else:
             cfg, classes, role = _config_of_weights(path, opts)
     *networks, selection = _load(cfg, resume)
