@@ -7,11 +7,10 @@ Writes the stage's figures to DIR/STAGE.json. Without --tiny a stage takes the s
 """
 
 import argparse
+import gc
 import json
 import math
 import shutil
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -34,16 +33,17 @@ from torch.profiler import ProfilerActivity, profile
 from mpcl import Predictor
 from mpcl.config import get_cfg_from
 from mpcl.data.paired_loader import build_test_loader
+from mpcl.engine.job import run_job
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 from mpcl.modeling.dilated_conv import DilatedDepthwiseConv
 from mpcl.prototypes.kmeans import kmeans
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ["MODEL.MIT.VARIANT", "b0", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "PROTOTYPES.DIM", "16"]
 TINY += ["INPUT.CROP.SIZE", "(64, 64)", "MODEL.HRDA.DETAIL_SIZE", "(32, 32)"]
 TINY += ["INPUT.SOURCE_SIZE", "(160, 96)", "INPUT.TARGET_SIZE", "(128, 64)"]
 TINY += ["SELF_TRAINING.MASKED.BLOCK_SIZE", "16", "PROTOTYPES.BANK.SIZE", "400"]
 TINY += ["TEST.SLIDE.CROP", "(64, 64)", "TEST.SLIDE.STRIDE", "(32, 32)"]
+TINY += ["SOLVER.IMS_PER_BATCH", "1"]
 TINY += ["SOLVER.AMP.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0"]
 # At this size a cell of the feature distance is the whole crop, which no thing dominates.
 TINY += ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", str(tuple(range(19)))]
@@ -89,14 +89,18 @@ class Stage:
         return root
 
     def train(self, name: str, output: Path, *opts: str) -> list[dict]:
-        """A training of tools/train_net.py on :meth:`data`; the lines of its metrics.json."""
-        data = self.data()
-        command = [sys.executable, "tools/train_net.py", "--config-file"]
-        command += [str(CONFIGS / f"{name}.yaml"), "--resume", *self.size]
-        command += ["MODEL.DEVICE", self.device, "MODEL.WEIGHTS", str(data / "encoder.pth")]
-        command += ["DATASETS.TEST", "()", "VIS_PERIOD", "0", "OUTPUT_DIR", str(output)]
-        command += ["DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", "0.0"]
-        subprocess.run([*command, *opts], cwd=ROOT, check=True)
+        """A job of tools/train_net.py on :meth:`data`; the lines of its metrics.json."""
+        weights = str(self.data() / "encoder.pth")
+        words = [*self.size, "MODEL.DEVICE", self.device, "MODEL.WEIGHTS", weights]
+        words += ["DATASETS.TEST", "()", "VIS_PERIOD", "0", "OUTPUT_DIR", str(output)]
+        words += ["DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", "0.0", *opts]
+        args = {"config_file": str(CONFIGS / f"{name}.yaml"), "opts": words}
+        args |= dict.fromkeys(("eval_only", "overwrite", "debug"), False)
+        args |= {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+        run_job(Namespace(resume=True, **args))
+        gc.collect()  # its networks leave the device before others come
+        torch.use_deterministic_algorithms(False)  # which a job turns on for its process
+        torch.backends.cudnn.deterministic = False
         return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
@@ -304,8 +308,9 @@ def predictor(stage: Stage) -> Figures:
     return {"images a second": len(images) / seconds}
 
 
-def clustering(stage: Stage) -> Figures:
-    """Seconds of the K-means that starts the prototypes, and of a step's clustering."""
+def parts(stage: Stage) -> Figures:
+    """Seconds of the K-means that starts the prototypes and of a step's clustering; of the
+    evaluator and of the encoder, over those of Detectron2's and transformers'."""
     figures: Figures = {}
     size, dim, pixels = (200, 16, 1000) if stage.tiny else (20_000, 256, 51_200)
     for classes in (19, 150):
@@ -318,24 +323,19 @@ def clustering(stage: Stage) -> Figures:
         }
         samples = compare(calls, device=stage.device, repeats=1)
         figures |= {f"{name}, {classes} classes": s.seconds for name, s in samples.items()}
-    return figures
-
-
-def baselines(stage: Stage) -> Figures:
-    """Seconds of the evaluator and of the encoder, over those of Detectron2's and transformers'."""
     common = {"device": stage.device, "repeats": 1 if stage.tiny else 5}
     rows = evaluate.run(Namespace(images=1 if stage.tiny else 4, **common))
     if find_spec("transformers"):
         variant, size = ("b0", 64) if stage.tiny else ("b5", 512)
         rows += backbone.run(Namespace(variants=[variant], size=size, batch=1, **common))
-    return {f"{row.name}, {row.unit}": row.ratio for row in rows if row.ratio is not None}
+    return figures | {f"{r.name}, {r.unit}": r.ratio for r in rows if r.ratio is not None}
 
 
 STAGES: dict[str, Callable[[Stage], Figures]] = {
     function.__name__: function
     for function in (
         *(train, step, peaks, precision, convolutions, resume),
-        *(evaluation, predictor, clustering, baselines),
+        *(evaluation, predictor, parts),
     )
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import importlib
 import importlib.util
 import logging
@@ -74,9 +75,13 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+# Reading the file lists of all distributions takes most of a second.
+distributions = functools.cache(metadata.packages_distributions)
+
+
 def distribution_version(module: str) -> str:
     """Version of the distribution that brought a module, with the name where it differs."""
-    for name in metadata.packages_distributions().get(module, [module]):
+    for name in distributions().get(module, [module]):
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -43,8 +43,7 @@ LIMITS = {
     "resume": 120,
     "evaluation": 50,
     "predictor": 30,
-    "clustering": 30,
-    "baselines": 40,
+    "parts": 70,
 }
 
 

@@ -7,35 +7,40 @@ import gpu_check
 import gpu_stages
 import pytest
 
-STAGES = ["train", "evaluation", "predictor", "clustering"]
+IN_A_PROCESS = {"train", "resume", "evaluation"}  # Detectron2 is told where data are when imported
 
 
 @pytest.mark.slow
 def test_tiny_stages_run_on_the_cpu(tmp_path, capfd, monkeypatch):
-    """MPCL_TEST_FULL=1: all stages, and each in a process of its own, which takes seconds."""
+    """With MPCL_TEST_FULL=1 as the command runs them. Else a process that need not be, which takes
+    seconds to start, is none; and the doctor and the tests for a GPU are left to their own."""
     run = gpu_check.run
 
     def run_here(command, log, seconds, environment):
-        if "evaluation" in command:  # Detectron2 asks where the data are when it is imported
+        if IN_A_PROCESS & {*command}:
             return run(command, log, seconds, environment)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
         gpu_stages.main(command[1:])
         return "ok"
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stages = [*gpu_check.LIMITS]
     if not os.environ.get("MPCL_TEST_FULL"):
-        stages = STAGES
+        stages = [*gpu_stages.STAGES]
         monkeypatch.setattr(gpu_check, "run", run_here)
     words = ["--output", str(tmp_path), "--tiny", "--device", "cpu", "--minutes", "30"]
     status = gpu_check.main([*words, "--stages", *stages])
     printed = capfd.readouterr().out
     assert status == 0, printed
     assert json.loads((tmp_path / "summary.json").read_text()) == dict.fromkeys(stages, "ok")
+    for stage in gpu_stages.STAGES:
+        assert json.loads((tmp_path / f"{stage}.json").read_text()), stage
     trained = json.loads((tmp_path / "train.json").read_text())
     assert trained["seconds an iteration"] > 0
     assert "images a second" in printed
+
+
+def test_every_stage_has_a_limit():
+    assert {*gpu_check.LIMITS} == {"versions", "tests", *gpu_stages.STAGES}
 
 
 @pytest.mark.parametrize("loss", [None, 0.0, float("nan"), float("inf")])
