@@ -17,11 +17,12 @@ def rare(seed=0, stream=0):
 
 def shared(seed=0, stream=0):
     parts = [uniform(seed, stream), rare(seed, stream), uniform(seed, stream, num_images=2)]
-    return SharedDraws(parts, [7, 4, 2], [1, 2, 1], seed=seed, stream=stream)
+    shares = [0.25, 0.5, 0.25]
+    return SharedDraws(parts=parts, sizes=[7, 4, 2], shares=shares, seed=seed, stream=stream)
 
 
 def take(draws, count):
-    return [draws[p] for p in range(count)]
+    return [draws.draw(p) for p in range(count)]
 
 
 def test_every_epoch_shows_every_image_once_in_its_own_order():
@@ -49,7 +50,7 @@ def test_sets_are_drawn_in_their_shares_and_each_as_by_itself():
                 alone[position].index,
                 alone[position].rare_class,
             )
-    other = {number[shared().instead(5, attempt).index] for attempt in range(1, 20)}
+    other = {number[shared().draw(5, attempt).index] for attempt in range(1, 20)}
     assert other == {number[draws[5].index]}
 
 
@@ -64,10 +65,10 @@ def test_the_probability_of_each_image_is_that_of_the_draws():
 def test_a_draw_does_not_depend_on_what_was_drawn_before(build):
     straight = take(build(), 40)
     for p in (33, 3, 21, 20, 3):
-        assert build()[p] == straight[p]
+        assert build().draw(p) == straight[p]
     one = build()
     positions = np.random.default_rng(0).permutation(40).tolist()
-    assert [one[p] for p in positions] == [straight[p] for p in positions]
+    assert [one.draw(p) for p in positions] == [straight[p] for p in positions]
 
 
 @pytest.mark.parametrize("build", [uniform, rare])
@@ -99,7 +100,7 @@ def test_rare_class_draws_follow_the_probabilities():
 @pytest.mark.parametrize("build", [uniform, rare])
 def test_a_stream_has_no_position_before_its_start(build):
     with pytest.raises(ValueError):
-        build()[-1]
+        build().draw(-1)
 
 
 def test_an_empty_data_set_is_refused():

@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
 from ..checkpoint.weights import WeightsCheckpointer
 from ..data.files import Record, sample
-from ..data.mapper import keep_aspect_size, scale_factors, scales_in_words
+from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sampler import rank_positions
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
 from ..data.sets.registration import load_records, registered_names

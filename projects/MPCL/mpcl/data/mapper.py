@@ -1,16 +1,14 @@
 """From a data set record and a draw to the image (and label) that the networks see.
 
-The transforms and their order are DAFormer's: decode, resize, crop, flip, (colour), pad. As there,
-OpenCV resizes: its bilinear does not antialias and its nearest takes the upper left pixel, Pillow's
-do otherwise, and an image must not look different in training, in testing and to the peers.
-The segmentor normalises.
+The transforms and their order are DAFormer's: decode, resize, crop, flip, (colour), pad. The
+segmentor normalises.
 
 Everything random comes from a generator seeded by the draw. Boxes are tried on the label alone, and
 only the accepted one is cut from the image.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,52 +20,15 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..utils.ignore_label import IGNORE_LABEL
-from .decoding import BadFile, check_pair, read_image, stored_size
+from .decoding import BadFile, Size, check_pair, read_image
 from .labels import Color, LabelMap, check_label, read_label
+from .resizing import keep_aspect_size, resize
 from .sampler import NO_CLASS, Draw
 
-_TRIES = 10  # boxes tested by the category rule, and crops tested for the rare class
+_TRIES = 11  # boxes drawn for the category rule, and crops for the rare class; the last one stands
 
 Record = dict[str, Any]
-Size = tuple[int, int]
 Box = tuple[slice, slice]
-
-
-def keep_aspect_size(size: Size, box: Size | None) -> Size:
-    """The largest (h, w) with the aspect of ``size`` in a bounding box, long side to long side.
-
-    Rounds as mmcv does, with one ratio for both sides: 1052x1914 in 1280x720 gives 704x1280.
-
-    Args:
-        size: (h, w).
-        box: the sides of the box in either order; ``None`` or (0, 0) keeps the size.
-    """
-    if box is None or not any(box):
-        return size
-    ratio = min(max(box) / max(size), min(box) / min(size))
-    return max(int(size[0] * ratio + 0.5), 1), max(int(size[1] * ratio + 0.5), 1)
-
-
-def scale_factors(records: Iterable[Record], box: Size | None) -> list[float]:
-    """By how much images are resized into a box (see :func:`keep_aspect_size`), by their headers,
-    in ascending order. Files that cannot be read are left out; whoever decodes them names them."""
-    factors = []
-    for record in records:
-        with suppress(BadFile):
-            size = stored_size(record["file_name"])
-            factors.append(max(keep_aspect_size(size, box)) / max(size))
-    return sorted(factors)
-
-
-def scales_in_words(name: str, factors: Sequence[float]) -> str:
-    """Median, smallest and largest of a set's scale factors."""
-    return f"{name} {np.median(factors):.2f} ({factors[0]:.2f} to {factors[-1]:.2f})"
-
-
-def _resize(array: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
-    if array.shape[:2] == size:
-        return array
-    return cv2.resize(array, (size[1], size[0]), interpolation=interpolation)
 
 
 def _random_box(size: Size, crop_size: Size, rng: np.random.Generator) -> Box:
@@ -204,9 +165,9 @@ class SourceMapper(_CropMapper):
         rng = np.random.default_rng(draw.seed)
         image, label = self._read(record)
         size = keep_aspect_size(label.shape, self.size)
-        label = _resize(label, size, cv2.INTER_NEAREST)
+        label = resize(label, size, nearest=True)
         box = self._accepted_box(label, draw.rare_class, rng)
-        crop, label = _resize(image, size, cv2.INTER_LINEAR)[box], label[box]
+        crop, label = resize(image, size)[box], label[box]
         if self.flip and rng.random() < 0.5:
             crop, label = cv2.flip(crop, 1), cv2.flip(label, 1)
         if self.distort_colours:
@@ -224,24 +185,22 @@ class SourceMapper(_CropMapper):
         return image, label
 
     def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:
-        box = _random_box(label.shape, self.crop_size, rng)
+        """A box without a dominant class, as far as a few tries find one."""
         for _ in range(_TRIES):
+            box = _random_box(label.shape, self.crop_size, rng)
             if self.single_category_max_area >= 1 or _is_mixed(
                 _class_counts(label[box]), self.single_category_max_area
             ):
                 break
-            box = _random_box(label.shape, self.crop_size, rng)
         return box
 
     def _accepted_box(self, label: np.ndarray, rare_class: int, rng: np.random.Generator) -> Box:
-        box = self._mixed_box(label, rng)
-        if rare_class == NO_CLASS:
-            return box
+        """A mixed box with enough of the rare class, as far as a few tries find one."""
         enough = self.min_crop_fraction * self.crop_size[0] * self.crop_size[1]
         for _ in range(_TRIES):
-            if _class_counts(label[box])[rare_class] > enough:
-                break
             box = self._mixed_box(label, rng)
+            if rare_class == NO_CLASS or _class_counts(label[box])[rare_class] > enough:
+                break
         return box
 
 
@@ -294,7 +253,7 @@ class TargetMapper(_CropMapper):
         image = read_image(without_label(record)["file_name"])
         size = keep_aspect_size(image.shape[:2], self.size)
         box = _random_box(size, self.crop_size, rng)
-        crop = _resize(image, size, cv2.INTER_LINEAR)[box]
+        crop = resize(image, size)[box]
         flip = self.flip and rng.random() < 0.5
         if flip:
             crop = cv2.flip(crop, 1)
@@ -303,7 +262,7 @@ class TargetMapper(_CropMapper):
             valid = _inside_margins(size, self.margins)
             for empty in self._empty(record, image):
                 # Bilinear as the image: a pixel into which one without data is mixed shows neither.
-                valid &= _resize(empty, size, cv2.INTER_LINEAR) == 0
+                valid &= resize(empty, size) == 0
             valid = valid[box]
             valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
             result["valid"] = torch.from_numpy(valid.astype(bool))
@@ -378,4 +337,4 @@ class TestMapper:
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) -> (h, w, 3), as the network sees it."""
-        return _resize(image, self.size_of(image.shape[:2]), cv2.INTER_LINEAR)
+        return resize(image, self.size_of(image.shape[:2]))

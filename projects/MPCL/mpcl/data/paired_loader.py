@@ -18,16 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from .bad_files import BadFiles
 from .decoding import BadFile
 from .files import sample
-from .mapper import (
-    Record,
-    SourceMapper,
-    TargetMapper,
-    TestMapper,
-    scale_factors,
-    scales_in_words,
-    without_label,
-)
+from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
 from .rare_class import RareClassSampler
+from .resizing import scale_factors, scales_in_words
 from .sampler import Draw, Draws, RareClassDraws, SharedDraws, UniformDraws, rank_positions
 from .sets.registration import load_records
 from .statistics import ClassStatistics, class_statistics
@@ -67,15 +60,15 @@ class DomainStream(Dataset[Record]):
         self.draws, self.mapper, self.skip_bad = draws, mapper, skip_bad
 
     def __getitem__(self, position: int) -> Record:
-        draw, skipped = self.draws[position], {}
-        for attempt in range(1, _TRIES + 1):
+        skipped: dict[str, str] = {}
+        for attempt in range(_TRIES):
+            draw = self.draws.draw(position, attempt)
             try:
                 record = self.mapper(self.records[draw.index], draw)
             except BadFile as error:
-                if not self.skip_bad or attempt == _TRIES:
+                if not self.skip_bad or attempt == _TRIES - 1:
                     raise
                 skipped[error.file] = error.reason
-                draw = self.draws.instead(position, attempt)
             else:
                 break
         return {**record, _SKIPPED: skipped} if skipped else record
@@ -256,37 +249,46 @@ def _draws(
     shares = {name: share for name, share in cfg.DATASETS.SHARES if name in names}
     if not shares:
         return of(slice(None))
-    parts = [of(slice(number, number + 1)) for number in range(len(names))]
-    return SharedDraws(parts, sizes, [shares[name] for name in names], **common)
+    return SharedDraws(
+        parts=[of(slice(number, number + 1)) for number in range(len(names))],
+        sizes=sizes,
+        shares=[shares[name] / sum(shares.values()) for name in names],
+        **common,
+    )
 
 
-def _shares(draws: Draws, sizes: Sequence[int]) -> np.ndarray:
+def _shares(draws: Draws, sizes: Sequence[int]) -> Sequence[float]:
     """How often each set is drawn, in the mean; they sum to 1."""
     if isinstance(draws, SharedDraws):
-        return draws.probabilities
+        return draws.shares
     if isinstance(draws, RareClassDraws):
         starts = np.cumsum([0, *sizes[:-1]])
         return np.add.reduceat(draws.sampler.image_probabilities, starts)
-    return np.array(sizes) / sum(sizes)
+    return [size / sum(sizes) for size in sizes]
 
 
-def _log_sets(
+def _stream(
+    cfg: CfgNode,
     names: Sequence[str],
     records: Sequence[Sequence[Record]],
-    draws: Draws,
+    number: int,
+    mapper: Callable[[Record, Draw], Record],
     box: Sequence[int],
     statistics: Sequence[ClassStatistics] = (),
-) -> None:
-    shares = _shares(draws, [len(part) for part in records])
-    for number, (name, part) in enumerate(zip(names, records)):
-        words = f"{name}: {len(part)} images, {shares[number]:.1%} of the draws"
-        if factors := scale_factors(sample(part, 100), tuple(box)):
+) -> DomainStream:
+    """The stream of the sets of one domain; a line of the log says of each what it brings."""
+    sizes = [len(part) for part in records]
+    draws = _draws(cfg, names, sizes, number, statistics)
+    for i, (name, share) in enumerate(zip(names, _shares(draws, sizes))):
+        words = f"{name}: {sizes[i]} images, {share:.1%} of the draws"
+        if factors := scale_factors(sample(records[i], 100), tuple(box)):
             words += f"; {scales_in_words('scaled by', factors)}"
         if statistics:
-            pixels = statistics[number].counts.sum(axis=0)
-            classes = zip(MetadataCatalog.get(name).stuff_classes, pixels)
+            classes = zip(MetadataCatalog.get(name).stuff_classes, statistics[i].counts.sum(axis=0))
             words += f"; no pixel of {', '.join(c for c, n in classes if not n) or 'no class'}"
         logger.info(words)
+    skip_bad = cfg.DATALOADER.ON_BAD_FILE == "skip"
+    return DomainStream(list(chain(*records)), draws, mapper, skip_bad)
 
 
 def build_paired_loader(cfg: CfgNode) -> PairedLoader:
@@ -302,25 +304,19 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     Raises: ValueError: the batch cannot be split over the ranks, a source set has no labels or
         classes of its own, a target set has labels, or a setting is unknown or out of range.
     """
-    names, skip = list(cfg.DATASETS.TRAIN), cfg.DATALOADER.ON_BAD_FILE == "skip"
+    names = list(cfg.DATASETS.TRAIN)
     records = _named_records(names)
     for record in chain(*records):
         if "sem_seg_file_name" not in record:
             raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
     statistics = _class_statistics(cfg, names) if cfg.DATALOADER.RARE_CLASS.ENABLED else []
-
-    def stream(names, records, number, mapper, box, statistics=()) -> DomainStream:
-        draws = _draws(cfg, names, [len(part) for part in records], number, statistics)
-        _log_sets(names, records, draws, box, statistics)
-        return DomainStream(list(chain(*records)), draws, mapper.from_config(cfg), skip)
-
-    source = (_SOURCE_STREAM, SourceMapper, cfg.INPUT.SOURCE_SIZE, statistics)
-    streams = {"source": stream(names, records, *source)}
+    source, box = SourceMapper.from_config(cfg), cfg.INPUT.SOURCE_SIZE
+    streams = {"source": _stream(cfg, names, records, _SOURCE_STREAM, source, box, statistics)}
     if cfg.SELF_TRAINING.ENABLED:
         names = list(cfg.DATASETS.TRAIN_TARGET)
         records = [[without_label(r) for r in part] for part in _named_records(names)]
-        target = (_TARGET_STREAM, TargetMapper, cfg.INPUT.TARGET_SIZE)
-        streams["target"] = stream(names, records, *target)
+        target, box = TargetMapper.from_config(cfg), cfg.INPUT.TARGET_SIZE
+        streams["target"] = _stream(cfg, names, records, _TARGET_STREAM, target, box)
     loader = PairedLoader(
         streams,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,

@@ -1,13 +1,11 @@
 """Endless streams of draws, in which draw p depends on (seed, stream, p) alone.
 
-Nothing is carried from one draw to the next. A run that resumes at iteration i continues as if it
-had never stopped, and the ranks of a job split the stream of a single process among them, whatever
-the number of loader workers.
+A run that resumes at iteration i continues as if it had never stopped, and the ranks of a job split
+the stream of a single process among them, whatever the number of loader workers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -37,19 +35,23 @@ class Draw:
 
 
 class Draws(Protocol):
-    """An endless stream: ``draws[p]`` for every p >= 0."""
+    """An endless stream of draws, by their position."""
 
-    def __getitem__(self, position: int) -> Draw: ...
+    def draw(self, position: int, attempt: int = 0) -> Draw:
+        """What comes at a position; a function of (seed, stream, position, attempt) alone.
 
-    def instead(self, position: int, attempt: int) -> Draw:
-        """What stands in for draw ``position`` when it and ``attempt - 1`` others could not be
-        used; a function of (seed, stream, position, attempt) alone."""
+        Args:
+            position: not negative.
+            attempt: above 0, what stands in for the draw when it and ``attempt - 1`` others could
+                not be used.
+        Raises: ValueError: a number is negative.
+        """
         ...
 
 
 @dataclass
 class UniformDraws:
-    """Every image once in each epoch, in an order of its own for each epoch.
+    """Every image once in each epoch, in an order of its own; stand-ins are drawn evenly.
 
     Attributes:
         num_images: size of the data set, at least 1.
@@ -68,8 +70,10 @@ class UniformDraws:
         self._epoch = -1  # of the order at hand: a cache, it never changes what is drawn
         self._order = np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, position: int) -> Draw:
-        """Draw ``position``. Raises ValueError if it is negative."""
+    def draw(self, position: int, attempt: int = 0) -> Draw:
+        if attempt:
+            seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
+            return Draw(int(np.random.default_rng(seed).integers(self.num_images)), seed)
         epoch, place = divmod(position, self.num_images)
         seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
         if epoch != self._epoch:
@@ -77,80 +81,53 @@ class UniformDraws:
             self._epoch, self._order = epoch, rng.permutation(self.num_images)
         return Draw(int(self._order[place]), seed)
 
-    def instead(self, position: int, attempt: int) -> Draw:
-        """Draws evenly among all images; see :class:`Draws`."""
-        seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
-        return Draw(int(np.random.default_rng(seed).integers(self.num_images)), seed)
-
 
 @dataclass(frozen=True)
 class RareClassDraws:
-    """Independent draws of a rare-class sampler.
+    """Independent draws of a class, and of an image for it.
 
     Attributes:
-        sampler: draws a class and an image.
-        seed: of the run, not negative.
-        stream: keeps streams of one run apart, not negative.
+        sampler: draws both.
+        seed, stream: as of :class:`UniformDraws`.
     """
 
     sampler: RareClassSampler
     seed: int
     stream: int = 0
 
-    def __getitem__(self, position: int) -> Draw:
-        """Draw ``position``. Raises ValueError if it is negative."""
-        rng = np.random.default_rng(fold_seed(self.seed, self.stream, _ORDER, position))
-        rare_class, index = self.sampler.draw(rng)
-        seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
-        return Draw(index, seed, rare_class)
-
-    def instead(self, position: int, attempt: int) -> Draw:
-        """Draws a class and an image anew; see :class:`Draws`."""
-        seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
-        rare_class, index = self.sampler.draw(np.random.default_rng(seed))
+    def draw(self, position: int, attempt: int = 0) -> Draw:
+        if attempt:
+            order = seed = fold_seed(self.seed, self.stream, _INSTEAD, position, attempt)
+        else:
+            order = fold_seed(self.seed, self.stream, _ORDER, position)
+            seed = fold_seed(self.seed, self.stream, _AUGMENTATION, position)
+        rare_class, index = self.sampler.draw(np.random.default_rng(order))
         return Draw(index, seed, rare_class)
 
 
+@dataclass(frozen=True, kw_only=True)
 class SharedDraws:
-    """Draws from several sets, each in its share: a draw is made for a set first, then as the set
-    draws by itself at this position.
+    """Draws from several sets, each in its share: a set is drawn first, then as by itself at this
+    position; stand-ins come from the same set.
 
-    Args:
+    Attributes:
         parts: the draws of each set.
         sizes: its number of images; those of all sets are counted one set after the other.
-        shares: positive; how often it is drawn, compared with the others.
+        shares: how often each is drawn; they sum to 1.
         seed, stream: as of the parts.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Draws],
-        sizes: Sequence[int],
-        shares: Sequence[float],
-        *,
-        seed: int,
-        stream: int = 0,
-    ) -> None:
-        self.parts, self.seed, self.stream = list(parts), seed, stream
-        self.starts = [0, *accumulate(sizes)]
-        self.probabilities = np.asarray(shares, float) / sum(shares)
+    parts: Sequence[Draws]
+    sizes: Sequence[int]
+    shares: Sequence[float]
+    seed: int
+    stream: int = 0
 
-    def __getitem__(self, position: int) -> Draw:
-        """Draw ``position``. Raises ValueError if it is negative."""
-        number = self._set(position)
-        return self._counted(number, self.parts[number][position])
-
-    def instead(self, position: int, attempt: int) -> Draw:
-        """Another draw from the same set; see :class:`Draws`."""
-        number = self._set(position)
-        return self._counted(number, self.parts[number].instead(position, attempt))
-
-    def _set(self, position: int) -> int:
+    def draw(self, position: int, attempt: int = 0) -> Draw:
         rng = np.random.default_rng(fold_seed(self.seed, self.stream, _SET, position))
-        return int(rng.choice(len(self.parts), p=self.probabilities))
-
-    def _counted(self, number: int, draw: Draw) -> Draw:
-        return replace(draw, index=self.starts[number] + draw.index)
+        number = int(rng.choice(len(self.parts), p=self.shares))
+        draw = self.parts[number].draw(position, attempt)
+        return replace(draw, index=sum(self.sizes[:number]) + draw.index)
 
 
 def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: int = 1) -> range:
