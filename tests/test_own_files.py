@@ -325,7 +325,7 @@ def test_an_evaluation_asks_for_the_folders_that_it_reads_alone(world, tmp_path)
     args = train_net.parse_args(world.command(*SMALLEST, "MODEL.WEIGHTS", str(weights)))
     assert job.check(args) == []
     (tmp_path / "val").rename(tmp_path / "val.gone")
-    with pytest.raises(ValueError, match=r"TEST: .*'splits.val.images'.*val does not"):
+    with pytest.raises(ValueError, match=r"TEST: .*'splits.val': images .*val does not"):
         job.check(args)
 
 

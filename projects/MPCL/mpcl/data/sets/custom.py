@@ -23,22 +23,14 @@ from matplotlib import colormaps
 
 from ...utils.foreign_files import read_yaml
 from ...utils.ignore_label import IGNORE_LABEL
+from ...utils.short import short
 from ..files import IMAGE_SUFFIXES, is_folder
 from ..labels import Color, LabelMap, identity_except
 from .registration import set_metadata
-from .splits import Fault, Split
+from .splits import Split
 
 _KEYS = ("name", "classes", "colors", "label_map", "label_colors", "ignore", "absent", "splits")
-_SPLIT_KEYS = (
-    "images",
-    "labels",
-    "valid",
-    "image_suffix",
-    "label_suffix",
-    "root",
-    "absent",
-    "nodata",
-)
+_SPLIT = ("images", "labels", "valid", "image_suffix", "label_suffix", "root", "absent", "nodata")
 _registered: dict[str, tuple[Path, Any]] = {}  # name -> its file and what the file said
 
 
@@ -69,24 +61,13 @@ def register_from_yaml(path: str | Path) -> list[str]:
             expected.
     """
     file = Path(path).expanduser().resolve()
-    description = _read(file)
-    name = _text(file, "name", description.get("name"))
-    classes = _classes(file, description.get("classes"))
-    colors = _colors(file, description.get("colors"), classes)
-    label_map = _label_map(file, description, classes)
-    absent = _absent(file, "absent", description.get("absent"), classes)
-    splits = {
-        f"{name}_{'sem_seg' if split.labels else 'images'}_{key}": split
-        for key, split in _splits(file, description.get("splits"), classes).items()
-    }
-    _refuse_taken_names(file, description, splits)
-    for registered, split in splits.items():
-        if registered not in DatasetCatalog:
-            DatasetCatalog.register(registered, split.records)
-            described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
-            set_metadata(registered, classes, colors, *described, split.nodata, bool(split.valid))
-            _registered[registered] = (file, description)
-    return list(splits)
+    if not file.exists():
+        raise FileNotFoundError(f"data set description {file} does not exist")
+    content = read_yaml(file, _UniqueKeyLoader)
+    try:
+        return _register(file, content)
+    except _Fault as fault:
+        raise ValueError(f"{file}: {fault}") from None
 
 
 def class_colors(classes: Sequence[str]) -> list[Color]:
@@ -104,61 +85,85 @@ def class_colors(classes: Sequence[str]) -> list[Color]:
     ]
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise FileNotFoundError(f"data set description {file} does not exist")
-    description = read_yaml(file, _UniqueKeyLoader)
-    return _mapping(file, "(whole file)", description, _KEYS)
+class _Fault(ValueError):
+    """A mistake in a description."""
+
+    def __init__(self, key: str, value: object, expected: str) -> None:
+        super().__init__(f"key {key!r}: got {short(value)}, expected {expected}")
 
 
-def _mapping(file: Path, key: str, value: object, known: Sequence[str]) -> dict[str, Any]:
+def _register(file: Path, content: object) -> list[str]:
+    description = _mapping("(whole file)", content, _KEYS)
+    name = _word("name", description.get("name"))
+    classes = _classes(description.get("classes"))
+    colors = _colors(description.get("colors"), classes)
+    label_map = _label_map(description, classes)
+    absent = _absent("absent", description.get("absent"), classes)
+    splits = {
+        f"{name}_{'sem_seg' if split.labels else 'images'}_{key}": split
+        for key, split in _splits(file, description.get("splits"), classes).items()
+    }
+    for registered in splits:
+        if registered in DatasetCatalog and _registered.get(registered) != (file, description):
+            other = _registered.get(registered, ["a built-in data set"])[0]
+            raise _Fault("name", registered, f"names that are free; {other} has this one")
+    for registered, split in splits.items():
+        if registered not in DatasetCatalog:
+            DatasetCatalog.register(registered, split.records)
+            described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
+            set_metadata(registered, classes, colors, *described, split.nodata, bool(split.valid))
+            _registered[registered] = (file, description)
+    return list(splits)
+
+
+def _mapping(key: str, value: object, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Fault(file, key, value, f"a mapping with keys among {', '.join(known)}")
+        raise _Fault(key, value, f"a mapping with keys among {', '.join(known)}")
     for unknown in value:
         if unknown not in known:
             where = str(unknown) if key.startswith("(") else f"{key}.{unknown}"
-            raise Fault(file, where, value[unknown], f"one of the keys {', '.join(known)}")
+            raise _Fault(where, value[unknown], f"one of the keys {', '.join(known)}")
     return value
 
 
-def _text(file: Path, key: str, value: object) -> str:
+def _word(key: str, value: object) -> str:
     if not isinstance(value, str) or not value or any(c.isspace() or c in "/\\" for c in value):
-        raise Fault(file, key, value, "a word without spaces and slashes")
+        raise _Fault(key, value, "a word without spaces and slashes")
     return value
 
 
-def _classes(file: Path, value: object) -> list[str]:
+def _classes(value: object) -> list[str]:
     if not isinstance(value, list) or not 2 <= len(value) <= IGNORE_LABEL:
         expected = "a list of 2 to 255 names, by class index: the background is a class as well"
-        raise Fault(file, "classes", value, expected)
+        raise _Fault("classes", value, expected)
     for name in value:
         # YAML reads the bare words yes, no, on and off as booleans.
         if not isinstance(name, str) or not name:
-            raise Fault(file, "classes", name, "names (quote words such as 'no', 'off' or '1')")
+            raise _Fault("classes", name, "names (quote words such as 'no', 'off' or '1')")
         if value.count(name) > 1:
-            raise Fault(file, "classes", name, "every name once")
+            raise _Fault("classes", name, "every name once")
     return value
 
 
-def _colors(file: Path, value: object, classes: Sequence[str]) -> list[Color]:
+def _colors(value: object, classes: Sequence[str]) -> list[Color]:
     if value is None:
         return class_colors(classes)
     if not isinstance(value, list) or len(value) != len(classes):
-        raise Fault(file, "colors", value, f"a list of {len(classes)} colours, one a class")
-    return [_color(file, "colors", color) for color in value]
+        raise _Fault("colors", value, f"a list of {len(classes)} colours, one a class")
+    return [_color("colors", color) for color in value]
 
 
-def _color(file: Path, key: str, value: object) -> Color:
+def _color(key: str, value: object) -> Color:
     levels = value if isinstance(value, list) else []
     if len(levels) != 3 or not all(_is_id(level) for level in levels):
-        raise Fault(file, key, value, "[red, green, blue], each in 0..255")
+        raise _Fault(key, value, "[red, green, blue], each in 0..255")
     return levels[0], levels[1], levels[2]
 
 
-def _absent(file: Path, key: str, value: object, classes: Sequence[str]) -> tuple[str, ...]:
+def _absent(key: str, value: object, classes: Sequence[str]) -> tuple[str, ...]:
     names = [] if value is None else value
     if not isinstance(names, list) or not all(name in classes for name in names):
-        raise Fault(file, key, value, f"a list of classes ({', '.join(classes)})")
+        raise _Fault(key, value, f"a list of classes ({', '.join(classes)})")
     return tuple(names)
 
 
@@ -166,74 +171,70 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 
-def _label_map(
-    file: Path, description: Mapping[str, Any], classes: Sequence[str]
-) -> LabelMap | None:
+def _label_map(description: Mapping[str, Any], classes: Sequence[str]) -> LabelMap | None:
     value, ignore = description.get("label_map"), description.get("ignore")
     if "label_colors" in description:
         for key in ("label_map", "ignore"):
             if key in description:
                 expected = "no such key beside label_colors, in which ignore has colours as well"
-                raise Fault(file, key, description[key], expected)
-        return _color_map(file, description["label_colors"], classes)
+                raise _Fault(key, description[key], expected)
+        return _color_map(description["label_colors"], classes)
     ignored: list[Any] = [] if ignore is None else ignore if isinstance(ignore, list) else [ignore]
     for raw in ignored:
         if not _is_id(raw):
-            raise Fault(file, "ignore", raw, "an id in 0..255, or a list of such ids")
+            raise _Fault("ignore", raw, "an id in 0..255, or a list of such ids")
     if value is None:
-        classes_lost = [raw for raw in ignored if raw < len(classes)]
-        if classes_lost:
-            name = classes[classes_lost[0]]
-            raise Fault(file, "ignore", ignore, f"no id of a class ({name!r}), or a label_map")
+        for raw in ignored:
+            if raw < len(classes):
+                raise _Fault(
+                    "ignore", ignore, f"no id of a class ({classes[raw]!r}), or a label_map"
+                )
         return identity_except(*ignored) if ignored else None
     if not isinstance(value, dict) or not value:
-        raise Fault(file, "label_map", value, "a mapping from ids to class names or indices")
+        raise _Fault("label_map", value, "a mapping from ids to class names or indices")
     for raw in value:
         if not _is_id(raw) or raw in ignored:
-            expected = "ids in 0..255 that are not named by the key ignore"
-            raise Fault(file, "label_map", raw, expected)
-    return {raw: _class_index(file, raw, target, classes) for raw, target in value.items()}
+            raise _Fault("label_map", raw, "ids in 0..255 that are not named by the key ignore")
+    return {raw: _class_index(raw, target, classes) for raw, target in value.items()}
 
 
-def _color_map(file: Path, value: object, classes: Sequence[str]) -> dict[Color, int]:
+def _color_map(value: object, classes: Sequence[str]) -> dict[Color, int]:
     if not isinstance(value, dict) or not value:
         expected = "a mapping from class names, and ignore, to [red, green, blue], or lists of such"
-        raise Fault(file, "label_colors", value, expected)
+        raise _Fault("label_colors", value, expected)
     found: dict[Color, int] = {}
     for name, colors in value.items():
         key = f"label_colors.{name}"
         if name not in classes and name != "ignore":
-            raise Fault(file, key, name, f"a class name ({', '.join(classes)}), or ignore")
+            raise _Fault(key, name, f"a class name ({', '.join(classes)}), or ignore")
         several = isinstance(colors, list) and colors and isinstance(colors[0], list)
-        for color in [_color(file, key, c) for c in (colors if several else [colors])]:
+        for color in [_color(key, c) for c in (colors if several else [colors])]:
             if color in found:
-                raise Fault(file, key, list(color), "every colour once")
+                raise _Fault(key, list(color), "every colour once")
             found[color] = classes.index(name) if name in classes else IGNORE_LABEL
     return found
 
 
-def _class_index(file: Path, raw: int, target: object, classes: Sequence[str]) -> int:
+def _class_index(raw: int, target: object, classes: Sequence[str]) -> int:
     if target in ("ignore", IGNORE_LABEL) and target not in classes:
         return IGNORE_LABEL
     if isinstance(target, str) and target in classes:
         return classes.index(target)
-    if _is_id(target) and isinstance(target, int) and target < len(classes):
+    if _is_id(target) and target < len(classes):
         return target
     known = f"a class name ({', '.join(classes)}), an index below {len(classes)}, or 'ignore'"
-    raise Fault(file, f"label_map.{raw}", target, known)
+    raise _Fault(f"label_map.{raw}", target, known)
 
 
 def _splits(file: Path, value: object, classes: Sequence[str]) -> dict[str, Split]:
     if not isinstance(value, dict) or not value:
-        raise Fault(file, "splits", value, "a mapping from names of splits to their folders")
-    return {
-        _text(file, "splits", key): _split(file, key, one, classes) for key, one in value.items()
-    }
+        raise _Fault("splits", value, "a mapping from names of splits to their folders")
+    return {_word("splits", key): _split(file, key, one, classes) for key, one in value.items()}
 
 
 def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Split:
     key = f"splits.{name}"
-    entry = _mapping(file, key, value, _SPLIT_KEYS)
+    entry = _mapping(key, value, _SPLIT)
     images = _places(file, f"{key}.images", entry.get("images"))
     beside = {
         kind: _places(file, f"{key}.{kind}", entry[kind], len(images)) if kind in entry else ()
@@ -241,11 +242,16 @@ def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Spli
     }
     for suffix in ("image_suffix", "label_suffix"):
         if not isinstance(entry.get(suffix, ".png"), str) or not entry.get(suffix, ".png"):
-            raise Fault(file, f"{key}.{suffix}", entry[suffix], "the end of a file name: '.png'")
+            raise _Fault(f"{key}.{suffix}", entry[suffix], "the end of a file name: '.png'")
     for unlabelled in ("nodata", "valid"):
         if unlabelled in entry and beside["labels"]:
             expected = "labels that say ignore there instead"
-            raise Fault(file, f"{key}.{unlabelled}", entry[unlabelled], expected)
+            raise _Fault(f"{key}.{unlabelled}", entry[unlabelled], expected)
+    root = None
+    if "root" in entry:
+        (root,) = _places(file, f"{key}.root", entry["root"], 1)
+        if any(map(is_folder, images)):
+            raise _Fault(f"{key}.root", entry["root"], "images that are a list")
     return Split(
         file=file,
         key=key,
@@ -253,9 +259,9 @@ def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Spli
         **beside,
         image_suffixes=(entry["image_suffix"],) if "image_suffix" in entry else IMAGE_SUFFIXES,
         label_suffix=entry.get("label_suffix", ".png"),
-        root=_root(file, f"{key}.root", entry["root"], images) if "root" in entry else None,
-        absent=_absent(file, f"{key}.absent", entry.get("absent"), classes),
-        nodata=_color(file, f"{key}.nodata", entry["nodata"]) if "nodata" in entry else None,
+        root=root and root.resolve(),
+        absent=_absent(f"{key}.absent", entry.get("absent"), classes),
+        nodata=_color(f"{key}.nodata", entry["nodata"]) if "nodata" in entry else None,
     )
 
 
@@ -264,21 +270,7 @@ def _places(file: Path, key: str, value: object, number: int = 0) -> tuple[Path,
     paths = value if isinstance(value, list) else [value]
     if not paths or not all(isinstance(path, str) and path for path in paths):
         expected = "a folder, also in a zip archive, a text file that lists one file a line"
-        raise Fault(file, key, value, f"{expected}, or a list of such")
+        raise _Fault(key, value, f"{expected}, or a list of such")
     if number and len(paths) != number:
-        raise Fault(file, key, value, f"one for each of the {number} places of images")
+        raise _Fault(key, value, f"one for each of the {number} places of images")
     return tuple(file.parent / Path(path).expanduser() for path in paths)
-
-
-def _root(file: Path, key: str, value: object, images: Sequence[Path]) -> Path:
-    (root,) = _places(file, key, value, 1)
-    if any(map(is_folder, images)):
-        raise Fault(file, key, value, "images that are a list")
-    return root.resolve()
-
-
-def _refuse_taken_names(file: Path, description: object, names: Mapping[str, object]) -> None:
-    for name in names:
-        if name in DatasetCatalog and _registered.get(name) != (file, description):
-            other = _registered[name][0] if name in _registered else "a built-in data set"
-            raise Fault(file, "name", name, f"names that are free; {other} has this one")

@@ -6,20 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.foreign_files import read_text
-from ...utils.short import short, shown
+from ...utils.short import shown
 from ..files import Record, image_records, is_file, is_folder, labelled_records, list_files
 from ..labels import Color
-
-
-class Fault(ValueError):
-    """A mistake in the description of a data set."""
-
-    def __init__(self, file: Path, key: str, value: object, expected: str) -> None:
-        super().__init__(f"{file}: key {key!r}: got {short(value)}, expected {expected}")
-
-
-class _Missing(FileNotFoundError):
-    """Of a place that a description names; the message is whole."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +46,6 @@ class Split:
         """
         try:
             return [r for number in range(len(self.images)) for r in self._of_place(number)]
-        except (Fault, _Missing):
-            raise
         except (FileNotFoundError, ValueError) as error:
             error.args = (f"{self.file}: key {self.key!r}: {error}",)
             raise
@@ -80,26 +67,28 @@ class Split:
         """Labels or masks by the keys of their images."""
         found = self._listing(kind, place, (self.label_suffix,))
         if is_folder(image_place) != is_folder(place):
-            expected = "two folders, or two lists of files"
-            raise Fault(self.file, self.key, f"images {image_place}, {kind} {place}", expected)
+            raise ValueError(
+                f"images {image_place}, {kind} {place}; expected two folders, or two lists of files"
+            )
         if not is_folder(place):
             if len(found) != len(images):
                 numbers = f"{len(images)} images and {len(found)} {kind}"
-                raise Fault(self.file, self.key, numbers, "lists of the same length")
+                raise ValueError(f"{numbers}; expected lists of the same length")
             return dict(zip(images, found.values()))
-        unused = [path for key, path in found.items() if key not in images]
-        if unused:
-            numbers = f"{len(unused)} {kind} without an image, for instance {shown(unused[0])}"
-            raise Fault(self.file, self.key, numbers, f"an image in {image_place} for each of them")
+        if unused := [path for key, path in found.items() if key not in images]:
+            raise ValueError(
+                f"{len(unused)} {kind} without an image, for instance {shown(unused[0])}; expected "
+                f"an image in {image_place} for each of them"
+            )
         return found
 
     def _listing(self, kind: str, path: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         if is_folder(path):
             return list_files(path, suffixes)
         if not path.exists():
-            raise _Missing(
-                f"{self.file}: key '{self.key}.{kind}': {shown(path)} does not exist; expected a "
-                "folder, also in a zip archive, or a list of files"
+            raise FileNotFoundError(
+                f"{kind} {shown(path)} does not exist; expected a folder, also in a zip archive, "
+                "or a list of files"
             )
         return _read_list(path, self.root or path.parent)
 
