@@ -384,9 +384,9 @@ HOSTILE = {
         "is packed by method 14; expected 0 (stored) or 8",
     ),
     "a bomb": (lambda e: setattr(e, "file_size", 2**40), "bytes, above the limit of"),
-    "a lie about its size": (lambda e: setattr(e, "file_size", 9000), "its bytes are not those"),
-    "too little": (lambda e: setattr(e, "file_size", 2**20), "its bytes are not those"),
-    "another checksum": (lambda e: setattr(e, "CRC", 1), "its bytes are not those"),
+    "a lie about its size": (lambda e: setattr(e, "file_size", 9000), "unpacked: Bad CRC-32"),
+    "too little": (lambda e: setattr(e, "file_size", 2**20), "bytes instead of 1048576"),
+    "another checksum": (lambda e: setattr(e, "CRC", 1), "unpacked: Bad CRC-32"),
 }
 
 

@@ -1,8 +1,4 @@
-"""Files in zip archives, read where they lie: ``data/images.zip/day/0.png`` names one of them.
-
-Reading moves no position in an open file, which threads, and processes after a fork, would share.
-:mod:`zipfile` finds the files; its streams would take several times as long to read them.
-"""
+"""Files in zip archives, read where they lie: ``data/images.zip/day/0.png`` names one of them."""
 
 import errno
 import os
@@ -17,9 +13,9 @@ from .short import AnyPath
 
 _END = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
 _ENCRYPTED = 0x1  # bit of an entry's flags
-_HEADER = struct.Struct("<4s22xHH")  # in front of a file: mark, lengths of its name and of the rest
+# What zipfile raises for archives that are damaged, or forged.
 _DAMAGED = (
-    *(zipfile.BadZipFile, struct.error, EOFError),
+    *(zipfile.BadZipFile, struct.error, zlib.error, EOFError),
     *(ValueError, LookupError, RuntimeError, OverflowError),
 )
 
@@ -52,13 +48,13 @@ def names_below(folder: InZip) -> list[str]:
     Raises: ValueError: the archive is damaged.
     """
     start = f"{folder.name}/" if folder.name else ""
-    entries = _opened(folder.archive).entries
+    entries = _opened(folder.archive).infolist()
     return [e.filename for e in entries if e.filename.startswith(start) and not e.is_dir()]
 
 
 def holds(file: InZip) -> bool:
     """Whether the archive has such a file. Raises ValueError: it is damaged."""
-    return file.name in _opened(file.archive).by_name
+    return file.name in _opened(file.archive).NameToInfo
 
 
 def size_of(file: InZip) -> int:
@@ -76,29 +72,19 @@ def read(file: InZip) -> bytes:
 
     Raises: as :func:`size_of`.
     """
-    entry, stream = _entry(file), _opened(file.archive).file.fileno()
-    start = os.pread(stream, _HEADER.size, entry.header_offset)
+    entry = _entry(file)
     try:
-        mark, *lengths = _HEADER.unpack(start)
-    except struct.error:
-        mark, lengths = b"", []
-    if mark != b"PK\x03\x04":
-        raise ValueError("cannot be unpacked: the archive is damaged or cut")
-    place = entry.header_offset + _HEADER.size + sum(lengths)
-    content = os.pread(stream, entry.compress_size, place)
-    if entry.compress_type == zipfile.ZIP_DEFLATED and entry.file_size:  # 0 would be no bound
-        try:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.file_size)
-        except zlib.error as error:
-            raise ValueError(f"cannot be unpacked: {error}") from None
-    if len(content) != entry.file_size or zlib.crc32(content) != entry.CRC:
-        raise ValueError("cannot be unpacked: its bytes are not those that were packed")
+        with _opened(file.archive).open(entry) as stream:
+            content = stream.read(entry.file_size)  # no more, whatever it would unfold to
+        if len(content) != entry.file_size:
+            raise EOFError(f"it has {len(content)} bytes instead of {entry.file_size}")
+    except _DAMAGED as error:
+        raise ValueError(f"cannot be unpacked: {str(error) or 'it is cut'}") from None
     return content
 
 
 def _entry(file: InZip) -> zipfile.ZipInfo:
-    """A file's entry, of which little memory suffices to read it."""
-    entry = _opened(file.archive).by_name.get(file.name)
+    entry = _opened(file.archive).NameToInfo.get(file.name)
     if entry is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/".join(file))
     if entry.flag_bits & _ENCRYPTED:
@@ -108,29 +94,18 @@ def _entry(file: InZip) -> zipfile.ZipInfo:
             f"is packed by method {entry.compress_type}; expected 0 (stored) or 8 (deflated): pack "
             "it again, best without compression"
         )
-    if entry.compress_size > 2 * entry.file_size + 1024:
-        raise ValueError("cannot be unpacked: its packed size is none of its size")
     return entry
 
 
-class _Archive:
-    """An archive's directory, and the archive, open."""
-
-    def __init__(self, path: str) -> None:
-        with zipfile.ZipFile(path) as archive:
-            self.entries = archive.infolist()
-        self.by_name = {entry.filename: entry for entry in self.entries if not entry.is_dir()}
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
-
-
-def _opened(archive: str) -> _Archive:
+def _opened(archive: str) -> zipfile.ZipFile:
     status = os.stat(archive)
-    return _archive(archive, status.st_mtime_ns, status.st_size)
+    return _open(archive, status.st_mtime_ns, status.st_size, os.getpid())
 
 
 @lru_cache(maxsize=64)
-def _archive(path: str, _changed: int, _size: int) -> _Archive:
+def _open(path: str, _changed: int, _size: int, _process: int) -> zipfile.ZipFile:
+    """An archive of a process's own: those before and after a fork would share the position."""
     try:
-        return _Archive(path)
+        return zipfile.ZipFile(path)
     except _DAMAGED as error:
         raise ValueError(f"{path} is no readable zip archive ({error})") from error
