@@ -8,7 +8,7 @@ may unfold to gigabytes. The header is therefore read first (Pillow, about 0.1 m
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -65,11 +65,11 @@ class BadFile(ValueError):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: ``size`` (height, width) as it is shown."""
+    """What an image file says of itself: ``size`` (height, width) as it is shown, and Pillow's name
+    of its mode."""
 
     size: Size
     mode: str
-    format: str
 
 
 def pixel_limit() -> int:
@@ -83,21 +83,20 @@ def pixel_limit() -> int:
     return int(text)
 
 
-def _check_file(path: AnyPath) -> None:
-    """Refuses what would block or never end when it is read."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise BadFile(path, "is no regular file; expected an image file")
-    _check_bytes(path, status.st_size)
-
-
-def _check_bytes(path: AnyPath, size: int) -> None:
-    limit = _BYTES_A_PIXEL * pixel_limit()
-    if size > limit:
+def _check_size(path: AnyPath, place: zip_files.InZip | None, pixels: int) -> None:
+    """Refuses what would block or never end when it is read, and more than an image may be."""
+    if place:
+        size = zip_files.size_of(place)
+    else:
+        status = os.stat(path)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFile(path, "is no regular file; expected an image file")
+    if size > (limit := _BYTES_A_PIXEL * pixels):
         raise BadFile(
             path,
             f"has {size} bytes, above the limit of {limit} for an image file "
-            f"({_BYTES_A_PIXEL} bytes for each of {pixel_limit()} pixels); shrink it, or set "
+            f"({_BYTES_A_PIXEL} bytes for each of {pixels} pixels); shrink it, or set "
             f"{_LIMIT_VARIABLE} higher if you trust the file",
         )
 
@@ -109,22 +108,16 @@ def read_bytes(path: AnyPath) -> bytes:
     Raises:
         BadFile: it is missing, no regular file, too large, or damaged or encrypted in its archive.
     """
+    limit = pixel_limit()
     try:
-        if place := zip_files.in_zip(path):
-            return _unpacked(path, place)
-        _check_file(path)
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadFile(path, _in_words(error)) from error
-
-
-def _unpacked(path: AnyPath, place: zip_files.InZip) -> bytes:
-    try:
-        _check_bytes(path, zip_files.size_of(place))
-        return zip_files.read(place)
+        place = zip_files.in_zip(path)
+        _check_size(path, place, limit)
+        return zip_files.read(place) if place else Path(path).read_bytes()
     except BadFile:
         raise
-    except ValueError as error:
+    except OSError as error:
+        raise BadFile(path, _in_words(error)) from error
+    except ValueError as error:  # of an archive
         raise BadFile(path, str(error)) from error
 
 
@@ -146,7 +139,7 @@ def opened(path: AnyPath, content: bytes | None = None) -> Iterator[Image.Image]
         if content is None and zip_files.in_zip(path):
             content = read_bytes(path)
         if content is None:
-            _check_file(path)
+            _check_size(path, None, limit)
         source = open(path, "rb") if content is None else BytesIO(content)  # noqa: SIM115
         with source as file, _identified(path, file) as image:
             if image.width * image.height > limit:
@@ -240,7 +233,7 @@ def inspect_image(path: AnyPath) -> Header:
         image.load()
         swapped = orientation(image) >= 5 and image.format != "TIFF"  # Pillow turns TIFFs itself
         size = (image.width, image.height) if swapped else (image.height, image.width)
-        return Header(size, image.mode, str(image.format))
+        return Header(size, image.mode)
 
 
 def stored_size(path: AnyPath) -> Size:
@@ -294,12 +287,12 @@ def read_image(path: AnyPath) -> np.ndarray:
     return decoded
 
 
-def check_pair(record: Mapping[str, Any], image_size: Size, label_size: Size) -> None:
+def check_pair(image: AnyPath, label: AnyPath, image_size: Size, label_size: Size) -> None:
     """Raises BadFile, naming both files, unless image and label have the same (height, width)."""
     if image_size != label_size:
         turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
         raise BadFile(
-            record["sem_seg_file_name"],
-            f"has height x width {label_size}, but its image {shown(record['file_name'])} has "
-            f"{image_size}; expected the same size: export both from one source{turned}",
+            label,
+            f"has height x width {label_size}, but its image {shown(image)} has {image_size}; "
+            f"expected the same size: export both from one source{turned}",
         )

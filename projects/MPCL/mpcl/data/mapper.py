@@ -177,11 +177,11 @@ class SourceMapper(_CropMapper):
         return {**result, "sem_seg": torch.from_numpy(label)}
 
     def _read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        label_map = self.label_maps.get(record.get("dataset", ""))
-        image = read_image(record["file_name"])
-        label = read_label(record["sem_seg_file_name"], label_map)
-        check_pair(record, image.shape[:2], label.shape)
-        check_label(record["sem_seg_file_name"], label, self.num_classes)
+        image_file, label_file = record["file_name"], record["sem_seg_file_name"]
+        image = read_image(image_file)
+        label = read_label(label_file, self.label_maps.get(record.get("dataset", "")))
+        check_pair(image_file, label_file, image.shape[:2], label.shape)
+        check_label(label_file, label, self.num_classes)
         return image, label
 
     def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:
@@ -274,8 +274,7 @@ class TargetMapper(_CropMapper):
             yield cv2.inRange(image, color[::-1], color[::-1])
         if mask_file := record.get("valid_file_name"):
             mask = read_image(mask_file)
-            pair = {**record, "sem_seg_file_name": mask_file}
-            check_pair(pair, image.shape[:2], mask.shape[:2])
+            check_pair(record["file_name"], mask_file, image.shape[:2], mask.shape[:2])
             yield cv2.inRange(mask, (0, 0, 0), (0, 0, 0))
 
 

@@ -103,8 +103,7 @@ class SegmentationEvaluator(SemSegEvaluator):
         label_file = self.input_file_to_gt_file[image_file]
         if truth is None:
             truth = read_label(label_file, self._label_map)
-        pair = {"file_name": image_file, "sem_seg_file_name": label_file}
-        check_pair(pair, tuple(scores.shape[-2:]), truth.shape)
+        check_pair(image_file, label_file, tuple(scores.shape[-2:]), truth.shape)
         check_label(label_file, truth, self._num_classes)
         label = torch.from_numpy(truth).to(scores.device)
         label = torch.where(label == self._ignore_label, self._num_classes, label.int())

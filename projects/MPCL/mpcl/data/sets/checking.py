@@ -1,7 +1,8 @@
 """Looks at every file of a data set before days of training do."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -58,33 +59,29 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
     holds no class ids (see :func:`mpcl.data.labels.read_label`), an id that is neither a class nor
     ignored, a label or mask of another size than its image.
     """
-    mode, size, faults = "unreadable", None, []
-    ids, palette, label = np.zeros(256, dtype=np.int64), None, record.get("sem_seg_file_name", "")
-    try:
-        header = inspect_image(record["file_name"])
-        mode, size = header.mode, header.size
-    except BadFile as error:
-        faults.append(f"image {error}")
+    image, label = record["file_name"], record.get("sem_seg_file_name", "")
+    mode, size, ids, palette = "unreadable", None, np.zeros(256, dtype=np.int64), None
+    faults: list[str] = []
+
+    @contextmanager
+    def told(kind: str) -> Iterator[None]:
+        try:
+            yield
+        except BadFile as error:
+            faults.append(f"{kind} {error}")
+
+    with told("image"):
+        size, mode = inspect_image(image)
     if label:
-        try:
+        with told("label"):
             ids, label_size, palette = inspect_label(label, label_map)
-        except BadFile as error:
-            faults.append(f"label {error}")
-        else:
-            for check in (
-                partial(check_ids, label, fold_ids(ids, label_map), num_classes),
-                partial(check_pair, record, size or label_size, label_size),
-            ):
-                try:
-                    check()
-                except BadFile as error:
-                    faults.append(f"label {error}")
+            with told("label"):
+                check_ids(label, fold_ids(ids, label_map), num_classes)
+            check_pair(image, label, size or label_size, label_size)
     if mask := record.get("valid_file_name"):
-        try:
+        with told("mask"):
             mask_size = inspect_image(mask).size
-            check_pair({**record, "sem_seg_file_name": mask}, size or mask_size, mask_size)
-        except BadFile as error:
-            faults.append(f"mask {error}")
+            check_pair(image, mask, size or mask_size, mask_size)
     return FileReport(mode, size, label, ids, palette, tuple(faults))
 
 
@@ -94,9 +91,10 @@ def check_headers(records: Iterable[Record]) -> None:
     Raises: BadFile: a header cannot be read, or a label has another size than its image.
     """
     for record in records:
-        image, label = (stored_size(record[key]) for key in ("file_name", "sem_seg_file_name"))
-        if sorted(image) != sorted(label):
-            check_pair(record, image, label)
+        image, label = record["file_name"], record["sem_seg_file_name"]
+        sizes = stored_size(image), stored_size(label)
+        if sorted(sizes[0]) != sorted(sizes[1]):
+            check_pair(image, label, *sizes)
 
 
 def label_ids(dataset_name: str, files: Sequence[FileReport]) -> LabelIds:
@@ -111,17 +109,16 @@ def palette_faults(files: Iterable[FileReport]) -> list[str]:
     """Ids that have one colour in one label and another in the next: one of the two files means
     another class by it."""
     first: dict[int, tuple[bytes, str]] = {}
-    faults = {}
+    faults: dict[int, str] = {}
     for file in files:
-        for raw in np.flatnonzero(file.ids) if file.palette else ():
+        for raw in np.flatnonzero(file.ids).tolist() if file.palette else ():
             color = file.palette[3 * raw : 3 * raw + 3]
-            known, other = first.setdefault(int(raw), (color, file.label))
-            if color != known:
-                faults.setdefault(
-                    int(raw),
+            known, other = first.setdefault(raw, (color, file.label))
+            if color != known and raw not in faults:
+                faults[raw] = (
                     f"the palettes of labels disagree: id {raw} is RGB {list(known)} in "
                     f"{shown(other)} and {list(color)} in {shown(file.label)}; expected one "
-                    "meaning of an id: export all masks with one palette",
+                    "meaning of an id: export all masks with one palette"
                 )
     return list(faults.values())
 
