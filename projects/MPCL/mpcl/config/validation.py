@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -45,6 +45,7 @@ def validate(cfg: CN, defaults: CN) -> None:
     Raises: ValueError: naming the key, its value and what was expected.
     """
     _check_unread(cfg, defaults)
+    _check_run(cfg)
     _check_data(cfg)
     _check_model(cfg)
     _check_self_training(cfg)
@@ -53,208 +54,234 @@ def validate(cfg: CN, defaults: CN) -> None:
     _check_test(cfg)
 
 
+class _Group:
+    """The keys of a group, named without it, and the checks that they share."""
+
+    def __init__(self, cfg: CN, prefix: str) -> None:
+        self.cfg, self.prefix = cfg, prefix
+
+    def __getitem__(self, key: str) -> Any:
+        return get(self.cfg, self.prefix + key)
+
+    def refuse(self, key: str, expected: str) -> NoReturn:
+        value = self[key]
+        value = tuple(value) if isinstance(value, list) else value
+        raise ValueError(f"{self.prefix}{key} is {short(value)}; expected {expected}")
+
+    def one_of(self, key: str, known: Iterable[object]) -> None:
+        choices = list(known)
+        if self[key] not in choices:
+            names = ", ".join(str(choice) or "''" for choice in choices)
+            self.refuse(key, f"one of {names}")
+
+    def numbers(
+        self,
+        *keys: str,
+        least: float = -math.inf,
+        most: float = math.inf,
+        above: float = -math.inf,
+        below: float = math.inf,
+    ) -> None:
+        """Holds numbers to their limits; infinity and NaN are in none."""
+        limits = {"at least": least, "above": above, "at most": most, "below": below}
+        words = [f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit)]
+        both = math.isfinite(least + most)
+        for key in keys:
+            if not (least <= self[key] <= most and above < self[key] < below):
+                self.refuse(key, f"from {least} to {most}" if both else " and ".join(words))
+
+    def shares(self, *keys: str) -> None:
+        self.numbers(*keys, least=0, most=1)
+
+    def size(self, key: str) -> None:
+        if len(self[key]) != 2 or not _are_whole(self[key], 1, _LARGEST):
+            self.refuse(key, f"(height, width), two whole numbers from 1 to {_LARGEST}")
+
+    def multiple(self, key: str, divisor: int) -> None:
+        if any(side % divisor for side in self[key]):
+            self.refuse(key, f"multiples of {divisor} for HRDASegmentor")
+
+
 def _check_unread(cfg: CN, defaults: CN) -> None:
     for key in leaves(get_cfg()):
         ours, read = get(defaults, key), key in _READ or key.startswith(_READ_GROUPS)
         if not read and get(cfg, key) != ours:
-            _refuse(cfg, key, f"{ours!r}: nothing here reads this key of Detectron2")
+            _Group(cfg, "").refuse(key, f"{ours!r}: nothing here reads this key of Detectron2")
+
+
+def _check_run(cfg: CN) -> None:
+    run = _Group(cfg, "")
+    run.numbers("SEED", least=0, most=2**31 - 1)
+    run.numbers("VIS_PERIOD", least=0, most=_MANY)
+    run.numbers("LOG_PERIOD", least=1, most=_MANY)
 
 
 def _check_data(cfg: CN) -> None:
-    for key in ("DATASETS.TRAIN", "DATASETS.TRAIN_TARGET", "DATASETS.TEST", "DATASETS.FILES"):
-        if not all(isinstance(name, str) for name in get(cfg, key)):
-            _refuse(cfg, key, "a list of texts")
-    _check_shares(cfg)
-    _one_of(cfg, "INPUT.RANDOM_FLIP", ("horizontal", "none"))
-    for key in ("INPUT.SOURCE_SIZE", "INPUT.TARGET_SIZE"):
-        size = get(cfg, key)
+    sets, images, loader = (_Group(cfg, name) for name in ("DATASETS.", "INPUT.", "DATALOADER."))
+    for key in ("TRAIN", "TRAIN_TARGET", "TEST", "FILES"):
+        if not all(isinstance(name, str) for name in sets[key]):
+            sets.refuse(key, "a list of texts")
+    _check_shares(sets)
+    images.one_of("RANDOM_FLIP", ("horizontal", "none"))
+    for key in ("SOURCE_SIZE", "TARGET_SIZE"):
+        size = images[key]
         if len(size) != 2 or not _are_whole(size, 0, _LARGEST) or all(size) != any(size):
-            _refuse(cfg, key, "(width, height) above 0, or (0, 0) for the images' own size")
-    _size(cfg, "INPUT.CROP.SIZE")
-    _number(cfg, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", above=0, most=1)
-    _number(cfg, "DATALOADER.NUM_WORKERS", least=0, most=1000)
-    _one_of(cfg, "DATALOADER.ON_BAD_FILE", ("error", "skip"))
-    _number(cfg, "DATALOADER.MAX_BAD_FILES", least=0, most=_MANY)
-    _number(cfg, "DATALOADER.RARE_CLASS.TEMPERATURE", above=0)
-    _number(cfg, "DATALOADER.RARE_CLASS.MIN_IMAGE_FRACTION", least=0, below=1)
-    _number(cfg, "DATALOADER.RARE_CLASS.MIN_CROP_FRACTION", least=0, below=1)
+            images.refuse(key, "(width, height) above 0, or (0, 0) for the images' own size")
+    images.size("CROP.SIZE")
+    images.numbers("CROP.SINGLE_CATEGORY_MAX_AREA", above=0, most=1)
+    loader.numbers("NUM_WORKERS", least=0, most=1000)
+    loader.one_of("ON_BAD_FILE", ("error", "skip"))
+    loader.numbers("MAX_BAD_FILES", least=0, most=_MANY)
+    loader.numbers("RARE_CLASS.TEMPERATURE", above=0)
+    shares = ("RARE_CLASS.MIN_IMAGE_FRACTION", "RARE_CLASS.MIN_CROP_FRACTION")
+    loader.numbers(*shares, least=0, below=1)
 
 
-def _check_shares(cfg: CN) -> None:
-    domains = [sorted(cfg.DATASETS.TRAIN), sorted(cfg.DATASETS.TRAIN_TARGET)]
+def _check_shares(sets: _Group) -> None:
     expected = (
         "a list of [name, number above 0] that names each set of DATASETS.TRAIN, or of "
         "TRAIN_TARGET, or of both once"
     )
-    for pair in cfg.DATASETS.SHARES:
+    for pair in sets["SHARES"]:
         whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
         if not whole or not _are_numbers(pair[1:], 1) or not pair[1]:
-            _refuse(cfg, "DATASETS.SHARES", expected)
-    names = sorted(name for name, _ in cfg.DATASETS.SHARES)
-    if names not in ([], *domains, sorted(domains[0] + domains[1])):
-        _refuse(cfg, "DATASETS.SHARES", expected)
+            sets.refuse("SHARES", expected)
+    names = sorted(name for name, _ in sets["SHARES"])
+    source, target = sorted(sets["TRAIN"]), sorted(sets["TRAIN_TARGET"])
+    if names not in ([], source, target, sorted(source + target)):
+        sets.refuse("SHARES", expected)
 
 
 def _check_model(cfg: CN) -> None:
-    model, head = cfg.MODEL, cfg.MODEL.SEM_SEG_HEAD
-    _one_of(cfg, "MODEL.META_ARCHITECTURE", (name for name, _ in META_ARCH_REGISTRY))
-    _one_of(cfg, "MODEL.BACKBONE.NAME", (name for name, _ in BACKBONE_REGISTRY))
-    _one_of(cfg, "MODEL.SEM_SEG_HEAD.NAME", (name for name, _ in SEM_SEG_HEADS_REGISTRY))
-    if model.BACKBONE.NAME == "MixTransformer":
-        _one_of(cfg, "MODEL.MIT.VARIANT", VARIANTS)
-    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        values = get(cfg, key)
-        if values and not _are_numbers(values, 3):
-            _refuse(cfg, key, "three numbers, of red, green and blue")
-    if not all(model.PIXEL_STD):
-        _refuse(cfg, "MODEL.PIXEL_STD", "three numbers above 0")
-    _number(cfg, "MODEL.BACKBONE.FREEZE_AT", least=0, most=5)
-    _one_of(cfg, "MODEL.RESNETS.DEPTH", (18, 34, 50, 101, 152))
-    _number(cfg, "MODEL.BACKBONE.DROP_PATH", least=0, below=1)
-    _number(cfg, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", least=1, most=IGNORE_LABEL)
-    _one_of(cfg, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", (IGNORE_LABEL,))
-    _number(cfg, "MODEL.SEM_SEG_HEAD.CONVS_DIM", least=1, most=10**4)
-    _number(cfg, "MODEL.SEM_SEG_HEAD.DROPOUT", least=0, below=1)
-    if head.NAME == "DAFormerHead":
-        _one_of(cfg, "MODEL.SEM_SEG_HEAD.NORM", ("BN", "SyncBN", "FrozenBN", "GN", "LN", ""))
-        if not head.DILATIONS or not _are_whole(head.DILATIONS, 1, 1000):
-            _refuse(cfg, "MODEL.SEM_SEG_HEAD.DILATIONS", "whole numbers from 1 to 1000")
-    _size(cfg, "MODEL.HRDA.DETAIL_SIZE")
-    _number(cfg, "MODEL.HRDA.DETAIL_WEIGHT", least=0, most=1)
-    if model.META_ARCHITECTURE == "HRDASegmentor":
-        _multiple(cfg, "MODEL.HRDA.DETAIL_SIZE", 16)
-        _multiple(cfg, "INPUT.CROP.SIZE", 8)
-        _multiple(cfg, "TEST.SLIDE.CROP", 8)
+    model, head = _Group(cfg, "MODEL."), _Group(cfg, "MODEL.SEM_SEG_HEAD.")
+    model.one_of("META_ARCHITECTURE", (name for name, _ in META_ARCH_REGISTRY))
+    model.one_of("BACKBONE.NAME", (name for name, _ in BACKBONE_REGISTRY))
+    head.one_of("NAME", (name for name, _ in SEM_SEG_HEADS_REGISTRY))
+    if model["BACKBONE.NAME"] == "MixTransformer":
+        model.one_of("MIT.VARIANT", VARIANTS)
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if model[key] and not _are_numbers(model[key], 3):
+            model.refuse(key, "three numbers, of red, green and blue")
+    if not all(model["PIXEL_STD"]):
+        model.refuse("PIXEL_STD", "three numbers above 0")
+    model.numbers("BACKBONE.FREEZE_AT", least=0, most=5)
+    model.one_of("RESNETS.DEPTH", (18, 34, 50, 101, 152))
+    model.numbers("BACKBONE.DROP_PATH", "SEM_SEG_HEAD.DROPOUT", least=0, below=1)
+    head.numbers("NUM_CLASSES", least=1, most=IGNORE_LABEL)
+    head.one_of("IGNORE_VALUE", (IGNORE_LABEL,))
+    head.numbers("CONVS_DIM", least=1, most=10**4)
+    if head["NAME"] == "DAFormerHead":
+        head.one_of("NORM", ("BN", "SyncBN", "FrozenBN", "GN", "LN", ""))
+        if not head["DILATIONS"] or not _are_whole(head["DILATIONS"], 1, 1000):
+            head.refuse("DILATIONS", "whole numbers from 1 to 1000")
+    model.size("HRDA.DETAIL_SIZE")
+    model.shares("HRDA.DETAIL_WEIGHT")
+    if model["META_ARCHITECTURE"] == "HRDASegmentor":
+        model.multiple("HRDA.DETAIL_SIZE", 16)
+        _Group(cfg, "INPUT.").multiple("CROP.SIZE", 8)
+        _Group(cfg, "TEST.").multiple("SLIDE.CROP", 8)
 
 
 def _check_self_training(cfg: CN) -> None:
-    st = cfg.SELF_TRAINING
-    _number(cfg, "SELF_TRAINING.TEACHER_MOMENTUM", least=0, below=1)
-    _one_of(cfg, "SELF_TRAINING.TEACHER_STATISTICS", STATISTICS)
-    _number(cfg, "SELF_TRAINING.CONFIDENCE_THRESHOLD", least=0, most=1)
-    _one_of(cfg, "SELF_TRAINING.CONFIDENCE", SCOPES)
-    _number(cfg, "SELF_TRAINING.JITTER_PROBABILITY", least=0, most=1)
-    _number(cfg, "SELF_TRAINING.JITTER_STRENGTH", least=0)
-    _number(cfg, "SELF_TRAINING.BLUR_PROBABILITY", least=0, most=1)
-    _check_margins(cfg)
-    _number(cfg, "SELF_TRAINING.MASKED.WEIGHT", least=0)
-    _number(cfg, "SELF_TRAINING.MASKED.RATIO", least=0, most=1)
-    _one_of(cfg, "SELF_TRAINING.MASKED.IMAGES", IMAGES)
+    st = _Group(cfg, "SELF_TRAINING.")
+    st.numbers("TEACHER_MOMENTUM", "IGNORE_TOP", "IGNORE_BOTTOM", least=0, below=1)
+    st.one_of("TEACHER_STATISTICS", STATISTICS)
+    st.one_of("CONFIDENCE", SCOPES)
+    st.one_of("MASKED.IMAGES", IMAGES)
+    st.shares("CONFIDENCE_THRESHOLD", "JITTER_PROBABILITY", "BLUR_PROBABILITY", "MASKED.RATIO")
+    st.shares("FEATURE_DISTANCE.MIN_RATIO", "COLLAPSE.MIN_ENTROPY", "COLLAPSE.MIN_CONFIDENT")
+    st.numbers("JITTER_STRENGTH", "MASKED.WEIGHT", "FEATURE_DISTANCE.WEIGHT", least=0)
+    st.numbers("MASKED.BLOCK_SIZE", least=1, most=_LARGEST)
+    st.numbers("COLLAPSE.AFTER", least=0, most=_MANY)
     crop = tuple(cfg.INPUT.CROP.SIZE)
-    _number(cfg, "SELF_TRAINING.MASKED.BLOCK_SIZE", least=1, most=_LARGEST)
-    if st.MASKED.WEIGHT and min(crop) < st.MASKED.BLOCK_SIZE:
+    if st["MASKED.WEIGHT"] and min(crop) < st["MASKED.BLOCK_SIZE"]:
         expected = f"at most the side of the crop, INPUT.CROP.SIZE {crop}"
-        _refuse(cfg, "SELF_TRAINING.MASKED.BLOCK_SIZE", expected)
-    _number(cfg, "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", least=0)
-    _number(cfg, "SELF_TRAINING.FEATURE_DISTANCE.MIN_RATIO", least=0, most=1)
-    if st.ENABLED and st.FEATURE_DISTANCE.WEIGHT:
-        _check_feature_distance(cfg)
-    _number(cfg, "SELF_TRAINING.COLLAPSE.MIN_ENTROPY", least=0, most=1)
-    _number(cfg, "SELF_TRAINING.COLLAPSE.MIN_CONFIDENT", least=0, most=1)
-    _number(cfg, "SELF_TRAINING.COLLAPSE.AFTER", least=0, most=_MANY)
+        st.refuse("MASKED.BLOCK_SIZE", expected)
+    _check_margins(st)
+    if st["ENABLED"] and st["FEATURE_DISTANCE.WEIGHT"]:
+        _check_feature_distance(cfg, st)
 
 
-def _check_margins(cfg: CN) -> None:
-    st, margins = cfg.SELF_TRAINING, cfg.SELF_TRAINING.IGNORE_MARGINS
-    _number(cfg, "SELF_TRAINING.IGNORE_TOP", least=0, below=1)
-    _number(cfg, "SELF_TRAINING.IGNORE_BOTTOM", least=0, below=1)
-    if st.IGNORE_TOP + st.IGNORE_BOTTOM >= 1:
+def _check_margins(st: _Group) -> None:
+    top, bottom, margins = st["IGNORE_TOP"], st["IGNORE_BOTTOM"], st["IGNORE_MARGINS"]
+    if top + bottom >= 1:
         raise ValueError(
-            f"SELF_TRAINING.IGNORE_TOP {st.IGNORE_TOP} and IGNORE_BOTTOM {st.IGNORE_BOTTOM} leave "
-            "nothing of the crop; expected a sum below 1"
+            f"SELF_TRAINING.IGNORE_TOP {top} and IGNORE_BOTTOM {bottom} leave nothing of the crop; "
+            "expected a sum below 1"
         )
     if not _are_numbers(margins, 4) or margins[0] + margins[1] >= 1 or margins[2] + margins[3] >= 1:
         expected = "four shares (top, bottom, left, right) that leave some of the image"
-        _refuse(cfg, "SELF_TRAINING.IGNORE_MARGINS", expected)
-    if any(margins) and (st.IGNORE_TOP or st.IGNORE_BOTTOM):
+        st.refuse("IGNORE_MARGINS", expected)
+    if any(margins) and (top or bottom):
         raise ValueError(
             "SELF_TRAINING.IGNORE_MARGINS (of the image) and IGNORE_TOP, IGNORE_BOTTOM (of the "
             "crop) exclude each other; set one of them to 0"
         )
 
 
-def _check_feature_distance(cfg: CN) -> None:
+def _check_feature_distance(cfg: CN, st: _Group) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0 compares with the ImageNet encoder in "
             "MODEL.WEIGHTS, which is empty; name a weight file, or set the weight to 0 to train "
             "from random initialisation"
         )
-    things, classes = cfg.SELF_TRAINING.FEATURE_DISTANCE.CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if not _are_whole(things, 0, classes - 1):
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if not _are_whole(st["FEATURE_DISTANCE.CLASSES"], 0, classes - 1):
         expected = f"class indices below MODEL.SEM_SEG_HEAD.NUM_CLASSES {classes}"
-        _refuse(cfg, "SELF_TRAINING.FEATURE_DISTANCE.CLASSES", expected)
+        st.refuse("FEATURE_DISTANCE.CLASSES", expected)
 
 
 def _check_prototypes(cfg: CN) -> None:
-    proto = cfg.PROTOTYPES
-    _one_of(cfg, "PROTOTYPES.TYPE", ("none", *TYPES))
-    _one_of(cfg, "PROTOTYPES.HEAD", ("shared", "separate"))
-    _one_of(cfg, "PROTOTYPES.NORMALIZE", NORMALIZATIONS)
-    _one_of(cfg, "PROTOTYPES.DISTANCE", DISTANCES)
-    _one_of(cfg, "PROTOTYPES.SIMILARITY_SCALE", SIMILARITY_SCALES)
-    _one_of(cfg, "PROTOTYPES.CLUSTER_POOL", POOLS)
-    _one_of(cfg, "PROTOTYPES.INIT.METHOD", STARTS)
-    _number(cfg, "PROTOTYPES.DIM", least=1, most=10**4)
-    _number(cfg, "PROTOTYPES.BANK.SIZE", least=1, most=10**7)
-    _number(cfg, "PROTOTYPES.BANK.SAMPLES_PER_IMAGE", least=1, most=10**7)
-    _number(cfg, "PROTOTYPES.POOL_SIZE", least=1, most=10**7)
-    _number(cfg, "PROTOTYPES.NUM_PER_CLASS", least=1, most=1000)
-    _number(cfg, "PROTOTYPES.MIN_VARIANCE", above=0)
-    _number(cfg, "PROTOTYPES.MOMENTUM", least=0, below=1)
-    _number(cfg, "PROTOTYPES.TEMPERATURE", above=0)
-    _number(cfg, "PROTOTYPES.CONTRAST_WEIGHT", least=0)
-    _number(cfg, "PROTOTYPES.CONSISTENCY_WEIGHT", least=0)
-    _number(cfg, "PROTOTYPES.SINKHORN.EPSILON", above=0)
-    _number(cfg, "PROTOTYPES.SINKHORN.SWEEPS", least=1, most=10**4)
-    _number(cfg, "PROTOTYPES.INIT.ITER", least=0, most=_MANY)
-    _number(cfg, "PROTOTYPES.INIT.MIN_SAMPLES", least=1, most=10**7)
-    _number(cfg, "PROTOTYPES.GRADIENT_SHARE_PERIOD", least=0, most=_MANY)
-    _check_views_and_scales(cfg)
-    if proto.TYPE != "none" and not cfg.SELF_TRAINING.ENABLED:
+    proto = _Group(cfg, "PROTOTYPES.")
+    proto.one_of("TYPE", ("none", *TYPES))
+    proto.one_of("HEAD", ("shared", "separate"))
+    proto.one_of("NORMALIZE", NORMALIZATIONS)
+    proto.one_of("DISTANCE", DISTANCES)
+    proto.one_of("SIMILARITY_SCALE", SIMILARITY_SCALES)
+    proto.one_of("CLUSTER_POOL", POOLS)
+    proto.one_of("INIT.METHOD", STARTS)
+    proto.numbers("NUM_PER_CLASS", least=1, most=1000)
+    proto.numbers("DIM", "SINKHORN.SWEEPS", least=1, most=10**4)
+    samples = ("BANK.SIZE", "BANK.SAMPLES_PER_IMAGE", "POOL_SIZE", "INIT.MIN_SAMPLES")
+    proto.numbers(*samples, least=1, most=10**7)
+    proto.numbers("INIT.ITER", "GRADIENT_SHARE_PERIOD", least=0, most=_MANY)
+    proto.numbers("MIN_VARIANCE", "TEMPERATURE", "SINKHORN.EPSILON", above=0)
+    proto.numbers("MOMENTUM", least=0, below=1)
+    proto.numbers("CONTRAST_WEIGHT", "CONSISTENCY_WEIGHT", least=0)
+    views, scales = set(map(str, proto["CONTRAST_VIEWS"])), tuple(proto["SCALES"])
+    if not views or not views <= set(VIEWS):
+        expected = "some of source, mixed, target (or set PROTOTYPES.CONTRAST_WEIGHT to 0)"
+        proto.refuse("CONTRAST_VIEWS", expected)
+    if {"mixed", "target"} <= views:
+        proto.refuse("CONTRAST_VIEWS", "one of 'mixed' and 'target', which is a part of 'mixed'")
+    if scales not in (("context",), ("context", "detail")):
+        proto.refuse("SCALES", "('context',) or ('context', 'detail')")
+    if "detail" in scales and cfg.MODEL.META_ARCHITECTURE != "HRDASegmentor":
+        expected = "('context',): only MODEL.META_ARCHITECTURE HRDASegmentor sees a detail"
+        proto.refuse("SCALES", expected)
+    if proto["TYPE"] == "none":
+        return
+    if not cfg.SELF_TRAINING.ENABLED:
         raise ValueError(
             "PROTOTYPES.TYPE needs SELF_TRAINING.ENABLED: prototypes are learned from mixed images"
         )
-    if proto.TYPE != "none" and proto.NUM_PER_CLASS > proto.BANK.SIZE:
-        banked = f"the embeddings banked for a class, PROTOTYPES.BANK.SIZE {proto.BANK.SIZE}"
-        _refuse(cfg, "PROTOTYPES.NUM_PER_CLASS", f"at most {banked}")
-
-
-def _check_views_and_scales(cfg: CN) -> None:
-    views = set(map(str, cfg.PROTOTYPES.CONTRAST_VIEWS))
-    scales = tuple(cfg.PROTOTYPES.SCALES)
-    if not views or not views <= set(VIEWS):
-        expected = "some of source, mixed, target (or set PROTOTYPES.CONTRAST_WEIGHT to 0)"
-        _refuse(cfg, "PROTOTYPES.CONTRAST_VIEWS", expected)
-    if {"mixed", "target"} <= views:
-        expected = "one of 'mixed' and 'target', which is a part of 'mixed'"
-        _refuse(cfg, "PROTOTYPES.CONTRAST_VIEWS", expected)
-    if scales not in (("context",), ("context", "detail")):
-        _refuse(cfg, "PROTOTYPES.SCALES", "('context',) or ('context', 'detail')")
-    if "detail" in scales and cfg.MODEL.META_ARCHITECTURE != "HRDASegmentor":
-        expected = "('context',): only MODEL.META_ARCHITECTURE HRDASegmentor sees a detail"
-        _refuse(cfg, "PROTOTYPES.SCALES", expected)
+    if proto["NUM_PER_CLASS"] > (banked := proto["BANK.SIZE"]):
+        expected = f"at most the embeddings banked for a class, PROTOTYPES.BANK.SIZE {banked}"
+        proto.refuse("NUM_PER_CLASS", expected)
 
 
 def _check_solver(cfg: CN) -> None:
-    _number(cfg, "SEED", least=0, most=2**31 - 1)
-    _number(cfg, "VIS_PERIOD", least=0, most=_MANY)
-    _number(cfg, "LOG_PERIOD", least=1, most=_MANY)
-    _number(cfg, "SOLVER.IMS_PER_BATCH", least=1, most=10**4)
-    _number(cfg, "SOLVER.BASE_LR", above=0)
-    _number(cfg, "SOLVER.HEAD_LR_FACTOR", above=0)
-    _number(cfg, "SOLVER.LAYER_DECAY", above=0, most=1)
-    _number(cfg, "SOLVER.WEIGHT_DECAY", least=0)
-    _number(cfg, "SOLVER.WEIGHT_DECAY_NORM", least=0)
-    _number(cfg, "SOLVER.MAX_ITER", least=1, most=_MANY)
-    _number(cfg, "SOLVER.WARMUP_ITERS", least=0, most=_MANY)
-    _number(cfg, "SOLVER.WARMUP_FACTOR", least=0, most=1)
-    _number(cfg, "SOLVER.POLY_POWER", least=0)
-    _number(cfg, "SOLVER.CHECKPOINT_PERIOD", least=1, most=_MANY)
-    _number(cfg, "SOLVER.CHECKPOINT_KEEP", least=0, most=_MANY)
-    _number(cfg, "SOLVER.MAX_SKIPPED", least=1, most=_MANY)
-    _one_of(cfg, "SOLVER.AMP.PRECISION", ("bfloat16", "float16"))
-    if cfg.SOLVER.DETERMINISTIC and cfg.CUDNN_BENCHMARK:
+    solver = _Group(cfg, "SOLVER.")
+    solver.numbers("IMS_PER_BATCH", least=1, most=10**4)
+    solver.numbers("BASE_LR", "HEAD_LR_FACTOR", above=0)
+    solver.numbers("LAYER_DECAY", above=0, most=1)
+    solver.numbers("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "POLY_POWER", least=0)
+    solver.numbers("MAX_ITER", "CHECKPOINT_PERIOD", "MAX_SKIPPED", least=1, most=_MANY)
+    solver.numbers("WARMUP_ITERS", "CHECKPOINT_KEEP", least=0, most=_MANY)
+    solver.shares("WARMUP_FACTOR")
+    solver.one_of("AMP.PRECISION", ("bfloat16", "float16"))
+    if solver["DETERMINISTIC"] and cfg.CUDNN_BENCHMARK:
         raise ValueError(
             "SOLVER.DETERMINISTIC and CUDNN_BENCHMARK exclude each other: which algorithm is the "
             "fastest differs from run to run"
@@ -262,60 +289,23 @@ def _check_solver(cfg: CN) -> None:
 
 
 def _check_test(cfg: CN) -> None:
-    _number(cfg, "TEST.EVAL_PERIOD", least=0, most=_MANY)
-    _one_of(cfg, "TEST.INFERENCE", ("whole", "slide"))
-    _size(cfg, "TEST.SLIDE.CROP")
-    _size(cfg, "TEST.SLIDE.STRIDE")
-    stride, crop = cfg.TEST.SLIDE.STRIDE, cfg.TEST.SLIDE.CROP
+    test = _Group(cfg, "TEST.")
+    if test["SELECT_ON"] and test["SELECT_ON"] not in cfg.DATASETS.TEST:
+        test.refuse("SELECT_ON", f"a set of DATASETS.TEST {tuple(cfg.DATASETS.TEST)}")
+    test.numbers("EVAL_PERIOD", least=1 if test["SELECT_ON"] else 0, most=_MANY)
+    test.one_of("INFERENCE", ("whole", "slide"))
+    test.size("SLIDE.CROP")
+    test.size("SLIDE.STRIDE")
+    stride, crop = test["SLIDE.STRIDE"], test["SLIDE.CROP"]
     if stride[0] > crop[0] or stride[1] > crop[1]:
-        _refuse(cfg, "TEST.SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
-    _number(cfg, "TEST.SLIDE.BATCH", least=1, most=1000)
-    sizes = cfg.TEST.AUG.MIN_SIZES
-    if not sizes or not _are_whole(sizes, 1, _LARGEST):
-        _refuse(cfg, "TEST.AUG.MIN_SIZES", f"whole numbers from 1 to {_LARGEST}")
-    _number(cfg, "TEST.AUG.MAX_SIZE", least=1, most=_LARGEST)
-    _one_of(cfg, "TEST.OUTPUT", ("classifier", "prototypes"))
-    if cfg.TEST.SELECT_ON:
-        if cfg.TEST.SELECT_ON not in cfg.DATASETS.TEST:
-            _refuse(cfg, "TEST.SELECT_ON", f"a set of DATASETS.TEST {tuple(cfg.DATASETS.TEST)}")
-        _number(cfg, "TEST.EVAL_PERIOD", least=1, most=_MANY)
-    if cfg.TEST.OUTPUT == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
+        test.refuse("SLIDE.STRIDE", f"at most TEST.SLIDE.CROP {tuple(crop)}: else gaps")
+    test.numbers("SLIDE.BATCH", least=1, most=1000)
+    if not test["AUG.MIN_SIZES"] or not _are_whole(test["AUG.MIN_SIZES"], 1, _LARGEST):
+        test.refuse("AUG.MIN_SIZES", f"whole numbers from 1 to {_LARGEST}")
+    test.numbers("AUG.MAX_SIZE", least=1, most=_LARGEST)
+    test.one_of("OUTPUT", ("classifier", "prototypes"))
+    if test["OUTPUT"] == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
         raise ValueError(f"TEST.OUTPUT prototypes needs PROTOTYPES.TYPE {' or '.join(TYPES)}")
-
-
-def _one_of(cfg: CN, key: str, known: Iterable[object]) -> None:
-    choices = list(known)
-    if get(cfg, key) not in choices:
-        names = ", ".join(str(choice) or "''" for choice in choices)
-        _refuse(cfg, key, f"one of {names}")
-
-
-def _number(
-    cfg: CN,
-    key: str,
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    """Holds a number to its limits; infinity and NaN are in none."""
-    value = get(cfg, key)
-    if not (least <= value <= most and above < value < below):
-        limits = {"at least": least, "above": above, "at most": most, "below": below}
-        words = [f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit)]
-        both = math.isfinite(least + most)
-        _refuse(cfg, key, f"from {least} to {most}" if both else " and ".join(words))
-
-
-def _size(cfg: CN, key: str) -> None:
-    if len(get(cfg, key)) != 2 or not _are_whole(get(cfg, key), 1, _LARGEST):
-        _refuse(cfg, key, f"(height, width), two whole numbers from 1 to {_LARGEST}")
-
-
-def _multiple(cfg: CN, key: str, divisor: int) -> None:
-    if any(side % divisor for side in get(cfg, key)):
-        _refuse(cfg, key, f"multiples of {divisor} for HRDASegmentor")
 
 
 def _are_whole(values: Sequence[Any], least: int, most: int) -> bool:
@@ -325,12 +315,6 @@ def _are_whole(values: Sequence[Any], least: int, most: int) -> bool:
 def _are_numbers(values: Sequence[Any], count: int) -> bool:
     numbers = all(isinstance(v, (int, float)) and 0 <= v < math.inf for v in values)
     return numbers and len(values) == count
-
-
-def _refuse(cfg: CN, key: str, expected: str) -> None:
-    value = get(cfg, key)
-    value = tuple(value) if isinstance(value, list) else value
-    raise ValueError(f"{key} is {short(value)}; expected {expected}")
 
 
 ClassSubsets = Sequence[tuple[str, Sequence[str]]]
