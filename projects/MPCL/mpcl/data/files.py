@@ -74,23 +74,25 @@ def list_files(
             both = f"{shown(found[key])} and {shown(path)}"
             raise ValueError(f"{both} have the same name: which is the image?")
         found[key] = path
-    ends = tuple(suffix.lower() for suffix in suffixes)
-    if unused := [path for path in left_out if path.lower().endswith((*ends, os.sep))]:
-        note = (
-            f"Left out of folder {shown(folder)}: {len(unused)} hidden or foreign files, or links "
-            f"to folders that were listed already, such as {shown(unused[0])}"
-        )
-        log_first_n(logging.WARNING, note, key="message")
-    if others and suffixes == IMAGE_SUFFIXES:
-        note = (
-            f"Left out of folder {shown(folder)}: {len(others)} images of formats that are not "
-            f"looked for, such as {shown(others[0])}; convert them to PNG"
-        )
-        log_first_n(logging.WARNING, note, key="message")
+    ends = (*(suffix.lower() for suffix in suffixes), os.sep)
+    unused = [path for path in left_out if path.lower().endswith(ends)]
+    why = "hidden or foreign files, or links to folders that were listed already, such as {}"
+    _tell(folder, unused, why)
+    if suffixes == IMAGE_SUFFIXES:
+        why = "images of formats that are not looked for, such as {}; convert them to PNG"
+        _tell(folder, others, why)
     if not found:
         wanted = " or ".join(f"{p}*{s}" for p in prefixes or ("",) for s in suffixes)
         raise FileNotFoundError(f"folder {shown(folder)} holds no file {wanted}")
     return dict(sorted(found.items()))
+
+
+def _tell(folder: Path, left_out: Sequence[str], why: str) -> None:
+    if left_out:
+        note = (
+            f"Left out of folder {shown(folder)}: {len(left_out)} {why.format(shown(left_out[0]))}"
+        )
+        log_first_n(logging.WARNING, note, key="message")
 
 
 def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:

@@ -64,18 +64,11 @@ def lookup_table(label_map: LabelMap | None) -> NDArray[np.uint8]:
     """(256,) table: raw id -> class index; 255 for the ids that the map does not name.
 
     Without a map, or with one from colours, ids are class indices already.
-
-    Raises: ValueError: an id or index lies outside [0, 255].
     """
     if label_map is None or maps_colors(label_map):
         return np.arange(256, dtype=np.uint8)
     table = np.full(256, IGNORE_LABEL, dtype=np.uint8)
-    for raw, index in label_map.items():
-        if not (0 <= raw <= 255 and 0 <= index <= 255):
-            raise ValueError(
-                f"label_map expects ids and class indices in [0, 255], got {raw}: {index}"
-            )
-        table[raw] = index
+    table[list(label_map)] = list(label_map.values())
     return table
 
 
@@ -84,40 +77,6 @@ def fold_ids(ids: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.i
     folded = np.zeros(256, dtype=np.int64)
     np.add.at(folded, lookup_table(label_map), ids)
     return folded
-
-
-def _check_lossless(path: AnyPath, image: Image.Image) -> None:
-    if image.format in ("JPEG", "MPO"):
-        raise BadFile(
-            path,
-            f"is a JPEG, expected {_EXPECTED}; save it as PNG from its source: JPEG has changed "
-            "ids at every edge",
-        )
-
-
-def _check_index_mode(path: AnyPath, image: Image.Image) -> None:
-    raw = raw_mode(image)
-    if image.mode not in _INDEX_MODES or raw in _SPREAD:
-        found = f"mode {raw if raw in _SPREAD else image.mode!r} in format {image.format}"
-        raise BadFile(path, f"has {found}, expected {_EXPECTED}; {_remedy(image)}")
-
-
-def _remedy(image: Image.Image) -> str:
-    raw = raw_mode(image)
-    if raw in _SPREAD:
-        return f"save the same ids with 8 bits a pixel: readers disagree on those of {raw[2:]} bits"
-    if image.mode[0] == "I" or ";16" in raw:
-        return "write its ids as 8 bits (datasets/prepare_synthia.py does it for SYNTHIA)"
-    return "name the class of each colour with label_colors (datasets/README.md)"
-
-
-def _check_upright(path: AnyPath, image: Image.Image) -> None:
-    if image.format != "TIFF" and orientation(image) != 1:  # Pillow turns TIFFs itself
-        raise BadFile(
-            path,
-            f"has EXIF orientation {orientation(image)}, expected none in a label, as readers "
-            "disagree on it; turn its pixels to lie as the image is shown, and remove the tag",
-        )
 
 
 def check_ids(path: AnyPath, counts: NDArray[np.int64], num_classes: int) -> None:
@@ -165,8 +124,11 @@ def inspect_label(path: AnyPath, label_map: LabelMap | None = None) -> LabelCont
 
 
 def _read_ids(path: AnyPath, label_map: LabelMap | None) -> tuple[NDArray[np.uint8], bytes | None]:
+    """Ids, of a colour mask the class indices; and the palette of a palette image."""
     with opened(path) as image:
-        _check_lossless(path, image)
+        if image.format in ("JPEG", "MPO"):
+            remedy = "save it as PNG from its source: JPEG has changed ids at every edge"
+            raise BadFile(path, f"is a JPEG, expected {_EXPECTED}; {remedy}")
         if maps_colors(label_map):
             check_mode(path, image)
             _check_upright(path, image)
@@ -175,6 +137,29 @@ def _read_ids(path: AnyPath, label_map: LabelMap | None) -> tuple[NDArray[np.uin
         ids = np.array(image, dtype=np.uint8)
         _check_upright(path, image)
         return ids, bytes(image.getpalette("RGB")) if image.mode == "P" else None
+
+
+def _check_index_mode(path: AnyPath, image: Image.Image) -> None:
+    raw = raw_mode(image)
+    if image.mode in _INDEX_MODES and raw not in _SPREAD:
+        return
+    remedy = "name the class of each colour with label_colors (datasets/README.md)"
+    if raw in _SPREAD:
+        bits = raw[2:]
+        remedy = f"save the same ids with 8 bits a pixel: readers disagree on those of {bits} bits"
+    elif image.mode[0] == "I" or ";16" in raw:
+        remedy = "write its ids as 8 bits (datasets/prepare_synthia.py does it for SYNTHIA)"
+    found = f"mode {raw if raw in _SPREAD else image.mode!r} in format {image.format}"
+    raise BadFile(path, f"has {found}, expected {_EXPECTED}; {remedy}")
+
+
+def _check_upright(path: AnyPath, image: Image.Image) -> None:
+    if image.format != "TIFF" and orientation(image) != 1:  # Pillow turns TIFFs itself
+        raise BadFile(
+            path,
+            f"has EXIF orientation {orientation(image)}, expected none in a label, as readers "
+            "disagree on it; turn its pixels to lie as the image is shown, and remove the tag",
+        )
 
 
 def colorize(

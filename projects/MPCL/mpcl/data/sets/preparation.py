@@ -23,11 +23,12 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
+from ...utils.atomic_write import write_atomically
 from ...utils.cli import add_debug_option, user_errors
 from ..decoding import read_bytes, read_image
 from ..files import list_files
 from ..labels import LabelMap, lookup_table, read_label
-from ..mapper import keep_aspect_size
+from ..resizing import keep_aspect_size, resize
 from ..statistics import class_statistics, class_table
 from .registration import root_in_words
 
@@ -41,18 +42,14 @@ RESIZE_BOX = (1280, 720)
 def write_png(path: Path, array: NDArray[Any]) -> None:
     """Writes a PNG (grey, or BGR as OpenCV has it), so that the file is whole or not there at
     all."""
-    done, buffer = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    if not done:
-        raise ValueError(f"{path}: an array of shape {array.shape}, {array.dtype} is no PNG image")
+    _, buffer = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(buffer.tobytes())
-    os.replace(temporary, path)
+    write_atomically(path, buffer.tobytes())
 
 
-def read_synthia_ids(path: str | os.PathLike[str]) -> NDArray[np.uint16]:
-    """Class ids of a SYNTHIA label: 16 bits, several channels, the ids in the last one as OpenCV
-    orders them.
+def read_synthia_label(path: str | os.PathLike[str], label_map: LabelMap) -> NDArray[np.uint8]:
+    """(H, W) train ids of a SYNTHIA label: 16 bits, several channels, the ids in the last one as
+    OpenCV orders them. Ids that the map does not name, also those above 255, are 255.
 
     Raises: ValueError: the file is no such image.
     """
@@ -62,13 +59,7 @@ def read_synthia_ids(path: str | os.PathLike[str]) -> NDArray[np.uint16]:
         raise ValueError(
             f"label {os.fspath(path)}: found {found}, expected a 16-bit PNG with several channels"
         )
-    return np.asarray(raw[:, :, -1], dtype=np.uint16)
-
-
-def read_synthia_label(path: str, label_map: LabelMap) -> NDArray[np.uint8]:
-    """(H, W) train ids of a SYNTHIA label; ids that the map does not name, also those above 255,
-    are 255."""
-    ids = np.minimum(read_synthia_ids(path), 255).astype(np.uint8)
+    ids = np.minimum(raw[:, :, -1], 255).astype(np.uint8)
     return lookup_table({**label_map, 255: 255})[ids]
 
 
@@ -171,9 +162,8 @@ def _remember_box(destination: Path, box: tuple[int, int]) -> None:
 def _resize(box: tuple[int, int], job: tuple[str, Path, bool]) -> None:
     file, target, is_label = job
     image = read_label(file) if is_label else read_image(file)
-    height, width = keep_aspect_size(image.shape[:2], box)
-    interpolation = cv2.INTER_NEAREST if is_label else cv2.INTER_LINEAR
-    write_png(target, cv2.resize(image, (width, height), interpolation=interpolation))
+    size = keep_aspect_size(image.shape[:2], box)
+    write_png(target, resize(image, size, nearest=is_label))
 
 
 def argument_parser(description: str, epilog: str) -> argparse.ArgumentParser:
