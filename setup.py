@@ -39,6 +39,7 @@ REQUIRED = [
     "termcolor>=2.3",
     "tensorboard>=2.14",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
 ]
 
 # An encoder trained on ImageNet (docs/BACKBONES.md); mpcl/checkpoint/packages.py checks its hash.

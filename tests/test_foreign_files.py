@@ -18,9 +18,8 @@ from mpcl.checkpoint.foreign import convert_checkpoint
 from mpcl.checkpoint.weights import WeightsCheckpointer
 from mpcl.evaluation.runs import read_experiments
 from mpcl.evaluation.tables import compare, report
-from mpcl.visualization.report import tables
 from mpcl.visualization.report.contents import read_contents
-from mpcl.visualization.report.curves import quality_charts, training_charts
+from mpcl.visualization.report.page import render
 
 FEW = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -156,9 +155,7 @@ def test_a_run_with_any_content_is_shown_or_refused_by_name(tmp_path, change):
 
 
 def _report(folder: Path) -> object:
-    runs = read_contents([folder])
-    charts = [quality_charts(runs), training_charts(runs)]
-    return charts, tables.summary(runs, [""]), tables.run_details(runs[0])
+    return render(read_contents([folder]))
 
 
 def _compare(folder: Path) -> object:

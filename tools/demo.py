@@ -71,11 +71,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 # ---- data
 
 
-def make_streets() -> None:
-    """Streets under DETECTRON2_DATASETS; a second run finds it complete."""
-    subprocess.run([sys.executable, str(ROOT / "datasets" / "prepare_streets.py")], check=True)
-
-
 def own_data(
     file: Path, splits: Sequence[str] | None, iterations: Sequence[int] | None
 ) -> tuple[list[str], Sequence[int]]:
@@ -91,7 +86,8 @@ def own_data(
 
     source, target, test = _roles(file, register_from_yaml(file), splits)
     records = {name: DatasetCatalog.get(name) for name in (source, target, test)}
-    sizes = [_fitted_size(record) for name in (source, target) for record in _some(records[name])]
+    some = [r for name in (source, target) for r in records[name][:: -(-len(records[name]) // 50)]]
+    sizes = [_fitted_size(record) for record in some]
     crop = min(LARGEST_CROP, min(map(min, sizes)) // 32 * 32)
     if crop == 0:
         raise ValueError(f"{file}: images of {min(sizes, key=min)} pixels are too small")
@@ -138,10 +134,6 @@ def _roles(file: Path, names: list[str], splits: Sequence[str] | None) -> tuple[
             kind = "labelled split" if known is labelled else "split without labels"
             raise ValueError(f"{file} has no {kind} {split!r}; it has {', '.join(known)}")
     return labelled[source], unlabelled[target], labelled[test]
-
-
-def _some(records: list[dict], number: int = 50) -> list[dict]:
-    return records[:: -(-len(records) // number)]
 
 
 def _fitted_size(record: dict) -> tuple[int, int]:
@@ -211,50 +203,24 @@ def scores(folder: Path) -> dict[str, float | None]:
     return {name: found.get(name, {}).get("mIoU") for name in ("student", "teacher")}
 
 
-def draw_predictions(folders: Sequence[Path], images: int, file: Path) -> None:
-    from mpcl.predict.loading import load_networks
-    from mpcl.visualization.comparison import comparison
-
-    loaded = {folder.name: load_networks(folder) for folder in folders}
-    networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
-    comparison(networks, number=images).save(file)
-
-
-def write_page(folders: Sequence[Path], images: int, file: Path) -> Path | str:
-    """The report about the runs; without plotly, how to get it."""
-    from mpcl.visualization.report.page import write_report
-
-    try:
-        write_report(list(folders), file, images=images)
-    except ValueError as error:
-        return f"none ({error})"
-    return file
-
-
-@command_line(parse_args)
-def main(args: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
-    if args.data:
-        opts, iterations = own_data(args.data, args.splits, args.iterations)
-        subject = str(args.data)
-    else:
-        opts, iterations, subject = [], args.iterations or ITERATIONS, "Streets"
-        if not args.keep_data:
-            make_streets()
-    name = f"demo_{args.data.stem}" if args.data else "demo"
-    output = args.output or ROOT / "output" / name
-    output.mkdir(parents=True, exist_ok=True)
-    train_all(output, iterations, [*opts, *args.opts])
-
+def show_results(output: Path, subject: str, images: int, start: float) -> None:
+    """Table, results.json, picture and report of the runs, ``start`` being when the demo began."""
     import torch
     from tabulate import tabulate
+
+    from mpcl.predict.loading import load_networks
+    from mpcl.visualization.comparison import comparison
+    from mpcl.visualization.report.page import write_report
 
     folders = [output / name for name in RUNS]
     runs = {folder.name: scores(folder) for folder in folders}
     picture = output / "predictions.png"
-    draw_predictions(folders, args.images, picture)
-    page = write_page(folders, args.images, output / "report.html")
+    comparison({f.name: load_networks(f) for f in folders}, number=images).save(picture)
+    page: Path | str = output / "report.html"
+    try:
+        write_report(folders, output / "report.html", images=images)
+    except ValueError as error:  # such as plotly that is not installed
+        page = f"none ({error})"
     results = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "seconds": round(time.perf_counter() - start, 1),
@@ -267,6 +233,23 @@ def main(args: argparse.Namespace) -> None:
     print(f"\n{results['seconds']:.0f} s on {results['device']}. Picture: {picture}")
     print(f"Report, to open in a browser: {page}")
     print(f"Numbers: {output / 'results.json'}. TensorBoard: --logdir {output}")
+
+
+@command_line(parse_args)
+def main(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
+    name = f"demo_{args.data.stem}" if args.data else "demo"
+    output = args.output or ROOT / "output" / name
+    if args.data:
+        opts, iterations = own_data(args.data, args.splits, args.iterations)
+    else:
+        opts, iterations = [], args.iterations or ITERATIONS
+        if not args.keep_data:  # a second run finds it complete
+            subprocess.run([sys.executable, str(ROOT / "datasets/prepare_streets.py")], check=True)
+    output.mkdir(parents=True, exist_ok=True)
+    train_all(output, iterations, [*opts, *args.opts])
+    show_results(output, str(args.data or "Streets"), args.images, start)
 
 
 if __name__ == "__main__":

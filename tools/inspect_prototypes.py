@@ -17,6 +17,7 @@ how to read them.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from command_line import add_network_arguments, command_line, make_parser, network_arguments
@@ -45,18 +46,15 @@ def main(args: argparse.Namespace) -> None:
     inspection = inspect(networks, number=args.images, patches=args.patches, weights=since)
     folder = args.output or (args.run or Path()) / "prototypes"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prototypes.json").write_text(json.dumps(inspection.as_dict(), indent=2) + "\n")
+    (folder / "prototypes.json").write_text(json.dumps(asdict(inspection), indent=2) + "\n")
     gallery(inspection).save(folder / "gallery.png")
     distance_figure(inspection).savefig(folder / "distances.png", dpi=130)
     print(table(inspection))
     dead = [f"{p.class_name} {p.number}" for p in inspection.prototypes if p.dead]
-    unused = [f"{p.class_name} {p.number}" for p in inspection.unused]
-    right = ", ".join(
-        f"{100 * share:.1f} % ({role})" for role, share in inspection.accuracy.items()
-    )
-    print(
-        f"\nPixels of started classes whose nearest prototype is of their class: {right or 'none'}."
-    )
+    unused = [f"{p.class_name} {p.number}" for p in inspection.prototypes if not p.used]
+    shares = [f"{100 * share:.1f} % ({role})" for role, share in inspection.accuracy.items()]
+    right = ", ".join(shares) or "none"
+    print(f"\nPixels of started classes whose nearest prototype is of their class: {right}.")
     print(f"Dead: {', '.join(dead) or 'none'}. Unused: {', '.join(unused) or 'none'}.")
     if inspection.waiting:
         print(f"Not started: {', '.join(inspection.waiting)}.")

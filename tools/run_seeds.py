@@ -52,8 +52,8 @@ def is_finished(folder: Path, cfg) -> bool:
 
     if not (folder / "model_final.pth").is_file() or not (folder / "config.yaml").is_file():
         return False
-    run = read_run(folder, cfg.SOLVER.MAX_ITER)
-    if run.scores is None:
+    run = read_run(folder)
+    if run.scores is None or run.iteration < cfg.SOLVER.MAX_ITER:
         return False
     print(f"{folder} is finished")
     for key, (then, now) in differences(run.config, yaml.safe_load(cfg.dump())).items():

@@ -31,9 +31,8 @@ def compare(args: argparse.Namespace) -> Any:
     from mpcl.visualization.comparison import comparison
 
     opts = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
-    names = shortest_names(args.runs)
-    loaded = {name: load_networks(run, opts=opts) for name, run in zip(names, args.runs)}
-    networks = {name: (each.cfg, each.network) for name, each in loaded.items()}
+    loaded = [load_networks(run, opts=opts) for run in args.runs]
+    networks = dict(zip(shortest_names(args.runs), loaded))
     return comparison(networks, number=args.images, errors=args.errors, width=args.width)
 
 
@@ -44,70 +43,61 @@ def curves(args: argparse.Namespace) -> Any:
     return score_figure(read_experiments(args.runs), args.network, args.metric)
 
 
-def activations(args: argparse.Namespace) -> Any:
-    from mpcl.predict.loading import load_networks
-    from mpcl.visualization.activations import activation_figure
-    from mpcl.visualization.scenes import first_test_set
-
-    networks = load_networks(**args.networks)
-    dataset = args.dataset or first_test_set(networks.cfg)
-    return activation_figure(networks, dataset, args.class_name, number=args.images)
-
-
-def features(args: argparse.Namespace) -> Any:
-    from mpcl.visualization.feature_map import feature_figure
-
-    return feature_figure(**in_the_plane(args))
-
-
-def clusterings(args: argparse.Namespace) -> Any:
-    from mpcl.visualization.clusterings import clustering_figure
-
-    return clustering_figure(**in_the_plane(args), prototypes=args.prototypes)
-
-
-def in_the_plane(args: argparse.Namespace) -> dict[str, Any]:
-    """Whose pixels are shown, which, and how they are projected."""
-    from mpcl.predict.loading import load_networks
-
-    return {
-        "networks": load_networks(**args.networks),
-        "method": args.method,
-        "classes": args.classes,
-        "number": args.images,
-        "per_class": args.pixels,
-    }
-
-
-def class_mix(args: argparse.Namespace) -> Any:
-    from mpcl.predict.loading import load_networks
-    from mpcl.visualization.training_views import class_mix_figure
-
-    return class_mix_figure(load_networks(**args.networks), number=args.images)
-
-
-def pseudo_labels(args: argparse.Namespace) -> Any:
-    from mpcl.predict.loading import load_networks
-    from mpcl.visualization.training_views import pseudo_label_figure
-
-    figure, quality = pseudo_label_figure(load_networks(**args.networks), number=args.images)
-    if quality is not None:
-        print(f"Right: {quality.right:.1%} of all pseudo-labels", end="")
-        if quality.confident_right is None:
-            print("; none is confident")
-        else:
-            print(
-                f", {quality.confident_right:.1%} of the {quality.confident:.1%} that are confident"
-            )
-    return figure
-
-
 def rare_classes(args: argparse.Namespace) -> Any:
     from mpcl.config import get_cfg_from
     from mpcl.visualization.rare_classes import frequencies, rare_class_figure
 
     cfg = get_cfg_from(str(args.config_file or args.run / "config.yaml"), args.opts)
     return rare_class_figure(cfg, frequencies(cfg))
+
+
+def activations(args: argparse.Namespace, networks: Any) -> Any:
+    from mpcl.visualization.activations import activation_figure
+    from mpcl.visualization.scenes import first_test_set
+
+    dataset = args.dataset or first_test_set(networks.cfg)
+    return activation_figure(networks, dataset, args.class_name, number=args.images)
+
+
+def features(args: argparse.Namespace, networks: Any) -> Any:
+    from mpcl.visualization.feature_map import feature_figure
+
+    return feature_figure(networks, **pixels(args))
+
+
+def clusterings(args: argparse.Namespace, networks: Any) -> Any:
+    from mpcl.visualization.clusterings import clustering_figure
+
+    return clustering_figure(networks, **pixels(args), prototypes=args.prototypes)
+
+
+def pixels(args: argparse.Namespace) -> dict[str, Any]:
+    """Which pixels are shown in the plane, and how they are projected."""
+    chosen = {"number": args.images, "classes": args.classes, "per_class": args.pixels}
+    return {"method": args.method, **chosen}
+
+
+def class_mix(args: argparse.Namespace, networks: Any) -> Any:
+    from mpcl.visualization.training_views import class_mix_figure
+
+    return class_mix_figure(networks, number=args.images)
+
+
+def pseudo_labels(args: argparse.Namespace, networks: Any) -> Any:
+    from mpcl.visualization.training_views import pseudo_label_figure
+
+    figure, quality = pseudo_label_figure(networks, number=args.images)
+    if quality is not None:
+        sure = "; none is confident"
+        if quality.confident_right is not None:
+            share, confident = quality.confident_right, quality.confident
+            sure = f", {share:.1%} of the {confident:.1%} that are confident"
+        print(f"Right: {quality.right:.1%} of all pseudo-labels{sure}")
+    return figure
+
+
+RUNS_ALONE = (compare, curves)
+"""The figures that take runs, and no other network."""
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -121,27 +111,27 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("--output", type=Path, default=Path(f"{name}.png"), help="PNG")
         if images:
             command.add_argument("--images", type=int, default=images, help="default: %(default)s")
-        if figure not in (compare, curves):
+        if figure in RUNS_ALONE:
+            command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+        else:
             add_network_arguments(command, student=False)
         return command
 
     command = add(compare, 3, "predictions of several runs, ground truth and errors")
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
     command.add_argument("--errors", action="store_true", help="where each prediction is wrong")
     command.add_argument("--width", type=int, default=512, help="of a picture, at most, pixels")
     command = add(curves, 0, "scores over iterations: mean and deviation over seeds")
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="or a folder of seeds")
     command.add_argument("--network", choices=("teacher", "student"), default="teacher")
     command.add_argument("--metric", default="mIoU", help="such as IoU-road (default: mIoU)")
     command = add(activations, 3, "where in an image each prototype of a class responds")
     command.add_argument("--class-name", required=True, help="such as car")
     command.add_argument("--dataset", help="labelled set (default: the first of DATASETS.TEST)")
-    words = "pixel features of both domains in the plane, with the prototypes if there are some"
-    for figure, text in (
-        (features, words),
-        (clusterings, "one centroid, K centroids and K Gaussians fitted to the same features"),
-    ):
+    in_the_plane = {
+        features: "pixel features of both domains in the plane, with the prototypes if any",
+        clusterings: "one centroid, K centroids and K Gaussians fitted to the same features",
+    }
+    for figure, text in in_the_plane.items():
         command = add(figure, 16, text)
         command.add_argument("--method", default="tsne", help="tsne or pca (default: tsne)")
         command.add_argument(
@@ -155,15 +145,20 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.make is rare_classes and not (args.run or args.config_file):
         parser.error("name a config: --run FOLDER, or --config-file FILE")
-    if args.make not in (compare, curves):
+    if args.make not in RUNS_ALONE:
         args.networks = network_arguments(parser, args)
     return args
 
 
 @command_line(parse_args)
 def main(args: argparse.Namespace) -> None:
+    from mpcl.predict.loading import load_networks
+
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    picture = args.make(args)  # matplotlib's or Pillow's
+    if args.make in (*RUNS_ALONE, rare_classes):
+        picture = args.make(args)  # matplotlib's or Pillow's
+    else:
+        picture = args.make(args, load_networks(**args.networks))
     if hasattr(picture, "savefig"):
         picture.savefig(args.output, dpi=130)
     else:

@@ -189,12 +189,6 @@ def test_metric_chooses_one(tmp_path, capsys):
     assert "90.00" in text and "40.00" not in text
 
 
-def test_a_run_is_finished_only_at_the_iterations_asked_for(tmp_path):
-    write_run(tmp_path / "a", 0, flat(40.0, 39.0), max_iter=100)
-    assert read_run(tmp_path / "a").scores is not None
-    assert read_run(tmp_path / "a", max_iter=101).scores is None
-
-
 def test_folders_of_the_same_name_are_told_apart(tmp_path):
     for parent in ("one", "two"):
         write_run(tmp_path / parent / "daformer", 0, flat(40.0, 39.0))

@@ -6,22 +6,27 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from mpcl.data.canvas import CAPTION_HEIGHT, GAP
+from mpcl.predict.loading import Networks
 from mpcl.visualization.comparison import comparison
 
 COLORS = [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]  # of the tiny world
 
 
+def loaded(cfg, network) -> Networks:
+    return Networks(cfg, network, None, MetadataCatalog.get("tiny_val"))
+
+
 @pytest.fixture
 def networks(tiny_cfg):
-    """Config and network of two runs that say "hedge" and "sky" of every pixel; the first network
-    is in training mode."""
+    """Networks of two runs that say "hedge" and "sky" of every pixel; the first is in training
+    mode."""
     cfg = tiny_cfg("daformer")
     found = {"first": build_model(cfg), "second": build_model(cfg).eval()}
     with torch.no_grad():
         for network, favourite in zip(found.values(), (1, 2)):
             network.sem_seg_head.classifier.weight.zero_()
             network.sem_seg_head.classifier.bias.copy_(torch.eye(4)[favourite])
-    return {name: (cfg, network) for name, network in found.items()}
+    return {name: loaded(cfg, network) for name, network in found.items()}
 
 
 def cell(picture: np.ndarray, row: int, column: int, width: int = 96, height: int = 64):
@@ -35,7 +40,7 @@ def test_comparison_shows_image_truth_and_every_network(networks):
     assert (cell(picture, 1, 2) == COLORS[1]).all() and (cell(picture, 1, 3) == COLORS[2]).all()
     truth = {tuple(c) for c in cell(picture, 0, 1).reshape(-1, 3)}
     assert truth <= {*COLORS, (0, 0, 0)} and len(truth) > 2
-    assert networks["first"][1].training and not networks["second"][1].training
+    assert networks["first"].student.training and not networks["second"].student.training
 
 
 def test_errors_are_red_exactly_where_the_prediction_differs_from_the_truth(networks):
@@ -56,7 +61,7 @@ def test_large_images_are_shown_small(networks):
 
 def test_without_a_test_set_the_key_is_named(tiny_cfg):
     with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
-        comparison({"run": (tiny_cfg("daformer", "DATASETS.TEST", ()), nn.Identity())})
+        comparison({"run": loaded(tiny_cfg("daformer", "DATASETS.TEST", ()), nn.Identity())})
 
 
 class Onlooker(nn.Module):
@@ -76,24 +81,24 @@ class Onlooker(nn.Module):
 def test_each_network_sees_the_images_at_the_size_of_its_own_config(tiny_cfg):
     sizes = {"small": "(48,32)", "native": "(96,64)", "large": "(192,128)"}
     runs = {
-        name: (tiny_cfg("daformer", "INPUT.TARGET_SIZE", size), Onlooker())
+        name: loaded(tiny_cfg("daformer", "INPUT.TARGET_SIZE", size), Onlooker())
         for name, size in sizes.items()
     }
     comparison(runs, number=2)
-    shown = {name: network.sizes for name, (_, network) in runs.items()}
+    shown = {name: each.student.sizes for name, each in runs.items()}
     assert shown == {"small": [(32, 48)] * 2, "native": [(64, 96)] * 2, "large": [(128, 192)] * 2}
 
 
 def test_a_network_of_other_classes_is_refused(tiny_cfg, other_world):
     runs = {
-        "fits": (tiny_cfg("daformer"), Onlooker()),
-        "other": (tiny_cfg("daformer", "DATASETS.TRAIN", (other_world,)), Onlooker()),
+        "fits": loaded(tiny_cfg("daformer"), Onlooker()),
+        "other": loaded(tiny_cfg("daformer", "DATASETS.TRAIN", (other_world,)), Onlooker()),
     }
     with pytest.raises(ValueError, match="other cannot be compared: it knows a, b, c, d; tiny_val"):
         comparison(runs, number=1)
     with pytest.raises(ValueError, match="it knows 5 classes"):
         unknown = ["DATASETS.TRAIN", ("nowhere",), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5]
-        comparison({"run": (tiny_cfg("daformer", *unknown), Onlooker())}, number=1)
+        comparison({"run": loaded(tiny_cfg("daformer", *unknown), Onlooker())}, number=1)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import visualize
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
@@ -20,7 +22,7 @@ from mpcl.visualization.activations import activation_maps
 from mpcl.visualization.clusterings import fit
 from mpcl.visualization.feature_map import most_frequent, project, sample_pixels
 from mpcl.visualization.prototype_inspection import inspect
-from mpcl.visualization.rare_classes import frequencies
+from mpcl.visualization.rare_classes import Frequencies, frequencies, rare_class_figure
 from mpcl.visualization.scenes import embed, evenly_spaced, load_scenes, pixel_features
 from mpcl.visualization.score_curves import score_curve, score_figure
 from mpcl.visualization.training_views import class_mix_figure, pseudo_label_figure
@@ -227,12 +229,9 @@ def test_activation_maps_are_the_similarities_of_the_places(gauss):
 
 
 def test_sampled_pixels_have_the_class_and_domain_that_they_are_said_to_have(gauss):
-    domains = {
-        "source": load_scenes(gauss.cfg, "tiny_source", 2),
-        "target": load_scenes(gauss.cfg, "tiny_val", 2),
-    }
+    domains = [load_scenes(gauss.cfg, name, 2) for name in ("tiny_source", "tiny_val")]
     sample = sample_pixels(gauss.student, domains, [0, 2], per_class=5)
-    for domain, scenes in enumerate(domains.values()):
+    for domain, scenes in enumerate(domains):
         for index in (0, 2):
             own = sample.embeddings[(sample.label == index) & (sample.domain == domain)]
             assert len(own) == 5
@@ -272,7 +271,8 @@ def test_features_of_a_network_without_prototypes_are_those_that_its_classifier_
     )
     networks.student.predict([scene.record])
     hook.remove()
-    expected = torch.nn.functional.layer_norm(fused[0][0].permute(1, 2, 0), (fused[0].shape[1],))
+    rows = fused[0][0].permute(1, 2, 0)
+    expected = torch.nn.functional.layer_norm(rows, rows.shape[2:], eps=1e-6)
     features = pixel_features(networks.student, scene.record).permute(1, 2, 0)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
     figure = feature_map.feature_figure(networks, method="pca", number=1, per_class=5)
@@ -358,16 +358,24 @@ def test_frequencies_are_those_of_the_labels(gauss):
     np.testing.assert_allclose(found.shown, (pixels > 0).mean(0), atol=0.05)
 
 
+@pytest.mark.parametrize("images", [1, 1000])
+def test_the_legend_of_rare_classes_covers_neither_the_axis_nor_its_label(tiny_cfg, images):
+    share = np.array([0.6, 0.2, 0.15, 0.05])
+    found = Frequencies(pixels=share, asked=share, shown=share, images=np.full(4, images))
+    figure = rare_class_figure(tiny_cfg("daformer"), found)
+    FigureCanvasAgg(figure).draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    boxes = [axes.xaxis.label.get_window_extent(), axes.get_window_extent()]
+    assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
+
+
 def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
-    found = inspect(gauss, number=6, patches=2)
-    assert {p.class_name for p in found.prototypes} | set(found.waiting) == {
-        *gauss.metadata.stuff_classes
-    }
     bank = gauss.student.prototype_head.prototypes
+    bank.started.copy_(torch.tensor([True, True, True, False]))
+    found = inspect(gauss, number=6, patches=2)
     names = gauss.metadata.stuff_classes
-    count = {}
-    best = {}
-    won = {}
+    assert [*found.by_class, *found.waiting] == list(names) and found.waiting == ["box"]
+    count, best, won = {}, {}, {}
     for role, name in (("source", "tiny_source"), ("target", "tiny_val")):
         for scene in load_scenes(gauss.cfg, name, 6):
             pixels = embed(gauss.student, scene.record).flatten(1).t()
@@ -400,7 +408,24 @@ def test_usage_and_nearest_pixels_are_those_of_a_slow_loop(gauss):
             at = truth[int(place.y * height) // 4 * 4 + 2, int(place.x * width) // 4 * 4 + 2]
             assert names[at] == prototype.class_name
         else:
-            assert prototype in found.unused and prototype.spread is None
+            assert not prototype.used and prototype.spread is None
+
+
+def test_distances_and_neighbours_are_scipys(gauss):
+    bank = gauss.student.prototype_head.prototypes
+    bank.started.copy_(torch.tensor([True, True, True, False]))
+    found = inspect(gauss, number=1)
+    mean = bank.mean[:3].flatten(0, 1).double().numpy()
+    distance = cdist(mean, mean) / np.sqrt(mean.shape[1])  # root mean square over channels
+    np.testing.assert_allclose(found.distances, distance, atol=1e-12)
+    owner = np.array([p.class_name for p in found.prototypes])
+    for prototype, own in zip(found.prototypes, distance):
+        same = owner == prototype.class_name
+        nearest = np.where(same, np.inf, own).argmin()
+        assert prototype.sibling == pytest.approx(np.sort(own[same])[1])  # the first is itself
+        assert (prototype.other, prototype.other_class) == (own[nearest], owner[nearest])
+    bank.started.copy_(torch.tensor([True, False, False, False]))
+    assert {(p.other, p.other_class) for p in inspect(gauss, number=1).prototypes} == {(None, None)}
 
 
 def test_drift_is_the_root_mean_square_of_the_way_since_the_start_and_since_a_checkpoint(

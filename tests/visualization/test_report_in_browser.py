@@ -5,9 +5,12 @@ drives it; skipped where one of them is missing.
 """
 
 import os
+import re
 import shutil
+from contextlib import contextmanager
 
 import pytest
+from test_report import evil_page  # noqa: F401  (a fixture)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -25,60 +28,80 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module", params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
-def opened(browser, report_of_runs, request):
-    """The page at desktop and at phone width; nothing may have gone wrong at the end."""
-    width, height = request.param
+@contextmanager
+def opened(browser, report, width: int, height: int):
+    """The page in a window of this size; nothing may have gone wrong at the end."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(120_000)  # a busy machine is no fault of the page
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    address = report_of_runs.as_uri()
-    page.goto(address)
+    page.goto(report.as_uri())
     page.wait_for_selector("#iou .bars .point path", state="attached")
     yield page
     assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [address]
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
     page.close()
 
 
+@pytest.fixture(scope="module")
+def desktop(browser, report_of_runs):
+    with opened(browser, report_of_runs, 1280, 900) as page:
+        yield page
+
+
 @pytest.fixture
-def page(opened):
-    """The page with all its controls as they were at first, and everything unfolded."""
-    opened.evaluate(
+def page(desktop):
+    """The page with all its controls as they were at first."""
+    desktop.evaluate(
         """() => {
-          for (const part of document.querySelectorAll("#filter, .fold")) part.open = true;
-          for (const box of document.querySelectorAll("#run-filter input"))
-            if (!box.checked) box.click();
-          document.getElementById("all-classes").click();
+          const unchecked = "#run-filter input:not(:checked)";
+          for (const box of document.querySelectorAll(unchecked)) box.click();
+          if (document.querySelector("#class-filter input:not(:checked)"))
+            document.getElementById("all-classes").click();
           for (const control of document.querySelectorAll("#pictures input")) {
             control.checked = control.defaultChecked;
             control.value = control.defaultValue;
-            control.dispatchEvent(new Event(control.type === "range" ? "input" : "change"));
           }
+          document.getElementById("errors").dispatchEvent(new Event("change"));
         }"""
     )
-    return opened
+    return desktop
 
 
-def test_a_phone_gets_the_page_folded_up(opened):
-    """Before anything else touches it: see the order of the tests."""
-    folded = opened.evaluate("[...document.querySelectorAll('.fold')].map((part) => !part.open)")
-    narrow = opened.viewport_size["width"] < 640
-    assert len(folded) > 3 and set(folded) == {narrow}
-    if narrow:
-        assert opened.evaluate("document.documentElement.scrollHeight") < 6000
+def folded(page) -> list[bool]:
+    return page.evaluate("[...document.querySelectorAll('.fold')].map((part) => !part.open)")
+
+
+def sticks_out(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def test_a_phone_gets_the_page_folded_up_and_nothing_sticks_out_of_it(browser, report_of_runs):
+    with opened(browser, report_of_runs, 390, 844) as page:
+        assert len(folded(page)) > 3 and all(folded(page))
+        assert page.evaluate("document.documentElement.scrollHeight") < 6000
+        page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
+        assert not sticks_out(page)
 
 
 def test_charts_are_drawn_and_nothing_sticks_out(page):
+    assert not any(folded(page)) and not sticks_out(page)
     for chart in page.query_selector_all("[data-chart]"):
         name = chart.get_attribute("data-chart")
         assert chart.query_selector_all(".scatterlayer .trace"), name
     assert page.query_selector("#confusion .heatmaplayer image, #confusion .heatmaplayer .hm")
-    inside = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert inside, "the page scrolls sideways"
+
+
+def test_names_from_outside_become_no_links_in_charts(browser, evil_page):  # noqa: F811
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(evil_page.as_uri())
+    page.wait_for_selector("#iou .yaxislayer-above text", state="attached")
+    drawn = page.content()
+    page.close()
+    assert "example.org" in drawn and not re.search(r"<a [^>]*example", drawn)
 
 
 def test_class_filter_acts_on_bars_confusion_pictures_and_prototypes(page):

@@ -149,27 +149,19 @@ class SegmentationEvaluator(SemSegEvaluator):
         def percent(metric: str) -> str:
             return f"{scores[metric]:.2f}" if metric in scores else "absent"
 
-        def in_subset(name: str, classes: Sequence[str]) -> str:
+        rows = []
+        for name in self._class_names:
             left_out = "-" if name in benchmark else "absent"
-            return percent(f"IoU-{name}") if name in classes else left_out
-
-        rows = [
-            [
-                name,
-                *(in_subset(name, classes) for _, classes in self._class_subsets),
-                *(percent(f"{kind}-{name}") for kind in ("IoU", *CLASS_SCORES)),
-            ]
-            for name in self._class_names
-        ]
-        metrics = mean_metrics(self._class_subsets)
-        rows.append(["mean", *map(percent, [*metrics, *CLASS_SCORES.values()])])
-        headers = ["class", *(f"IoU % ({name})" for name, _ in self._class_subsets)]
-        return tabulate(
-            rows,
-            headers=[*headers, *(f"{kind} %" for kind in ("IoU", *CLASS_SCORES))],
-            disable_numparse=True,
-            colalign=["left", *["right"] * (len(metrics) + len(CLASS_SCORES))],
-        )
+            own = percent(f"IoU-{name}")
+            in_subsets = [own if name in c else left_out for _, c in self._class_subsets]
+            more = [percent(f"{kind}-{name}") for kind in CLASS_SCORES]
+            rows.append([name, *in_subsets, own, *more])
+        means = [*mean_metrics(self._class_subsets), *CLASS_SCORES.values()]
+        rows.append(["mean", *map(percent, means)])
+        headers = [f"IoU % ({name})" for name, _ in self._class_subsets]
+        headers += [f"{kind} %" for kind in ("IoU", *CLASS_SCORES)]
+        align = ["left", *["right"] * len(headers)]
+        return tabulate(rows, headers=["class", *headers], disable_numparse=True, colalign=align)
 
 
 def class_scores(confusion: NDArray[np.integer], names: Sequence[str]) -> dict[str, float]:

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..config.reading import get, leaves
 from ..utils.foreign_files import read_text, read_yaml
 from ..utils.short import short
+from .evaluator import mean_metrics
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Data set -> "teacher" or "student" -> metric -> percent."""
@@ -47,18 +49,44 @@ class Run:
 
     Attributes:
         config: its config.yaml.
-        iteration: the last one that metrics.json knows; 0 before the first.
-        scores: of the evaluation after the last iteration; None if the run has not come to it.
+        rows: the lines of its metrics.json, by iteration.
     """
 
     folder: Path
     config: dict[str, Any]
-    iteration: int
-    scores: Scores | None
+    rows: list[dict[str, float]]
 
     @property
     def seed(self) -> int:
         return self.config["SEED"]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the means that its evaluations report, the headline first."""
+        return mean_metrics(self.config["TEST"].get("CLASS_SUBSETS") or ())
+
+    @property
+    def max_iter(self) -> int:
+        return self.config["SOLVER"]["MAX_ITER"]
+
+    @property
+    def iteration(self) -> int:
+        """The last one that metrics.json knows; 0 before the first."""
+        return int(self.rows[-1]["iteration"]) if self.rows else 0
+
+    @cached_property
+    def evaluations(self) -> list[tuple[int, Scores]]:
+        """(iteration, scores) of each evaluation, in order."""
+        sets = self.config["DATASETS"]["TEST"]
+        found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows]
+        return [(iteration, scores) for iteration, scores in found if scores]
+
+    @property
+    def scores(self) -> Scores | None:
+        """Of the evaluation after the last iteration; None if the run has not come to it."""
+        # That evaluation counts one further than the last iteration.
+        iteration, scores = self.evaluations[-1] if self.evaluations else (-1, None)
+        return scores if iteration >= self.max_iter else None
 
 
 @dataclass(frozen=True)
@@ -73,11 +101,9 @@ class Experiment:
         return [run for run in self.runs if run.scores is not None]
 
 
-def read_run(folder: Path, max_iter: int | None = None) -> Run:
+def read_run(folder: Path) -> Run:
     """Reads ``config.yaml`` and ``metrics.json``.
 
-    Args:
-        max_iter: iterations that make a run finished; default: its own SOLVER.MAX_ITER.
     Raises: ValueError: the folder holds no run.
     """
     config_file = folder / "config.yaml"
@@ -85,13 +111,8 @@ def read_run(folder: Path, max_iter: int | None = None) -> Run:
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
     config = read_yaml(config_file)
     _check_config(config, config_file)
-    needed = config["SOLVER"]["MAX_ITER"] if max_iter is None else max_iter
     rows = metrics_rows(folder / "metrics.json")
-    scores = None
-    for row in rows:
-        if row["iteration"] >= needed:  # the evaluation after training counts one further
-            scores = scores_by_dataset(row, config["DATASETS"]["TEST"]) or scores
-    return Run(folder, config, max((row["iteration"] for row in rows), default=0), scores)
+    return Run(folder, config, sorted(rows, key=lambda row: row["iteration"]))
 
 
 def metrics_rows(file: Path) -> list[dict[str, float]]:

@@ -4,19 +4,16 @@ Scores of different splits (validation, test) never share a column: a table hold
 """
 
 import csv
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from .evaluator import mean_metrics
 from .runs import Experiment, Run, Scores, differences
-
-T = TypeVar("T", bound=Hashable)
 
 NETWORKS = ("teacher", "student")
 IN_USE = "in use"
@@ -105,12 +102,7 @@ def network_in_use(run: Run, dataset: str) -> str:
 def networks_to_compare(experiments: Sequence[Experiment]) -> list[str]:
     """The one in use first, then the student. Where all runs use their teacher, or all their
     student, its own name."""
-    used = {
-        network_in_use(run, dataset)
-        for experiment in experiments
-        for run in experiment.finished
-        for dataset in run.scores
-    }
+    used = {network_in_use(run, name) for run in _finished(experiments) for name in run.scores}
     return _unique([IN_USE if len(used) > 1 else max(used, default="student"), "student"])
 
 
@@ -131,17 +123,17 @@ def compare(
     rows = []
     networks = networks or networks_to_compare(experiments)
     for dataset in _datasets(experiments):
-        chosen = list(metrics) or _unique(
-            metric
+        runs = _finished(experiments)
+        chosen = list(metrics) or _unique(metric for run in runs for metric in run.metrics)
+        if per_class:
+            classes = scored_classes([run.scores for run in runs], dataset)
+            chosen += [f"IoU-{name}" for name in classes]
+        rows += [
+            _row(experiment, experiments[0], dataset, network, metric)
             for experiment in experiments
-            for run in experiment.finished
-            for metric in mean_metrics(run.config["TEST"].get("CLASS_SUBSETS") or ())
-        )
-        chosen += _classes(experiments, dataset) if per_class else []
-        for experiment in experiments:
-            for network in networks:
-                for metric in chosen:
-                    rows.append(_row(experiment, experiments[0], dataset, network, metric))
+            for network in networks
+            for metric in chosen
+        ]
     return rows
 
 
@@ -158,14 +150,12 @@ def _row(
     return Row(*key, *statistics, reference.name, len(paired), *mean_and_sd(paired))
 
 
+def _finished(experiments: Sequence[Experiment]) -> list[Run]:
+    return [run for experiment in experiments for run in experiment.finished]
+
+
 def _datasets(experiments: Sequence[Experiment]) -> list[str]:
-    return _unique(name for e in experiments for run in e.finished for name in run.scores)
-
-
-def _classes(experiments: Sequence[Experiment], dataset: str) -> list[str]:
-    """``IoU-<class>`` in the order of the classes, where the set is registered."""
-    scores = [run.scores for experiment in experiments for run in experiment.finished]
-    return [f"IoU-{name}" for name in scored_classes(scores, dataset)]
+    return _unique(name for run in _finished(experiments) for name in run.scores)
 
 
 def scored_classes(scores: Iterable[Scores], dataset: str) -> list[str]:
@@ -173,54 +163,45 @@ def scored_classes(scores: Iterable[Scores], dataset: str) -> list[str]:
     networks = [network for each in scores for network in each.get(dataset, {}).values()]
     metrics = _unique(metric for network in networks for metric in network)
     seen = [metric.removeprefix("IoU-") for metric in metrics if metric.startswith("IoU-")]
-    known = (
-        MetadataCatalog.get(dataset).get("stuff_classes", ()) if dataset in MetadataCatalog else ()
-    )
+    if dataset not in MetadataCatalog:
+        return seen
+    known = MetadataCatalog.get(dataset).get("stuff_classes", ())
     return _unique([*(name for name in known if name in seen), *seen])
 
 
-def _unique(names: Iterable[T]) -> list[T]:
+def _unique(names: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(names))
 
 
 def notes(experiments: Sequence[Experiment]) -> list[str]:
     """Sentences on what is left out, and on what does not stand for the same thing."""
-    found = []
-    for experiment in experiments:
-        for run in experiment.runs:
-            if run.scores is None:
-                total = run.config["SOLVER"]["MAX_ITER"]
-                found.append(
-                    f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
-                    f"{run.iteration} of {total}, and left out."
-                )
-        found += [note for run in experiment.finished for note in _apart(experiment, run)]
-        for run in experiment.finished[1:]:
-            first = experiment.finished[0]
-            for key, (one, other) in differences(first.config, run.config).items():
-                found.append(
-                    f"{experiment.name}: seeds {first.seed} and {run.seed} differ in {key}, "
-                    f"{one} and {other}; their mean mixes both."
-                )
-    finished = [experiment for experiment in experiments if experiment.finished]
-    for experiment in finished[1:]:
-        first = finished[0]
-        changed = differences(first.finished[0].config, experiment.finished[0].config)
-        for key in _SHARED:
-            if key in changed:
-                one, other = changed[key]
-                found.append(
-                    f"NOT COMPARABLE as it stands: {first.name} and {experiment.name} differ in "
-                    f"{key}, {one} and {other}."
-                )
-        found += _class_notes(first, experiment)
+    found = [note for experiment in experiments for note in _notes_on_seeds(experiment)]
+    first, *others = [experiment for experiment in experiments if experiment.finished] or [None]
+    for experiment in others:
+        found += _notes_on_pair(first, experiment)
     return _unique(found)
 
 
-def _apart(experiment: Experiment, run: Run) -> list[str]:
+def _notes_on_seeds(experiment: Experiment) -> Iterator[str]:
+    for run in experiment.runs:
+        if run.scores is None:
+            yield (
+                f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
+                f"{run.iteration} of {run.max_iter}, and left out."
+            )
+    for run in experiment.finished:
+        yield from _notes_on_networks(experiment, run)
+        first = experiment.finished[0]
+        for key, (one, other) in differences(first.config, run.config).items():
+            yield (
+                f"{experiment.name}: seeds {first.seed} and {run.seed} differ in {key}, "
+                f"{one} and {other}; their mean mixes both."
+            )
+
+
+def _notes_on_networks(experiment: Experiment, run: Run) -> Iterator[str]:
     """Where the two networks of a run are far from each other, and what that comes from."""
-    headline = mean_metrics(run.config["TEST"].get("CLASS_SUBSETS") or ())[0]
-    found = []
+    headline = run.metrics[0]
     for dataset, networks in run.scores.items():
         teacher, student = (networks.get(name, {}).get(headline) for name in NETWORKS)
         if teacher is None or student is None or abs(teacher - student) < _FAR_APART:
@@ -235,26 +216,24 @@ def _apart(experiment: Experiment, run: Run) -> list[str]:
             )
         else:
             reason = "The teacher averages the student's weights, which swing from step to step"
-        found.append(
+        yield (
             f"{experiment.name}, seed {run.seed}: teacher {teacher:.2f} and student {student:.2f} "
             f"{headline} on {dataset} are far apart. {reason}."
         )
-    return found
 
 
-def _class_notes(first: Experiment, other: Experiment) -> list[str]:
-    return [
-        f"NOT COMPARABLE as it stands: {first.name} and {other.name} were scored on other classes "
-        f"of {dataset}."
-        for dataset in _datasets([first])
-        if dataset in _datasets([other])
-        and _classes_of(first, dataset) != _classes_of(other, dataset)
-    ]
-
-
-def _classes_of(experiment: Experiment, dataset: str) -> set[str]:
-    networks = experiment.finished[0].scores.get(dataset, {}).values()
-    return {metric for scores in networks for metric in scores if metric.startswith("IoU-")}
+def _notes_on_pair(first: Experiment, other: Experiment) -> Iterator[str]:
+    """What keeps two experiments from being comparable."""
+    subject = f"NOT COMPARABLE as it stands: {first.name} and {other.name}"
+    one, two = first.finished[0], other.finished[0]
+    changed = differences(one.config, two.config)
+    for key in _SHARED:
+        if key in changed:
+            yield f"{subject} differ in {key}, {changed[key][0]} and {changed[key][1]}."
+    for dataset in one.scores:
+        classes = [set(scored_classes([run.scores], dataset)) for run in (one, two)]
+        if dataset in two.scores and classes[0] != classes[1]:
+            yield f"{subject} were scored on other classes of {dataset}."
 
 
 def markdown(rows: Sequence[Row]) -> str:

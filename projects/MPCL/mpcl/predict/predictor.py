@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.evaluation import inference_context
 from PIL import Image
 from torch import Tensor, nn
 
@@ -190,12 +191,9 @@ class Predictor:
 
 @torch.no_grad()
 def predict(network: nn.Module, record: dict[str, Any]) -> np.ndarray:
-    """(H, W) uint8 class ids of one dataset dict, in evaluation mode; the mode is restored."""
-    training = network.training
-    network.eval()
-    logits = network([record])[0]["sem_seg"]
-    network.train(training)
-    return _to_array(logits.argmax(0))
+    """(H, W) uint8 class ids of one dataset dict, in evaluation mode."""
+    with inference_context(network):
+        return _to_array(network([record])[0]["sem_seg"].argmax(0))
 
 
 def _to_array(ids: Tensor) -> np.ndarray:

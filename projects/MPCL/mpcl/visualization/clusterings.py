@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..predict.loading import Networks
-from .feature_map import choose_classes, load_domains, project, sample_pixels
+from .feature_map import choose_classes, legend_mark, load_domains, project, sample_pixels
 
 _DARKENED = 0.55
 
@@ -66,11 +65,8 @@ def fit(
         single.append(own.mean(0, keepdims=True))
         centroids.append(KMeans(number, n_init=4, random_state=0).fit(own).cluster_centers_)
         # The floor of the training's variances, PROTOTYPES.MIN_VARIANCE, at embeddings of scale 1.
-        gaussians.append(
-            GaussianMixture(
-                number, covariance_type="diag", reg_covar=0.05, n_init=2, random_state=0
-            ).fit(own)
-        )
+        options = {"covariance_type": "diag", "reg_covar": 0.05, "n_init": 2, "random_state": 0}
+        gaussians.append(GaussianMixture(number, **options).fit(own))
     one, several = np.stack(single), np.stack(centroids)
     return [
         Clustering("one centroid", one, np.ones_like(one)),
@@ -122,10 +118,7 @@ def clustering_figure(
         _panel(axes, parts[0], rgb[own], nearest / max(1, prototypes - 1), positions)
         right = (clustering.similarity(other).max(2).argmax(1) == other_label).mean()
         axes.set_title(f"{clustering.name} a class: {right:.1%} of other pixels in their class")
-    handles = [
-        Line2D([], [], ls="", marker="s", color=color, label=names[c])
-        for color, c in zip(rgb, chosen)
-    ]
+    handles = [legend_mark(names[c], color) for color, c in zip(rgb, chosen)]
     all_axes[0].legend(handles=handles, fontsize=8)
     return figure
 

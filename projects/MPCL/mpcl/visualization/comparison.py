@@ -3,50 +3,38 @@
 from collections.abc import Mapping
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from PIL import Image
-from torch import nn
 
 from ..data.canvas import ERROR_COLORS, Picture, error_map, fit, grid, with_legend
 from ..data.labels import colorize
-from ..predict.predictor import predict
-from .scenes import first_test_set, load_scenes, record_for, refuse_other_classes
+from ..predict.loading import Networks
+from .scenes import first_test_set, predicted_scenes, refuse_other_classes
 
 
 def comparison(
-    networks: Mapping[str, tuple[CfgNode, nn.Module]],
-    *,
-    number: int = 3,
-    errors: bool = False,
-    width: int = 512,
+    networks: Mapping[str, Networks], *, number: int = 3, errors: bool = False, width: int = 512
 ) -> Image.Image:
     """Evenly spaced images of a test set: image, ground truth, and each prediction.
 
     Args:
-        networks: by name, the config of a run and its network, which sees the images at the size
-            that its config says. In evaluation or training mode; modes are restored. The set is
-            the first of the first config's DATASETS.TEST.
+        networks: by name. The set is the first of the first config's DATASETS.TEST.
         number: of images; all, if the set holds fewer.
         errors: below each prediction, where it is wrong.
         width: of a picture, at most, in pixels.
     Raises: ValueError: ``number`` is not positive, DATASETS.TEST is empty, or a network knows other
         classes than the set.
     """
-    cfg, _ = next(iter(networks.values()))
-    dataset = first_test_set(cfg)
-    for name, (own, _) in networks.items():
+    dataset = first_test_set(next(iter(networks.values())).cfg)
+    for name, each in networks.items():
         try:
-            refuse_other_classes(own, dataset)
+            refuse_other_classes(each.cfg, dataset)
         except ValueError as error:
             raise ValueError(f"{name} cannot be compared: {error}") from None
     meta = MetadataCatalog.get(dataset)
     rows: list[list[Picture | None]] = []
-    for scene in load_scenes(cfg, dataset, number):
+    for scene, predictions in predicted_scenes(list(networks.values()), dataset, number):
         assert scene.truth is not None  # a test set has labels
-        predictions = [
-            predict(network, record_for(own, dataset, scene)) for own, network in networks.values()
-        ]
         small = [fit(ids, width, nearest=True) for ids in (scene.truth, *predictions)]
         rows += _rows(fit(scene.image, width), small, meta.stuff_colors, errors)
     picture = grid(rows, ["image", "ground truth", *networks])

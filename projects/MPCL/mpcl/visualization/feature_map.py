@@ -3,13 +3,12 @@
 C classes, K prototypes a class, D embedding size, N pixels.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -20,21 +19,20 @@ from .scenes import Scene, first_test_set, labels_on_grid, load_scenes, pixel_fe
 
 METHODS = ("tsne", "pca")
 IGNORED = 255  # of the scenes' labels
+_DOMAINS = ("source", "target")
 _DOMAIN_COLORS = ("#0072b2", "#e69f00")  # told apart by the colour-blind, too
 _MARKERS = ("o", "^")
 
 
 class PixelSample(NamedTuple):
-    """embeddings (N, D) float32; label (N,) and domain (N,) int64 indices."""
+    """embeddings (N, D) float32; label (N,) and domain (N,) int64, 0 = source, 1 = target."""
 
     embeddings: NDArray[np.float32]
     label: NDArray[np.int64]
     domain: NDArray[np.int64]
 
 
-def project(
-    points: NDArray[np.float32], method: str = "tsne", seed: int = 0
-) -> NDArray[np.float64]:
+def project(points: NDArray[np.float32], method: str = "tsne") -> NDArray[np.float64]:
     """(N, D) -> (N, 2) by t-SNE (started from the principal components) or by PCA.
 
     Raises:
@@ -49,27 +47,26 @@ def project(
     from sklearn.manifold import TSNE
 
     if method == "pca":
-        return np.asarray(PCA(2, random_state=seed).fit_transform(points))
+        return np.asarray(PCA(2, random_state=0).fit_transform(points))
     perplexity = min(30.0, (len(points) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
     return np.asarray(tsne.fit_transform(points), np.float64)
 
 
 def sample_pixels(
-    student: nn.Module,
-    domains: Mapping[str, Sequence[Scene]],
-    classes: Sequence[int],
-    per_class: int,
-    seed: int = 0,
+    student: nn.Module, domains: Sequence[Sequence[Scene]], classes: Sequence[int], per_class: int
 ) -> PixelSample:
-    """Draws labelled pixels at random, at most ``per_class`` of each domain and class."""
-    rng = np.random.default_rng(seed)
+    """Draws labelled pixels at random, at most ``per_class`` of each domain and class.
+
+    Args:
+        domains: images of the source, and of the target.
+    """
+    rng = np.random.default_rng(0)
     parts = []
-    for domain, scenes in enumerate(domains.values()):
+    for domain, scenes in enumerate(domains):
         pixels, labels = _labelled_pixels(student, scenes)
         for index in classes:
-            own = np.flatnonzero(labels == index)
-            own = rng.permutation(own)[:per_class]
+            own = rng.permutation(np.flatnonzero(labels == index))[:per_class]
             parts.append((pixels[own], np.full(len(own), index), np.full(len(own), domain)))
     embeddings, label, domain_of = (np.concatenate(values) for values in zip(*parts))
     return PixelSample(embeddings, label, domain_of)
@@ -112,31 +109,30 @@ def feature_figure(
     domains = load_domains(networks.cfg, number)
     if student.prototype_head is None:
         chosen = choose_classes(names, classes, domains, range(len(names)))
-        means = np.empty((0, 1), np.float32)
+        means = []
     else:
         prototypes = student.prototype_head.prototypes
         started = [c for c, on in enumerate(prototypes.started.tolist()) if on]
         chosen = choose_classes(names, classes, domains, started)
-        means = prototypes.mean[chosen].flatten(0, 1).cpu().numpy()
+        means = [prototypes.mean[chosen].flatten(0, 1).cpu().numpy()]
     sample = sample_pixels(student, domains, chosen, per_class)
-    points = project(np.concatenate([sample.embeddings, *([means] if len(means) else [])]), method)
-    colors = networks.metadata.stuff_colors
-    return _draw(sample, points, chosen, names, colors, list(domains), method)
+    points = project(np.concatenate([sample.embeddings, *means]), method)
+    return _draw(sample, points, chosen, names, networks.metadata.stuff_colors, method)
 
 
-def load_domains(cfg: CfgNode, number: int) -> dict[str, list[Scene]]:
+def load_domains(cfg: CfgNode, number: int) -> list[list[Scene]]:
     """Images of the (first) source set and of the test set.
 
     Raises: ValueError: DATASETS.TEST is empty.
     """
-    sets = {"source": cfg.DATASETS.TRAIN[0], "target": first_test_set(cfg)}
-    return {role: load_scenes(cfg, name, number) for role, name in sets.items()}
+    sets = cfg.DATASETS.TRAIN[0], first_test_set(cfg)
+    return [load_scenes(cfg, name, number) for name in sets]
 
 
 def choose_classes(
     names: Sequence[str],
     wanted: Sequence[str],
-    domains: Mapping[str, Sequence[Scene]],
+    domains: Sequence[Sequence[Scene]],
     possible: Sequence[int],
 ) -> list[int]:
     """The wanted classes that are possible; the most frequent ones of the target by default.
@@ -145,7 +141,7 @@ def choose_classes(
     """
     if unknown := [name for name in wanted if name not in names]:
         raise ValueError(f"unknown classes {unknown}; expected some of {', '.join(names)}")
-    truths = [scene.truth for scene in domains["target"] if scene.truth is not None]
+    truths = [scene.truth for scene in domains[1]]
     indices = [names.index(name) for name in wanted] or most_frequent(truths, possible)
     chosen = [index for index in indices if index in possible]
     if not chosen:
@@ -167,39 +163,32 @@ def _draw(
     classes: Sequence[int],
     names: Sequence[str],
     colors: Sequence[Sequence[int]],
-    domains: Sequence[str],
     method: str,
 ) -> Figure:
     figure = Figure(figsize=(13, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     pixels, prototypes = points[: len(sample.label)], points[len(sample.label) :]
-    rgb = {c: tuple(value / 255 for value in colors[c]) for c in classes}
-    by_class = [rgb[int(c)] for c in sample.label]
-    by_domain = [_DOMAIN_COLORS[int(d)] for d in sample.domain]
-    for axes, tint in ((left, by_class), (right, by_domain)):
-        for domain in range(len(domains)):
+    rgb = np.array(colors) / 255
+    tints = (left, rgb[sample.label]), (right, np.array(_DOMAIN_COLORS)[sample.domain])
+    owner = np.repeat(classes, len(prototypes) // len(classes))  # none without prototypes
+    star = {"s": 150, "marker": "*", "edgecolors": "black", "linewidths": 0.9}
+    for axes, tint in tints:
+        for domain, marker in enumerate(_MARKERS):
             own = sample.domain == domain
-            shade = [color for color, chosen in zip(tint, own) if chosen]
-            axes.scatter(*pixels[own].T, s=9, c=shade, marker=_MARKERS[domain], alpha=0.55, lw=0)
-        owner = np.repeat(classes, len(prototypes) // len(classes))  # none without prototypes
-        fill = [rgb[int(c)] for c in owner]
-        axes.scatter(*prototypes.T, s=150, c=fill, marker="*", edgecolors="black", linewidths=0.9)
+            axes.scatter(*pixels[own].T, s=9, c=tint[own], marker=marker, alpha=0.55, lw=0)
+        axes.scatter(*prototypes.T, c=rgb[owner], **star)
         axes.set(xticks=[], yticks=[])
     words = {"tsne": "t-SNE", "pca": "PCA"}[method]
     stars = " (stars: prototypes)" if len(prototypes) else ""
     left.set_title(f"{words} of pixel features, by class{stars}")
     right.set_title("the same, by domain")
-    _legends(left, right, [names[c] for c in classes], list(rgb.values()), domains)
+    domains = [legend_mark(*each) for each in zip(_DOMAINS, ("0.4", "0.4"), _MARKERS)]
+    left.legend(handles=[*(legend_mark(names[c], rgb[c]) for c in classes), *domains], fontsize=8)
+    tinted = [legend_mark(*each) for each in zip(_DOMAINS, _DOMAIN_COLORS, _MARKERS)]
+    right.legend(handles=tinted, fontsize=9)
     return figure
 
 
-def _legends(
-    left: Axes, right: Axes, names: Sequence[str], colors: Sequence[tuple], domains: Sequence[str]
-) -> None:
-    def handle(label: str, color: object, marker: str) -> Line2D:
-        return Line2D([], [], ls="", marker=marker, color=color, label=label)  # type: ignore[arg-type]
-
-    marks = [handle(d, "0.4", m) for d, m in zip(domains, _MARKERS)]
-    left.legend(handles=[*map(handle, names, colors, "s" * len(names)), *marks], fontsize=8)
-    tints = [handle(*each) for each in zip(domains, _DOMAIN_COLORS, _MARKERS)]
-    right.legend(handles=tints, fontsize=9)
+def legend_mark(label: str, color: Any, marker: str = "s") -> Line2D:
+    """What stands beside a name in a legend."""
+    return Line2D([], [], ls="", marker=marker, color=color, label=label)

@@ -1,12 +1,14 @@
 """What the prototypes of a checkpoint do: usage, drift, spread, neighbours, nearest pixels.
 
-C classes, K prototypes a class, D embedding size.
+C classes, K prototypes a class, D embedding size. Distances are per channel (root mean square over
+the channels): 1 is one unit in every channel.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
@@ -15,20 +17,13 @@ from torch import Tensor
 from ..checkpoint.weight_files import read
 from ..predict.loading import Networks
 from ..prototypes.base import Prototypes
-from .prototype_geometry import (
-    assign_to_own_class,
-    drift,
-    nearest_neighbours,
-    nearest_of_all,
-    pairwise_distance,
-    usage_share,
-)
 from .scenes import Scene, embed, labels_on_grid, load_scenes
 
 _MEAN, _STARTED = "prototype_head.prototypes.mean", "prototype_head.prototypes.started"
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """A pixel near a prototype: its place as a share of the image's height and width."""
 
     file: str
@@ -39,7 +34,7 @@ class Patch(NamedTuple):
 
 @dataclass
 class Prototype:
-    """One prototype. Distances are per channel (root mean square); None where nothing is known.
+    """One prototype; None where nothing is known.
 
     Attributes:
         number: from 1.
@@ -71,6 +66,11 @@ class Prototype:
     drift: dict[str, float] = field(default_factory=dict)
     nearest: list[Patch] = field(default_factory=list)
 
+    @property
+    def used(self) -> bool:
+        """Whether it is the nearest of its class to any pixel looked at."""
+        return any(self.pixels.values())
+
 
 @dataclass
 class Inspection:
@@ -83,16 +83,10 @@ class Inspection:
     # By role, of (10) on pixels of started classes; absent where there are none.
     accuracy: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        content = asdict(self)
-        for prototype in content["prototypes"]:
-            prototype["nearest"] = [patch._asdict() for patch in prototype["nearest"]]
-        return content
-
     @property
-    def unused(self) -> list[Prototype]:
-        """The prototypes that no pixel of the images looked at is nearest to."""
-        return [p for p in self.prototypes if not any(p.pixels.values())]
+    def by_class(self) -> dict[str, list[Prototype]]:
+        grouped = groupby(self.prototypes, key=lambda prototype: prototype.class_name)
+        return {name: list(prototypes) for name, prototypes in grouped}
 
 
 class _Pixels:
@@ -124,22 +118,30 @@ def inspect(
     sets = dict(zip(("source", "target"), (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST[:1])))
     seen = {role: _look(networks, load_scenes(cfg, name, number)) for role, name in sets.items()}
     names = list(networks.metadata.stuff_classes)
-    moved = _drifts(head.prototypes, weights)
-    prototypes, kept = _describe(networks, names, seen, moved, patches)
-    distance = pairwise_distance(head.prototypes.mean.cpu())[kept][:, kept]
-    waiting = [name for name, on in zip(names, head.prototypes.started.tolist()) if not on]
+    started = head.prototypes.started.cpu()
+    mean = head.prototypes.mean.cpu()[started].flatten(0, 1).double()
+    distance = torch.cdist(mean, mean, compute_mode="donot_use_mm_for_euclid_dist")
+    distance /= math.sqrt(mean.shape[1])
     accuracy = {
         role: float(each.right.sum() / each.won.sum())
         for role, each in seen.items()
         if each.won.any()
     }
-    return Inspection(prototypes, waiting, distance.tolist(), sets, accuracy)
+    return Inspection(
+        _describe(head.prototypes, names, seen, distance, weights, patches),
+        [name for name, on in zip(names, started.tolist()) if not on],
+        distance.tolist(),
+        sets,
+        accuracy,
+    )
 
 
 def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
+    """Pixels that have a label of a class that has started."""
     prototypes = networks.student.prototype_head.prototypes
-    started = prototypes.started.cpu()
     num_classes, num_prototypes = prototypes.idle.shape
+    started, mean = prototypes.started.cpu(), prototypes.mean.flatten(0, 1).cpu()
+    takes_part = torch.cat([started, torch.tensor([False])])  # by label; C = ignored
     found = _Pixels(num_classes * num_prototypes)
     for scene in scenes:
         if scene.truth is None:
@@ -148,46 +150,52 @@ def _look(networks: Networks, scenes: Sequence[Scene]) -> _Pixels:
             )
         embeddings = embed(networks.student, scene.record)
         height, width = embeddings.shape[1:]
-        pixels = embeddings.flatten(1).t()
         label = labels_on_grid(scene.truth, (height, width), num_classes).flatten()
+        place = takes_part[label].nonzero().flatten()
+        label, pixels = label[place], embeddings.flatten(1).t()[place.to(embeddings.device)]
         similarity = prototypes.similarity(pixels).cpu()
-        own = assign_to_own_class(similarity, label, started)
-        centre = prototypes.mean.flatten(0, 1).cpu()[own.cluster]
-        square = (pixels.cpu()[own.pixel] - centre).square().mean(1).double()
-        found.count += torch.bincount(own.cluster, minlength=len(found.count))
-        winner, truth = nearest_of_all(similarity, label, started)
-        right = winner[winner // num_prototypes == truth]
-        found.won += torch.bincount(winner, minlength=len(found.won))
-        found.right += torch.bincount(right, minlength=len(found.right))
-        found.squares.index_add_(0, own.cluster, square)
-        for cluster in own.cluster.unique().tolist():
-            mine = own.cluster == cluster
-            best = int(own.similarity.masked_fill(~mine, -torch.inf).argmax())
-            row, column = divmod(int(own.pixel[best]), width)
-            place = ((row + 0.5) / height, (column + 0.5) / width)
-            found.patches[cluster].append(Patch(scene.file, *place, float(own.similarity[best])))
+        best, k = similarity[torch.arange(len(label)), label].max(1)
+        nearest = label * num_prototypes + k  # of the own class
+        found.count += torch.bincount(nearest, minlength=len(mean))
+        square = (pixels.cpu() - mean[nearest]).square().mean(1).double()
+        found.squares.index_add_(0, nearest, square)
+        # Eq. (10): of all classes.
+        winner = similarity.masked_fill(~started[:, None], -torch.inf).flatten(1).argmax(1)
+        found.won += torch.bincount(winner, minlength=len(mean))
+        right = winner[winner // num_prototypes == label]
+        found.right += torch.bincount(right, minlength=len(mean))
+        for cluster in nearest.unique().tolist():
+            first = int(best.masked_fill(nearest != cluster, -torch.inf).argmax())
+            row, column = divmod(int(place[first]), width)
+            y, x = (row + 0.5) / height, (column + 0.5) / width
+            found.patches[cluster].append(Patch(scene.file, y, x, float(best[first])))
     return found
 
 
 def _describe(
-    networks: Networks,
+    prototypes: Prototypes,
     names: Sequence[str],
     seen: Mapping[str, _Pixels],
-    moved: Mapping[str, Tensor],
+    distance: Tensor,
+    weights: Sequence[Path],
     patches: int,
-) -> tuple[list[Prototype], list[int]]:
-    """The prototypes of started classes, and their indices."""
-    prototypes = networks.student.prototype_head.prototypes
-    shape, started = prototypes.idle.shape, prototypes.started.cpu()
-    near = nearest_neighbours(pairwise_distance(prototypes.mean.cpu()), shape[1], started)
+) -> list[Prototype]:
+    """The prototypes of started classes; ``distance`` is between these."""
+    shape, classes = prototypes.idle.shape, prototypes.started.cpu().nonzero().flatten()
+    owner = classes.repeat_interleave(shape[1])
+    same = owner[:, None] == owner
+    sibling = distance.masked_fill(~same, torch.inf).fill_diagonal_(torch.inf).amin(1)
+    other, neighbour = distance.masked_fill(same, torch.inf).min(1)
     count = torch.stack([pixels.count for pixels in seen.values()]).sum(0)
     squares = torch.stack([pixels.squares for pixels in seen.values()]).sum(0)
-    share, spread = usage_share(count.view(shape)), (squares / count).sqrt()  # NaN without a pixel
+    spread = (squares / count).sqrt()  # NaN without a pixel
+    share = count / count.view(shape).sum(1).clamp_min(1).repeat_interleave(shape[1])
     stored = prototypes.variance.mean(-1).sqrt() if hasattr(prototypes, "variance") else None
-    kept = [c * shape[1] + k for c in started.nonzero().flatten().tolist() for k in range(shape[1])]
+    moved = _drifts(prototypes, weights)
     found = []
-    for index in kept:
-        c, k = divmod(index, shape[1])
+    for row, c in enumerate(owner.tolist()):
+        k = row % shape[1]
+        index = c * shape[1] + k
         won = {role: each for role, each in seen.items() if each.won[index]}
         nearest = [patch for each in seen.values() for patch in each.patches[index]]
         nearest.sort(key=lambda patch: -patch.similarity)
@@ -198,18 +206,18 @@ def _describe(
                 idle=int(prototypes.idle[c, k]),
                 dead=bool(prototypes.dead[c, k]),
                 pixels={role: int(each.count[index]) for role, each in seen.items()},
-                share=float(share[c, k]),
+                share=float(share[index]),
                 purity={r: float(each.right[index] / each.won[index]) for r, each in won.items()},
                 spread=_finite(spread[index]),
                 deviation=None if stored is None else float(stored[c, k]),
-                sibling=_finite(near.sibling[c, k]),
-                other=_finite(near.other[c, k]),
-                other_class=names[near.other_class[c, k]] if near.other[c, k] < torch.inf else None,
+                sibling=_finite(sibling[row]),
+                other=_finite(other[row]),
+                other_class=names[owner[neighbour[row]]] if other[row].isfinite() else None,
                 drift={n: float(far[c, k]) for n, far in moved.items() if far[c, k].isfinite()},
                 nearest=nearest[:patches],
             )
         )
-    return found, kept
+    return found
 
 
 def _finite(value: Tensor) -> float | None:
@@ -226,7 +234,7 @@ def _drifts(prototypes: Prototypes, weights: Sequence[Path]) -> dict[str, Tensor
         if _MEAN in model:
             origins[path.stem] = (model[_MEAN], model[_STARTED])
     return {
-        name: drift(before, mean).masked_fill(~started.unsqueeze(1), torch.nan)
+        name: (mean - before).square().mean(-1).sqrt().masked_fill(~started[:, None], torch.nan)
         for name, (before, started) in origins.items()
         # Of the checkpoint itself under another name, such as the last periodic one, it would be 0.
         if before.shape == mean.shape and not (name != "start" and torch.equal(before, mean))

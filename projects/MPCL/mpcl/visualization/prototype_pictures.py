@@ -47,17 +47,14 @@ def strip(prototype: Prototype, length: int) -> Picture:
 def gallery(inspection: Inspection) -> Image.Image:
     """Classes in rows, their prototypes in columns, the nearest patches and the usage in each
     cell."""
-    by_class: dict[str, list[Prototype]] = {}
-    for prototype in inspection.prototypes:
-        by_class.setdefault(prototype.class_name, []).append(prototype)
     length = max(len(prototype.nearest) for prototype in inspection.prototypes)
     rows: list[list[Picture | None]] = []
-    for name, prototypes in by_class.items():
+    for name, prototypes in inspection.by_class.items():
         cells = [_labelled(strip(p, max(length, 1)), p) for p in prototypes]
         title = Image.new("RGB", (_NAME_WIDTH, SIDE), (255, 255, 255))
         ImageDraw.Draw(title).text((2, SIDE // 2 - 8), name, fill=(20, 20, 20), font=font())
         rows.append([np.asarray(title), *cells])
-    number = max(map(len, by_class.values()))
+    number = max(prototype.number for prototype in inspection.prototypes)
     captions = ["class", *(f"prototype {k + 1}" for k in range(number))]
     return grid(rows, captions, gap=8)
 

@@ -1,6 +1,6 @@
 """What figures are made of: images of a data set, and what a network takes for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from ..data.decoding import read_image
 from ..data.labels import read_label
 from ..data.mapper import TestMapper
 from ..data.sets.registration import load_records
+from ..predict.loading import Networks
+from ..predict.predictor import predict
 from ..prototypes.embedding import normalize_embeddings
 from ..structures.view import at_cell_centres
 
@@ -80,10 +82,15 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
     return found
 
 
-def record_for(cfg: CfgNode, dataset: str, scene: Scene) -> dict[str, Any]:
-    """What a network of another config takes for a scene of the set: the size is its own."""
-    bgr = np.ascontiguousarray(scene.image[..., ::-1])
-    return _mapper(cfg, dataset).of_pixels(bgr, scene.file)
+def predicted_scenes(
+    networks: Sequence[Networks], dataset: str, number: int
+) -> Iterator[tuple[Scene, list[np.ndarray]]]:
+    """Yields what :func:`load_scenes` finds, with the (H, W) uint8 class ids that each network
+    predicts; it sees the images at the size that its own config says."""
+    for scene in load_scenes(networks[0].cfg, dataset, number):
+        bgr = np.ascontiguousarray(scene.image[..., ::-1])
+        records = [_mapper(each.cfg, dataset).of_pixels(bgr, scene.file) for each in networks]
+        yield scene, [predict(each.network, record) for each, record in zip(networks, records)]
 
 
 def _mapper(cfg: CfgNode, dataset: str) -> TestMapper:

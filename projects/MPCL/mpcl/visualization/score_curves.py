@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..evaluation.runs import Experiment, Run, metrics_rows, scores_by_dataset
+from ..evaluation.runs import Experiment, Run
 
 # Okabe's and Ito's, told apart by the colour-blind, too; from the ninth run on, with dashes.
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#999999")
@@ -49,14 +49,14 @@ def _scores(run: Run, network: str, metric: str) -> dict[int, float]:
     counts."""
     tests, period = run.config["DATASETS"]["TEST"], run.config["TEST"]["EVAL_PERIOD"]
     found: dict[int, float] = {}
-    for row in metrics_rows(run.folder / "metrics.json") if tests else ():
-        networks = scores_by_dataset(row, tests).get(tests[0], {})
+    for iteration, scores in run.evaluations if tests else ():
+        networks = scores.get(tests[0], {})
         score = networks.get(network, networks.get("student", {})).get(metric)
         if score is not None:
             # A periodic evaluation is logged with the number of its iteration, from 0 on; the one
             # after training counts one further.
-            periodic = bool(period) and (row["iteration"] + 1) % period == 0
-            found[int(row["iteration"]) + periodic] = score
+            periodic = bool(period) and (iteration + 1) % period == 0
+            found[iteration + periodic] = score
     return found
 
 

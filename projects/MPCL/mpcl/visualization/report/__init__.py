@@ -2,7 +2,7 @@
 
 - :mod:`contents`: what the folders of runs hold (no network is built for it).
 - :mod:`curves`: series over iterations, as charts.
-- :mod:`samples`, :mod:`gallery`: pictures, which need checkpoints and data.
-- :mod:`tables`: HTML tables.
-- :mod:`page`: puts it together with ``page.html``, ``page.css`` and ``page.js``.
+- :mod:`samples`: predictions, which need checkpoints and data.
+- :mod:`tables`: what stands in tables.
+- :mod:`page`: puts it together by the template ``page.html``, with ``page.css`` and ``page.js``.
 """

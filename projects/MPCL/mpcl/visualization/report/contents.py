@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,8 @@ import yaml
 from detectron2.config import get_cfg
 
 from ...config import add_mpcl_config
-from ...evaluation.evaluator import mean_metrics
 from ...evaluation.run_record import read_sessions
-from ...evaluation.runs import (
-    Scores,
-    differences,
-    is_number,
-    metrics_rows,
-    read_run,
-    scores_by_dataset,
-    setting,
-    shortest_names,
-)
+from ...evaluation.runs import Run, Scores, differences, is_number, read_run, shortest_names
 from ...evaluation.tables import NETWORKS
 from ...utils.foreign_files import read_json
 from ...utils.short import short
@@ -39,20 +28,16 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class RunContents:
-    """One run.
+class RunContents(Run):
+    """A run, with everything that the report shows of it.
 
     Attributes:
         name: tells it apart from the others of the report.
-        rows: lines of metrics.json, by iteration.
         sessions: processes that trained it, see :mod:`mpcl.evaluation.run_record`.
         confusions: the last evaluations.
     """
 
     name: str
-    folder: Path
-    config: dict[str, Any]
-    rows: list[dict[str, float]]
     sessions: list[dict[str, Any]]
     confusions: list[Confusion]
 
@@ -61,25 +46,13 @@ class RunContents:
         return int(max((row["iteration"] for row in self.rows), default=-1)) + 1
 
     @property
-    def max_iterations(self) -> int:
-        return int(self.config["SOLVER"]["MAX_ITER"])
-
-    @property
-    def headline(self) -> str:
-        """The metric that the run is judged by."""
-        return mean_metrics(self.config["TEST"].get("CLASS_SUBSETS") or ())[0]
-
-    @cached_property
-    def evaluations(self) -> list[tuple[int, Scores]]:
-        """(iteration, scores) of each evaluation, in order."""
-        sets = self.config["DATASETS"]["TEST"]
-        found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows]
-        return [(iteration, scores) for iteration, scores in found if scores]
-
-    @property
-    def scores(self) -> Scores:
-        """The scores of the last evaluation; empty before the first."""
+    def latest(self) -> Scores:
+        """The scores of the last evaluation so far; empty before the first."""
         return self.evaluations[-1][1] if self.evaluations else {}
+
+    def score(self, dataset: str, network: str, metric: str) -> float | None:
+        """One of :attr:`latest`, in percent."""
+        return self.latest.get(dataset, {}).get(network, {}).get(metric)
 
     @property
     def seconds_per_iteration(self) -> float | None:
@@ -104,7 +77,7 @@ class RunContents:
         seconds, done, before = 0.0, 0, -1
         for row in self.rows:
             iteration = int(row["iteration"])
-            if "time" in row and iteration < self.max_iterations:
+            if "time" in row and iteration < self.max_iter:
                 seconds += row["time"] * (iteration - before)
                 done += iteration - before
                 before = iteration
@@ -131,9 +104,9 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
 
 
 def _read(folder: Path, name: str) -> RunContents:
-    config = read_run(folder).config
-    rows = sorted(metrics_rows(folder / "metrics.json"), key=lambda row: row["iteration"])
-    return RunContents(name, folder, config, rows, read_sessions(folder), _confusions(folder))
+    run = read_run(folder)
+    more = name, read_sessions(folder), _confusions(folder)
+    return RunContents(run.folder, run.config, run.rows, *more)
 
 
 def _confusions(folder: Path) -> list[Confusion]:
@@ -164,11 +137,3 @@ def _is_confusion(content: Any) -> bool:
         and all(isinstance(value, int) and 0 <= value < 2**63 for row in rows for value in row)
         and is_number(content["seconds"])
     )
-
-
-def settings_that_differ(runs: Sequence[RunContents]) -> dict[str, list[Any]]:
-    """Dotted keys in which the configs of the runs differ, with the value of each run."""
-    keys: dict[str, None] = {}
-    for run in runs[1:]:
-        keys |= dict.fromkeys(differences(runs[0].config, run.config))
-    return {key: [setting(run.config, key) for run in runs] for key in keys}

@@ -56,43 +56,38 @@ _COST = ("time", "data_time", "gpu/", "[metric]", "rank_data_time")
 
 def quality_charts(runs: Sequence[RunContents]) -> list[Chart]:
     """Mean IoU of teacher and student over the evaluations, one chart a data set."""
+    metric = " / ".join(dict.fromkeys(run.metrics[0] for run in runs))
     datasets = dict.fromkeys(name for run in runs for _, s in run.evaluations for name in s)
-    charts = []
-    for dataset in datasets:
-        traces = [
-            trace
-            for index, run in enumerate(runs)
-            for network in NETWORKS
-            if (trace := _score_trace(index, run, dataset, network))
-        ]
-        metric = " / ".join(dict.fromkeys(run.headline for run in runs))
-        charts.append(
-            {
-                "id": f"miou-{dataset}",
-                "title": f"{metric} on {dataset}",
-                "unit": "%",
-                "help": "● solid: teacher, ◇ dashed: student",
-                "traces": traces,
-            }
-        )
-    return charts
-
-
-def _score_trace(index: int, run: RunContents, dataset: str, network: str) -> Chart | None:
-    points = [
-        (iteration, value)
-        for iteration, scores in run.evaluations
-        if (value := scores.get(dataset, {}).get(network, {}).get(run.headline)) is not None
+    return [
+        {
+            "id": f"miou-{dataset}",
+            "title": f"{metric} on {dataset}",
+            "unit": "%",
+            "help": "● solid: teacher, ◇ dashed: student",
+            "traces": [
+                _trace(index, f"{run.name}, {network}", points, dashed=network == "student")
+                for index, run in enumerate(runs)
+                for network in NETWORKS
+                if (points := _means(run, dataset, network))
+            ],
+        }
+        for dataset in datasets
     ]
-    if not points:
-        return None
+
+
+def _means(run: RunContents, dataset: str, network: str) -> list[tuple[int, float]]:
+    found = [(i, scores.get(dataset, {}).get(network, {})) for i, scores in run.evaluations]
+    return [(i, scores[run.metrics[0]]) for i, scores in found if run.metrics[0] in scores]
+
+
+def _trace(run: int, name: str, points: list[tuple[int, float]], dashed: bool = False) -> Chart:
     return {
-        "run": index,
-        "name": f"{run.name}, {network}",
-        "dash": "dash" if network == "student" else "solid",
-        "symbol": "diamond-open" if network == "student" else "circle",
+        "run": run,
+        "name": name,
+        "dash": "dash" if dashed else "solid",
+        "symbol": "diamond-open" if dashed else "circle",
         "x": [x for x, _ in points],
-        "y": [round(y, 3) for _, y in points],
+        "y": [float(f"{y:.5g}") for _, y in points],
     }
 
 
@@ -121,19 +116,8 @@ def _chart(runs: Sequence[RunContents], key: str) -> Chart:
     traces = []
     for index, run in enumerate(runs):
         found = [(int(row["iteration"]), row[key]) for row in run.rows if key in row]
-        points = [(x, y) for x, y in found if math.isfinite(y)]
-        if points:
-            points = thin_out(points)
-            traces.append(
-                {
-                    "run": index,
-                    "name": run.name,
-                    "dash": "solid",
-                    "symbol": "circle",
-                    "x": [x for x, _ in points],
-                    "y": [float(f"{y:.5g}") for _, y in points],
-                }
-            )
+        if points := [(x, y) for x, y in found if math.isfinite(y)]:
+            traces.append(_trace(index, run.name, thin_out(points)))
     return {"id": key, "title": title, "unit": unit, "help": words, "traces": traces}
 
 

@@ -11,30 +11,25 @@ from PIL import Image
 
 from ...data.canvas import Picture, fit
 from ...predict.loading import Networks
-from ...predict.predictor import predict
-from ..scenes import first_test_set, load_scenes, record_for
+from ..scenes import first_test_set, predicted_scenes
 
 
 def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str, Any]:
     """Evenly spaced images of the first run's first test set, with what each network predicts.
 
     Args:
-        loaded: networks by index of their run; all know the same classes. Each sees the images at
-            the size that its own config says.
+        loaded: networks by index of their run; all know the same classes.
         number: of images.
         width: in pixels, at most.
     """
-    cfg = next(iter(loaded.values())).cfg
-    dataset = first_test_set(cfg)
+    dataset = first_test_set(next(iter(loaded.values())).cfg)
     meta = MetadataCatalog.get(dataset)
     images = []
-    for scene in load_scenes(cfg, dataset, number):
+    for scene, predicted in predicted_scenes(list(loaded.values()), dataset, number):
         assert scene.truth is not None  # a test set has labels
         truth = fit(scene.truth, width, nearest=True)
         predictions = []
-        for index, networks in loaded.items():
-            record = record_for(networks.cfg, dataset, scene)
-            ids = predict(networks.network, record)
+        for index, ids in zip(loaded, predicted):
             ids = fit(ids, width, nearest=True)
             known = truth != 255
             wrong = float((ids != truth)[known].mean()) if known.any() else 0.0
@@ -50,12 +45,7 @@ def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str
             }
         )
     colors = [list(map(int, color)) for color in meta.stuff_colors]
-    return {
-        "dataset": dataset,
-        "classes": list(meta.stuff_classes),
-        "colors": colors,
-        "images": images,
-    }
+    return {"classes": list(meta.stuff_classes), "colors": colors, "images": images}
 
 
 def run_lengths(ids: np.ndarray) -> str:

@@ -1,58 +1,46 @@
-"""HTML tables of the report. Everything that comes from outside is escaped here."""
+"""The tables of the report. Cells are text, which the page escapes, or markup made here."""
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from ...evaluation.evaluator import CLASS_SCORES
+from ...evaluation.runs import differences, setting
 from ...evaluation.tables import NETWORKS
-from .contents import RunContents, settings_that_differ
+from .contents import RunContents
 
 _LONGEST = 1000  # characters of a setting
 
 
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str, kind: str = "settings"
-) -> str:
-    """An HTML table, which scrolls sideways where it is too wide. Cells are HTML already; the first
-    of a row is its header."""
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in headers)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="{kind}">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
+class Table(NamedTuple):
+    """The first cell of a row is its header."""
+
+    caption: str
+    headers: list[str]
+    rows: list[list[str]]
+    kind: str = "settings"
 
 
-def summary(runs: Sequence[RunContents], swatches: Sequence[str]) -> str:
+def summary(runs: Sequence[RunContents]) -> Table:
     """One line a run: how far it is, what it scored and what it cost."""
-    datasets = list(dict.fromkeys(name for run in runs for name in run.scores))
+    datasets = list(dict.fromkeys(name for run in runs for name in run.latest))
     columns = [(dataset, network) for dataset in datasets for network in NETWORKS]
-    several = len(datasets) > 1
     headers = ["run"]
-    headers += [
-        f"{network}{f' on {escape(dataset)}' if several else ''}, mIoU %"
-        for dataset, network in columns
-    ]
+    for dataset, network in columns:
+        headers.append(f"{network}{f' on {dataset}' if len(datasets) > 1 else ''}, mIoU %")
     headers += ["seed", "iterations", "s / iteration", "training", "evaluation", "peak memory"]
-    scores = {column: [_score(run, *column) for run in runs] for column in columns}
-    best = {c: max((s for s in own if s is not None), default=None) for c, own in scores.items()}
+    scores = [[run.score(*column, run.metrics[0]) for column in columns] for run in runs]
+    best = [max((s for s in each if s is not None), default=None) for each in zip(*scores)]
     rows = []
-    for run, swatch in zip(runs, swatches):
-        cells = [f"{swatch}{escape(run.name)}"]
-        for column in columns:
-            value = _score(run, *column)
-            text = "–" if value is None else f"{value:.2f}"
-            top = value is not None and value == best[column] and len(runs) > 1
-            cells.append(f"<strong>{text}</strong>" if top else text)
-        cells += [escape(str(run.config["SEED"])), _progress(run)]
+    for run, own in zip(runs, scores):
+        cells = [run.name]
+        for value, highest in zip(own, best):
+            cell = Markup("<strong>{}</strong>" if value == highest and runs[1:] else "{}")
+            cells.append("–" if value is None else cell.format(f"{value:.2f}"))
+        cells += [str(run.config["SEED"]), _progress(run)]
         pace, memory = run.seconds_per_iteration, run.peak_memory
         cells += ["–" if pace is None else f"{pace:.3g}", duration(run.training_seconds)]
         # Teacher and student share the pass over a set.
@@ -60,16 +48,12 @@ def summary(runs: Sequence[RunContents], swatches: Sequence[str]) -> str:
         cells.append(duration(seconds) if seconds else "–")
         cells.append("–" if memory is None else f"{memory[0]:,.0f} MiB ({memory[1]})")
         rows.append(cells)
-    return table(headers, rows, "Runs at a glance", kind="summary")
-
-
-def _score(run: RunContents, dataset: str, network: str) -> float | None:
-    return run.scores.get(dataset, {}).get(network, {}).get(run.headline)
+    return Table("Runs at a glance", headers, rows, "summary")
 
 
 def _progress(run: RunContents) -> str:
-    done = min(run.iterations, run.max_iterations)
-    return f"{done:,}" + f" of {run.max_iterations:,}" * (done < run.max_iterations)
+    done = min(run.iterations, run.max_iter)
+    return f"{done:,}" + f" of {run.max_iter:,}" * (done < run.max_iter)
 
 
 def duration(seconds: float) -> str:
@@ -81,89 +65,73 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
 
 
-def value(setting: Any) -> str:
+def differing_settings(runs: Sequence[RunContents]) -> Table:
+    """The settings that differ between the runs."""
+    keys: dict[str, None] = {}
+    for run in runs[1:]:
+        keys |= dict.fromkeys(differences(runs[0].config, run.config))
+    rows = [[_code(key), *(_typed(setting(run.config, key)) for run in runs)] for key in keys]
+    return Table("Settings in which the runs differ", ["key", *(run.name for run in runs)], rows)
+
+
+def changed_settings(run: RunContents) -> list[Table]:
+    """How the settings of a run differ from its config file, if that is known, and from the
+    package's defaults."""
+    first = run.sessions[0] if run.sessions else {}
+    tables = []
+    if (changed := first.get("changed")) is not None:
+        file = first.get("config_file") or "the defaults"
+        tables.append(_changes(changed, f"Changed from {file}", "config file"))
+    caption = "Different from the package's defaults"
+    return [*tables, _changes(run.not_default(), caption, "default")]
+
+
+def _changes(changed: dict[str, Any], caption: str, base: str) -> Table:
+    rows = [[_code(key), *map(_typed, pair)] for key, pair in sorted(changed.items())]
+    return Table(caption, ["key", base, "this run"], rows)
+
+
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
+
+
+def _typed(value: Any) -> Markup:
     """A setting as it would be typed."""
-    if setting is None:
-        return "<em>absent</em>"
-    text = setting if isinstance(setting, str) else json.dumps(setting, default=str)
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST] + " ..."
-    return f"<code>{escape(text) or '&quot;&quot;'}</code>"
+    if value is None:
+        return Markup("<em>absent</em>")
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return _code(text[:_LONGEST] + " ..." * (len(text) > _LONGEST) or '""')
 
 
-def differing_settings(runs: Sequence[RunContents]) -> str:
-    """A table of the settings that differ between the runs, or a sentence that none does."""
-    if len(runs) < 2:
-        return ""
-    rows = [
-        [f"<code>{escape(key)}</code>", *map(value, values)]
-        for key, values in settings_that_differ(runs).items()
-    ]
-    if not rows:
-        return "<p>The runs have the same settings, but for the seed and the folder.</p>"
-    headers = ["key", *(escape(run.name) for run in runs)]
-    return table(headers, rows, "Settings in which the runs differ")
-
-
-def run_details(run: RunContents) -> str:
-    """Command, code, versions, machine and settings of one run."""
-    parts = [_session(session, number) for number, session in enumerate(run.sessions, 1)]
-    if not run.sessions:
-        parts = ["<p>The run was trained by a version that did not write down its command.</p>"]
-    changed = run.sessions[0].get("changed") if run.sessions else None
-    if changed is not None:
-        file = run.sessions[0].get("config_file") or "the defaults"
-        parts.append(_settings(changed, f"Changed from {file}", "config file"))
-    parts.append(_settings(run.not_default(), "Different from the package's defaults", "default"))
-    return "".join(parts)
-
-
-def _settings(changed: dict[str, Any], caption: str, base: str) -> str:
-    if not changed:
-        return f"<p>{escape(caption)}: nothing.</p>"
-    rows = [
-        [f"<code>{escape(key)}</code>", value(before), value(after)]
-        for key, (before, after) in sorted(changed.items())
-    ]
-    body = table(["key", base, "this run"], rows, caption)
-    return f"<details><summary>{escape(caption)} ({len(rows)})</summary>{body}</details>"
-
-
-def _session(session: dict[str, Any], number: int) -> str:
+def session_facts(session: dict[str, Any]) -> dict[str, str]:
+    """What is known of a process that trained the run."""
     git = session.get("git")
     state = "no git repository"
     if git:
-        dirty = git["changed_files"]
-        state = f"{str(git['commit'])[:12]} on {git['branch']}"
-        state += f", {dirty} files changed" if dirty else ", nothing changed"
-    versions = ", ".join(f"{name} {number}" for name, number in session["versions"].items())
-    facts = {
+        changed = f"{git['changed_files']} files" if git["changed_files"] else "nothing"
+        state = f"{str(git['commit'])[:12]} on {git['branch']}, {changed} changed"
+    return {
+        "command": shlex.join(session["command"]),
         "started": session["started"],
         "code": state,
         "machine": f"{session['device']}; processes: {session['processes']}",
-        "versions": versions,
+        "versions": ", ".join(f"{name} {number}" for name, number in session["versions"].items()),
     }
-    lines = "".join(f"<dt>{key}</dt><dd>{escape(str(text))}</dd>" for key, text in facts.items())
-    title = "<h4>Started</h4>" if number == 1 else f"<h4>Resumed ({number - 1})</h4>"
-    command = escape(shlex.join(session["command"]))
-    return f"{title}<pre><code>{command}</code></pre><dl>{lines}</dl>"
 
 
-def class_scores(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> str:
-    """Tables of IoU, for those who do not see the bars, and of the other scores of each class."""
-    networks = [each for run in runs for each in run.scores.get(dataset, {}).values()]
-    known = {metric.partition("-")[0] for network in networks for metric in network}
-    kinds = ["IoU", *(kind for kind in CLASS_SCORES if kind in known)]  # earlier runs lack them
-    return "".join(_class_table(runs, dataset, classes, kind) for kind in kinds)
-
-
-def _class_table(
-    runs: Sequence[RunContents], dataset: str, classes: Sequence[str], kind: str
-) -> str:
-    columns = [(run, n) for run in runs for n in NETWORKS if run.scores.get(dataset, {}).get(n)]
-    rows = []
-    for name in classes:
-        found = [run.scores[dataset][network].get(f"{kind}-{name}") for run, network in columns]
-        rows.append([escape(name), *("–" if v is None else f"{v:.1f}" for v in found)])
-    headers = ["class", *(f"{escape(run.name)}, {network}" for run, network in columns)]
-    return table(headers, rows, f"{kind} of each class on {dataset}, %", kind="summary")
+def class_scores(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> list[Table]:
+    """IoU, for those who do not see the bars, and the other scores of each class."""
+    columns = [(run, n) for run in runs for n in NETWORKS if n in run.latest.get(dataset, {})]
+    known = {m.partition("-")[0] for run, network in columns for m in run.latest[dataset][network]}
+    headers = ["class", *(f"{run.name}, {network}" for run, network in columns)]
+    tables = []
+    for kind in (
+        "IoU",
+        *(kind for kind in CLASS_SCORES if kind in known),
+    ):  # earlier runs lack them
+        rows = []
+        for name in classes:
+            found = [run.score(dataset, network, f"{kind}-{name}") for run, network in columns]
+            rows.append([name, *("–" if v is None else f"{v:.1f}" for v in found)])
+        tables.append(Table(f"{kind} of each class on {dataset}, %", headers, rows, "summary"))
+    return tables
