@@ -11,9 +11,6 @@ only and is not used here; with another Python Detectron2 goes without it.
 from __future__ import annotations
 
 import argparse
-import base64
-import csv
-import hashlib
 import json
 import os
 import shutil
@@ -69,50 +66,6 @@ def run_check() -> tuple[str, str]:
     return version, file
 
 
-def record_of(folder: Path) -> Path | None:
-    """The list of files that the wheel laid into ``folder``, if it is installed there."""
-    found = sorted(folder.glob(f"{WHEEL.replace('-', '_')}-*.dist-info/RECORD"))
-    return found[0] if found else None
-
-
-def _is_unchanged(file: Path, recorded: str) -> bool:
-    if not recorded:  # pip lists compiled .pyc files without a hash
-        return file.suffix == ".pyc"
-    digest = hashlib.sha256(file.read_bytes()).digest()
-    return recorded == "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def remove_stray_files(folder: Path) -> list[str]:
-    """Remove what the wheel lays beside ``detectron2/``: a top-level package ``tools``.
-
-    It would shadow every project's own ``tools``. Only files that the wheel's RECORD names and
-    whose hash is the recorded one go. They leave RECORD too: ``pip uninstall`` must not look for
-    them, since by then a ``tools`` in that place is someone else's.
-
-    Returns: the removed paths, relative to ``folder``.
-    """
-    record = record_of(folder)
-    if record is None:
-        return []
-    with record.open(newline="") as file:
-        rows = list(csv.reader(file))
-    stray = [row for row in rows if row[0].startswith("tools/")]
-    removed = []
-    for name, recorded, *_ in stray:
-        path = folder / name
-        if path.is_file() and _is_unchanged(path, recorded):
-            path.unlink()
-            removed.append(name)
-    for parent in sorted({p for name in removed for p in Path(name).parents}, reverse=True):
-        path = folder / parent
-        if parent != Path(".") and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-    if stray:
-        with record.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(r for r in rows if r not in stray)
-    return removed
-
-
 def fetch(folder: Path) -> None:
     """Unpack the pinned wheel into ``folder`` with pip, which checks its hash.
 
@@ -138,19 +91,24 @@ def fetch(folder: Path) -> None:
 def install(target: Path, replace: bool = False) -> None:
     """Fetch the wheel and lay its ``detectron2`` and metadata, nothing else, into ``target``.
 
+    The wheel also has a top-level package ``tools``, which would shadow every project's own.
+
     Args:
         target: folder on (or for) the module path.
         replace: first uninstall, with pip, what provides detectron2 now.
     Raises: InstallError: ``target`` cannot be written, or holds a detectron2 already.
     """
-    if not os.access(_existing_parent(target), os.W_OK):
+    if not os.access(next(p for p in [target, *target.parents] if p.exists()), os.W_OK):
         raise InstallError(
             f"{target} cannot be written: use the Python of a virtual environment (make setup)"
         )
     with tempfile.TemporaryDirectory() as scratch:
         stage = Path(scratch)
         fetch(stage)
-        remove_stray_files(stage)
+        # `pip uninstall` must not look for a "tools": by then it is someone else's.
+        for record in stage.glob("*.dist-info/RECORD"):
+            rows = record.read_text().splitlines(keepends=True)
+            record.write_text("".join(row for row in rows if not row.startswith("tools/")))
         if replace:
             uninstall()
         parts = sorted(stage.glob("*detectron2*"))
@@ -162,26 +120,13 @@ def install(target: Path, replace: bool = False) -> None:
             shutil.move(part, target / part.name)
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(p for p in [path, *path.parents] if p.exists())
-
-
 def uninstall() -> None:
     """Uninstall every distribution that provides detectron2."""
-    owners = {*metadata.packages_distributions().get("detectron2", []), "detectron2"}
-    present = sorted(name for name in owners if _is_installed(name))
-    if present:
-        command = [sys.executable, "-m", "pip", "uninstall", "--yes", *present]
-        if subprocess.run(command).returncode:
-            raise InstallError(f"pip could not uninstall {', '.join(present)} (see above)")
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    # An editable one does not say what it provides; pip passes over what is not installed.
+    owners = sorted({*metadata.packages_distributions().get("detectron2", []), "detectron2"})
+    command = [sys.executable, "-m", "pip", "uninstall", "--yes", *owners]
+    if subprocess.run(command).returncode:
+        raise InstallError(f"pip could not uninstall {', '.join(owners)} (see above)")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -212,8 +157,6 @@ def ensure(force: bool) -> None:
     if force or not present:
         print(f"Installing {WHEEL} {VERSION} into {site_packages}")
         install(site_packages, replace=force)
-    elif remove_stray_files(site_packages):
-        print("Removed the stray package 'tools' that the wheel had brought along")
     try:
         version, file = run_check()
     except InstallError as error:
@@ -224,7 +167,7 @@ def ensure(force: bool) -> None:
         ) from None
     kept = "" if force or not present else " (was there already, kept)"
     print(f"detectron2 {version} works{kept}: {Path(file).parent}")
-    if _is_installed(WHEEL):
+    if any(site_packages.glob(f"{WHEEL.replace('-', '_')}-*.dist-info")):
         print(
             f"The official build in its place, for models that need detectron2._C:\n"
             f"  python -m pip uninstall --yes {WHEEL}\n  {OFFICIAL}"

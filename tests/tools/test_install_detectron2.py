@@ -1,8 +1,6 @@
 """The installer of Detectron2, with a small fake wheel and site-packages made here."""
 
-import base64
 import csv
-import hashlib
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -34,12 +32,7 @@ def unpack_fake_wheel(folder):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=")
-        rows.append([name, f"sha256={digest.decode()}", str(len(text))])
-    compiled = folder / "tools" / "__pycache__" / "train_net.cpython-311.pyc"
-    compiled.parent.mkdir()
-    compiled.write_bytes(b"\0")
-    rows.append([compiled.relative_to(folder).as_posix(), "", ""])
+        rows.append([name, "sha256=...", str(len(text))])
     rows.append([f"{info}/RECORD", "", ""])
     with (folder / info / "RECORD").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -99,33 +92,6 @@ def test_installing_leaves_a_foreign_tools_alone(installer, site_packages, monke
     assert installer.main([]) == 0
     assert foreign.read_text() == "print('mine')\n"
     assert names(foreign.parent) == ["train_net.py"]
-
-
-def test_a_stray_tools_of_an_earlier_plain_install_is_removed(installer, tmp_path):
-    unpack_fake_wheel(tmp_path)
-    removed = installer.remove_stray_files(tmp_path)
-    assert sorted(removed) == [
-        "tools/__init__.py",
-        "tools/__pycache__/train_net.cpython-311.pyc",
-        "tools/train_net.py",
-    ]
-    assert names(tmp_path) == ["detectron2", "sal_detectron2-0.7.2.dist-info"]
-    assert installer.remove_stray_files(tmp_path) == []
-
-
-def test_a_file_in_the_stray_package_that_was_changed_or_added_stays(installer, tmp_path):
-    unpack_fake_wheel(tmp_path)
-    (tmp_path / "tools" / "train_net.py").write_text("print('changed')\n")
-    (tmp_path / "tools" / "added.py").write_text("")
-    installer.remove_stray_files(tmp_path)
-    assert names(tmp_path / "tools") == ["added.py", "train_net.py"]
-
-
-def test_nothing_is_removed_where_the_wheel_is_not_installed(installer, tmp_path):
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "__init__.py").write_text("")
-    assert installer.remove_stray_files(tmp_path) == []
-    assert names(tmp_path / "tools") == ["__init__.py"]
 
 
 def test_a_folder_in_the_way_is_reported_and_nothing_is_laid(installer, site_packages):
