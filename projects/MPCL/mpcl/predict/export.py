@@ -134,27 +134,41 @@ def export_network(
     network = ImageNetwork(networks.network.cpu()).eval()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = writers[export_format]
+    write = partial(_compared, writers[export_format], network, path)
     if not multi_resolution:
         # The example divides by no 2: whoever pads and cuts must be seen to do so.
-        shapes = [(2, 3, size[0] + 24, size[1] + 41), (1, 3, *size)]
+        odd = (2, 3, size[0] + 24, size[1] + 41)
         try:
-            run = write(network, _example(shapes[0]), path, True)
-            return Exported(path, True, _differences(network, run, shapes))
+            return write([odd, (1, 3, *size)], dynamic=True)
         except ImportError:
             raise
         except Exception as error:  # exporters raise nearly every kind
             reason = (str(error) or type(error).__name__).splitlines()[0]
             logger.warning(f"Fixed to one image of {size}: {reason}")
-    shape = (1, 3, *size)
-    run = write(network, _example(shape), path, False)
-    return Exported(path, False, _differences(network, run, [shape]))
+    return write([(1, 3, *size)], dynamic=False)
+
+
+@torch.no_grad()
+def _compared(
+    write: Callable[..., Callable[[Tensor], Tensor]],
+    network: nn.Module,
+    path: Path,
+    shapes: list[tuple[int, ...]],
+    dynamic: bool,
+) -> Exported:
+    """Writes the network by images of the first shape, and compares it at all of them."""
+    run = write(network, _example(shapes[0]), path, dynamic)
+    differences = {}
+    for shape in shapes:
+        images = _example(shape)
+        differences[shape] = (run(images) - network(images)).abs().max().item()
+    return Exported(path, dynamic, differences)
 
 
 def _torchscript(
     network: nn.Module, images: Tensor, path: Path, dynamic: bool
 ) -> Callable[[Tensor], Tensor]:
-    with torch.no_grad(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Of what might not hold at other sizes: the comparison finds out.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.jit.trace(network, images, check_trace=False).save(str(path))
@@ -205,24 +219,12 @@ def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.
     # size, at any.
     size = torch.export.Dim.AUTO if dynamic else None
     dims = {0: size, 2: size, 3: size}
-    with torch.no_grad():
-        return torch.export.export(network, (images,), dynamic_shapes={"images": dims})
+    return torch.export.export(network, (images,), dynamic_shapes={"images": dims})
 
 
 def _example(shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, generator=generator).float()
-
-
-@torch.no_grad()
-def _differences(
-    network: nn.Module, run: Callable[[Tensor], Tensor], shapes: list[tuple[int, ...]]
-) -> dict[tuple[int, ...], float]:
-    differences = {}
-    for shape in shapes:
-        images = _example(shape)
-        differences[shape] = (run(images) - network(images)).abs().max().item()
-    return differences
 
 
 def _refuse_prototypes(networks: Networks) -> None:

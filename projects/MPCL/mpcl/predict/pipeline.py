@@ -24,7 +24,7 @@ from .prediction_files import (
 from .predictor import Predictor
 
 
-def read_ahead(
+def overlapped(
     pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], depth: int
 ) -> Iterator[Any]:
     """Yields ``function(item)`` of each item, in order; up to ``depth`` are under way."""
@@ -73,7 +73,7 @@ def _predict_large(
     except ValueError as error:
         yield f"{shown(image.path)}: {error}"
     else:
-        writer.write(image, pixels, *labels)
+        writer.write(image, pixels, labels)
 
 
 def _predict_batches(
@@ -85,29 +85,26 @@ def _predict_batches(
 ) -> list[str]:
     faults: list[str] = []
 
-    def read(image: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
+    def read(file: ImageFile) -> tuple[ImageFile, np.ndarray | None]:
         try:
-            return image, read_image(image.path)
+            return file, read_image(file.path)
         except BadFile as error:
             faults.append(str(error))
-            return image, None
+            return file, None
 
-    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
-        written: deque[Future] = deque()
-        depth = 2 * predictor.batch_size
-        pairs = read_ahead(readers, read, images, depth)
-        by_size = batches(pairs, lambda pair: np.shape(pair[1]), predictor.batch_size)
-        for batch in by_size:
+    def predicted(read_files: Iterable[tuple]) -> Iterator[tuple]:
+        for batch in batches(read_files, lambda pair: np.shape(pair[1]), predictor.batch_size):
             if batch[0][1] is not None:
                 pixels = [image for _, image in batch]
                 labels = predictor.labels(pixels, confidence="confidence" in writer.kinds)
-                for (file, image), label in zip(batch, labels):
-                    written.append(writers.submit(writer.write, file, image, *label))
+                yield from ((file, image, label) for (file, image), label in zip(batch, labels))
             progress.update(len(batch))
-            while len(written) > depth:
-                written.popleft().result()
-        while written:
-            written.popleft().result()
+
+    depth = 2 * predictor.batch_size
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
+        results = predicted(overlapped(readers, read, images, depth))
+        for _ in overlapped(writers, lambda result: writer.write(*result), results, depth):
+            pass
     return faults
 
 
@@ -127,7 +124,8 @@ def predict_stream(predictor: Predictor, writer: PredictionWriter, stream: Strea
         for batch in batches(stream, np.shape, limit):
             labels = predictor.labels(batch, confidence="confidence" in writer.kinds)
             for image, label in zip(batch, labels):
-                writer.write_frame(video, f"{stream.name}/{count:06d}", image, *label)
+                frame = ImageFile("", f"{stream.name}/{count:06d}")
+                writer.write(frame, image, label, video)
                 count += 1
             progress.update(len(batch))
     except KeyboardInterrupt:
@@ -152,19 +150,18 @@ def plan(
         raise ValueError(
             f"several videos are called {', '.join(sorted(twice))}: predict one a call"
         )
-    files = [text for text in inputs if not is_stream(text)]
-    images = find_images(files) if files else []
-    there = {image.name: writer.existing(image) for image in images}
-    streams_there = {text: writer.existing_of_stream(stream_name(text)) for text in streams}
-    found = [path for paths in (*there.values(), *streams_there.values()) for path in paths]
+    images = find_images([text for text in inputs if text not in streams])
+    of_images = [writer.existing(image) for image in images]
+    of_streams = [writer.existing_of_stream(name) for name in names]
+    found = [path for paths in of_images + of_streams for path in paths]
     if found and existing == "refuse":
         raise ValueError(
             f"{len(found)} outputs exist already, for instance {found[0]}; name another folder, or "
             "add --existing skip or --existing overwrite"
         )
     if existing == "skip":
-        total = len(images) + len(streams)
-        images = [image for image in images if len(there[image.name]) < len(writer.kinds)]
-        streams = [text for text in streams if len(streams_there[text]) < len(writer.kinds)]
+        total, kinds = len(images) + len(streams), len(writer.kinds)
+        images = [image for image, there in zip(images, of_images) if len(there) < kinds]
+        streams = [text for text, there in zip(streams, of_streams) if len(there) < kinds]
         return images, streams, total - len(images) - len(streams)
     return images, streams, 0

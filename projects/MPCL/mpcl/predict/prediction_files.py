@@ -19,6 +19,7 @@ from ..data.labels import colorize
 from ..utils.atomic_write import write_atomically
 from .geotiff import NOWHERE, GeoTags, encode_tiff, georeference
 from .own_ids import is_cityscapes, own_ids
+from .tiling import Labels
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 KINDS = {"overlay": ".jpg", "train_ids": ".png", "label_ids": ".png", "confidence": ".png"}
@@ -200,16 +201,16 @@ class PredictionWriter:
         self._own_ids = own_ids(metadata) if "label_ids" in kinds else None
         self.written: Counter[str] = Counter()
 
-    def path(self, kind: str, name: str, georeference: GeoTags = NOWHERE) -> Path:
-        suffix = ".tif" if georeference and kind != "overlay" else KINDS[kind]
-        return self.folder / kind / f"{name}{suffix}"
+    def path(self, kind: str, file: ImageFile) -> Path:
+        suffix = ".tif" if file.georeference and kind != "overlay" else KINDS[kind]
+        return self.folder / kind / f"{file.name}{suffix}"
 
     def video_path(self, name: str) -> Path:
         return self.folder / "overlay" / f"{name}.mp4"
 
     def existing(self, image: ImageFile) -> list[Path]:
         """The outputs of an image that are there already."""
-        paths = [self.path(kind, image.name, image.georeference) for kind in self.kinds]
+        paths = [self.path(kind, image) for kind in self.kinds]
         return [path for path in paths if path.exists()]
 
     def existing_of_stream(self, name: str) -> list[Path]:
@@ -221,35 +222,26 @@ class PredictionWriter:
         return [path for path in paths if path.exists()]
 
     def write(
-        self, file: ImageFile, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
+        self,
+        file: ImageFile,
+        image: np.ndarray,
+        labels: Labels,
+        video: "OverlayVideo | None" = None,
     ) -> None:
         """Writes what is asked for, the overlay last.
 
         Args:
             file: that the image comes from.
             image: (H, W, 3) uint8 BGR.
-            ids: (H, W) uint8.
-            confidence: (H, W) in [0, 1]; needed for this kind.
+            labels: with confidences, where they are asked for.
+            video: takes the overlay as its next frame, of an image that is one.
         """
         for kind in sorted(self.kinds, key="overlay".__eq__):
-            picture = self._picture(kind, image, ids, confidence)
-            self._save(kind, file.name, picture, file.georeference)
-
-    def write_frame(
-        self,
-        video: "OverlayVideo | None",
-        name: str,
-        image: np.ndarray,
-        ids: np.ndarray,
-        confidence: np.ndarray | None,
-    ) -> None:
-        """Writes what :meth:`write` does, but the overlay as a frame of the video."""
-        for kind in self.kinds:
-            picture = self._picture(kind, image, ids, confidence)
+            picture = self._picture(kind, image, labels)
             if kind == "overlay" and video is not None:
                 video.add(picture)
             else:
-                self._save(kind, name, picture)
+                self._save(kind, file, picture)
 
     def write_legend(self) -> None:
         """Writes what the colours of the overlays mean beside them; that of an earlier call is
@@ -262,15 +254,13 @@ class PredictionWriter:
         legend(self.classes, self.colors).save(content, format="PNG")
         write_atomically(path, content.getvalue())
 
-    def _picture(
-        self, kind: str, image: np.ndarray, ids: np.ndarray, confidence: np.ndarray | None
-    ) -> np.ndarray:
+    def _picture(self, kind: str, image: np.ndarray, labels: Labels) -> np.ndarray:
         if kind == "overlay":
-            return self._overlay(image, ids)
+            return self._overlay(image, labels.ids)
         if kind == "confidence":
-            assert confidence is not None
-            return np.round(255 * confidence).astype(np.uint8)
-        return ids if self._own_ids is None or kind != "label_ids" else self._own_ids[ids]
+            assert labels.confidence is not None
+            return np.round(255 * labels.confidence).astype(np.uint8)
+        return labels.ids if kind == "train_ids" else self._own_ids[labels.ids]
 
     def _overlay(self, image: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """The image and the prediction over it, side by side: (H, 2W, 3) BGR."""
@@ -288,13 +278,11 @@ class PredictionWriter:
             )
         return picture
 
-    def _save(
-        self, kind: str, name: str, picture: np.ndarray, georeference: GeoTags = NOWHERE
-    ) -> None:
-        path = self.path(kind, name, georeference)
+    def _save(self, kind: str, file: ImageFile, picture: np.ndarray) -> None:
+        path = self.path(kind, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".tif":
-            write_atomically(path, encode_tiff(picture, georeference))
+            write_atomically(path, encode_tiff(picture, file.georeference))
         else:
             in_rgb = kind == "label_ids" and picture.ndim == 3
             picture = np.ascontiguousarray(picture[..., ::-1]) if in_rgb else picture
