@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mpcl.checkpoint.encoder_names import to_backbone_state
+from mpcl.checkpoint.encoder_names import convert
 from mpcl.modeling.mit import VARIANTS, MixTransformer
 
 
@@ -25,7 +25,7 @@ def pair(variant: str, device: str) -> tuple[MixTransformer, nn.Module]:
             behind_convolution = "patch_embeddings" in name or "sequence_reduction" in name
             module.eps = 1e-5 if behind_convolution else 1e-6
     ours = MixTransformer(variant=variant, drop_path=0.0).eval()
-    ours.load_state_dict(to_backbone_state(theirs.state_dict()))
+    ours.load_state_dict(convert(theirs.state_dict()).state)
     return ours.to(device), theirs.to(device)
 
 

@@ -4,7 +4,7 @@ from checkpoint_fixtures import fill_golden_, golden_images, official_encoder_na
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
-from mpcl.checkpoint.encoder_names import to_backbone_state
+from mpcl.checkpoint.encoder_names import convert
 from mpcl.modeling.mit import VARIANTS, MixTransformer
 
 PARAMETERS = {
@@ -35,7 +35,7 @@ def hugging_face(variant: str) -> SegformerModel:
 def ours_like(reference: SegformerModel, variant: str) -> MixTransformer:
     with torch.device("meta"):  # no time for an initialisation that is overwritten
         model = MixTransformer(variant=variant).eval()
-    model.load_state_dict(to_backbone_state(reference.state_dict()), assign=True)
+    model.load_state_dict(convert(reference.state_dict()).state, assign=True)
     return model.requires_grad_()
 
 
@@ -86,7 +86,7 @@ def test_gradients_equal_those_of_the_hugging_face_encoder(b0):
     sum(f.square().mean() for f in model(images).values()).backward()
     hidden = reference(images, output_hidden_states=True).hidden_states
     sum(f.square().mean() for f in hidden).backward()
-    expected = to_backbone_state({n: p.grad for n, p in reference.named_parameters()})
+    expected = convert({n: p.grad for n, p in reference.named_parameters()}).state
     for name, parameter in model.named_parameters():
         scale = expected[name].abs().max() + 1e-6
         assert ((parameter.grad - expected[name]).abs().max() / scale).item() < 1e-3, name

@@ -18,8 +18,7 @@ from ..utils.state_dict import faults, some
 from .weight_files import State
 
 BACKBONE = "backbone."
-SEGFORMER, HUGGING_FACE, MPCL = "SegFormer", "Hugging Face", "MPCL"
-OPENMMLAB = "OpenMMLab SegFormer"
+MPCL = "MPCL"  # the source of our own checkpoints
 
 # What may stand before an encoder key: data parallel, the student of a UDA checkpoint, a segmentor,
 # Hugging Face. Anchored, so that "ema_model.backbone." and "imnet_model.backbone." are never taken
@@ -30,10 +29,10 @@ _PREFIX = re.compile(
 
 _OUR_STEM = "stages.0.patch_embed.proj.weight"
 _STEMS = {
-    "patch_embed1.proj.weight": SEGFORMER,
-    "layers.0.0.projection.weight": OPENMMLAB,
-    "patch_embeddings.0.proj.weight": HUGGING_FACE,
-    "stages.0.patch_embeddings.proj.weight": HUGGING_FACE,
+    "patch_embed1.proj.weight": "SegFormer",
+    "layers.0.0.projection.weight": "OpenMMLab SegFormer",
+    "patch_embeddings.0.proj.weight": "Hugging Face",
+    "stages.0.patch_embeddings.proj.weight": "Hugging Face",
     _OUR_STEM: MPCL,
 }
 
@@ -81,7 +80,7 @@ class Conversion(NamedTuple):
     """An encoder read from a foreign file, and what became of the file's tensors."""
 
     state: State  # our names, without "backbone."
-    source: str  # SEGFORMER, OPENMMLAB, HUGGING_FACE or MPCL
+    source: str  # a value of _STEMS
     left_out: tuple[str, ...]  # the file's other tensors: classifier, decode head, teacher
 
 
@@ -100,11 +99,6 @@ def convert(state: Mapping[str, Tensor]) -> Conversion:
         else:
             renamed[ours] = tensor
     return Conversion(_in_our_shapes(renamed), source, tuple(left_out))
-
-
-def to_backbone_state(state: Mapping[str, Tensor]) -> State:
-    """The encoder of a state dict of any known kind under our names; see :func:`convert`."""
-    return convert(state).state
 
 
 def infer_variant(state: Mapping[str, Tensor]) -> str:

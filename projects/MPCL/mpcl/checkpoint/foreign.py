@@ -21,12 +21,11 @@ from ..modeling.daformer_head import DAFormerHead
 from ..modeling.hrda import ScaleAttention
 from ..modeling.mit import MixTransformer
 from ..modeling.timm_backbone import TimmBackbone
-from ..utils.atomic_write import write_atomically
 from ..utils.foreign_files import read_json, sha256
 from ..utils.state_dict import faults, some
 from .efficientnet_names import is_efficientnet, to_timm_names
 from .encoder_names import BACKBONE, MPCL, check_backbone_state, convert, infer_variant
-from .weight_files import State, find_weight_file, read, unwrap
+from .weight_files import State, find_weight_file, read, unwrap, write_checkpoint
 
 STUDENT, TEACHER = "student", "teacher"
 _PREFIXES = {STUDENT: "model.", TEACHER: "ema_model."}
@@ -80,23 +79,14 @@ def read_foreign(state: Mapping[str, Tensor]) -> Foreign:
             "MODEL.BACKBONE.NAME build_timm_backbone MODEL.TIMM.NAME tf_efficientnet_lite0 (to "
             "convert: --timm tf_efficientnet_lite0)"
         )
+    prefixes = {part: p for part, p in _PREFIXES.items() if any(n.startswith(p) for n in state)}
     parts = {
-        part: {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        for part, prefix in _PREFIXES.items()
+        part: _segmentor(state, prefix) for part, prefix in (prefixes or {STUDENT: ""}).items()
     }
-    if not any(parts.values()):
-        parts = {STUDENT: state}
-    networks, kinds, notes = {}, {}, {}
-    used: set[str] = set()
-    for part, tensors in parts.items():
-        if not tensors:
-            continue
-        networks[part], kinds[part], rest, notes[part] = _segmentor(tensors)
-        prefix = "" if tensors is state else _PREFIXES[part]
-        used.update(prefix + name for name in tensors.keys() - set(rest))
-    left_out = tuple(name for name in state if name not in used)
-    first = next(iter(networks))
-    return Foreign(kinds[first], networks, left_out, notes[first])
+    left_out = tuple(n for n in state if not any(n in one.used for one in parts.values()))
+    first = next(iter(parts.values()))
+    networks = {part: one.tensors for part, one in parts.items()}
+    return Foreign(first.kind, networks, left_out, first.note)
 
 
 def read_timm(state: Mapping[str, Tensor], name: str) -> Foreign:
@@ -135,8 +125,13 @@ def convert_checkpoint(
     path = find_weight_file(src)
     timm_name = timm_name or _timm_name(Path(src))
     content = read(path)
+    meta = content.get("meta")  # what mmcv notes beside the tensors
+    meta = meta if isinstance(meta, Mapping) else {}
     try:
-        foreign = _read(content, part, timm_name)
+        state = unwrap(content)
+        foreign = read_timm(state, timm_name) if timm_name else read_foreign(state)
+        foreign = _chosen(foreign, part)
+        note = _class_note(foreign, meta.get("CLASSES"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     checkpoint: dict[str, Any] = {"model": _our_own_copy(next(iter(foreign.networks.values())))}
@@ -146,20 +141,22 @@ def convert_checkpoint(
         "kind": foreign.kind,
         "file": Path(path).name,
         "sha256": sha256(path),
-        "iteration": _meta(content).get("iter"),
+        "iteration": meta.get("iter"),
     }
-    write_checkpoint(checkpoint, dst)
-    return foreign
+    write_checkpoint(checkpoint, Path(dst))
+    return foreign._replace(note=" ".join(filter(None, [foreign.note, note])))
 
 
-def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
-    """``torch.save`` that leaves no half-written file under the final name."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), lambda file: torch.save(dict(content), file))
+class _Segmentor(NamedTuple):
+    tensors: State  # under our names
+    kind: str
+    used: set[str]  # names in the file
+    note: str
 
 
-def _segmentor(state: State) -> tuple[State, str, Sequence[str], str]:
-    """One network: tensors under our names, kind, names left out, note."""
+def _segmentor(state: State, prefix: str) -> _Segmentor:
+    """The network whose names begin with a prefix."""
+    state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     encoder = convert(state)
     if encoder.source == MPCL:
         raise ValueError(
@@ -172,23 +169,21 @@ def _segmentor(state: State) -> tuple[State, str, Sequence[str], str]:
     check_backbone_state(encoder.state, backbone.state_dict())
     ours = {BACKBONE + name: tensor for name, tensor in encoder.state.items()}
     decoder = [name for name in encoder.left_out if name.startswith(_DECODER)]
-    kind, note = f"{encoder.source} MiT-{variant}", ""
+    source, note, heads = encoder.source, "", {}
     if {_SHARED + _SEPARABLE, _DECODER + _SEPARABLE} & set(decoder):
         heads = _head_names(decoder)
         ours |= {name: state[theirs] for theirs, name in heads.items()}
-        kind = _check_heads(ours, backbone)
-        kind = f"{kind} MiT-{variant}"
-    else:
-        heads = {}
-        if decoder:
-            note = (
-                f"Its decode head ({some(decoder)}) is another architecture than DAFormer's and is "
-                "left out: training can start from the encoder, but the file's own results cannot "
-                "be reproduced here."
-            )
+        source = _check_heads(ours, backbone)
+    elif decoder:
+        note = (
+            f"Its decode head ({some(decoder)}) is another architecture than DAFormer's and is "
+            "left out: training can start from the encoder, but the file's own results cannot be "
+            "reproduced here."
+        )
     if broken := [name for name, t in ours.items() if not torch.isfinite(t).all()]:
         raise ValueError(f"the weights are not finite: {some(broken)}")
-    return ours, kind, [name for name in encoder.left_out if name not in heads], note
+    used = state.keys() - (set(encoder.left_out) - heads.keys())
+    return _Segmentor(ours, f"{source} MiT-{variant}", {prefix + name for name in used}, note)
 
 
 def _head_names(decoder: Sequence[str]) -> dict[str, str]:
@@ -248,26 +243,10 @@ def _chosen(foreign: Foreign, part: str) -> Foreign:
             f"the file holds no {part}, only the {' and '.join(foreign.networks)}; "
             "published files hold the student alone"
         )
-    others = [
-        f"{_PREFIXES[other]}*" for other in foreign.networks if other != part
-    ]  # a pattern: one entry for a thousand names
-    return foreign._replace(
-        networks={part: foreign.networks[part]}, left_out=(*others, *foreign.left_out)
-    )
-
-
-def _read(content: dict[str, Any], part: str, timm_name: str) -> Foreign:
-    state = unwrap(content)
-    foreign = _chosen(read_timm(state, timm_name) if timm_name else read_foreign(state), part)
-    classes = _meta(content).get("CLASSES")
-    note = " ".join(filter(None, [foreign.note, _class_note(foreign, classes)]))
-    return foreign._replace(note=note)
-
-
-def _meta(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What mmcv notes beside the tensors."""
-    meta = content.get("meta")
-    return meta if isinstance(meta, Mapping) else {}
+    # A pattern for each other network: one entry for a thousand names.
+    others = [f"{_PREFIXES[other]}*" for other in foreign.networks if other != part]
+    networks = {part: foreign.networks[part]}
+    return foreign._replace(networks=networks, left_out=(*others, *foreign.left_out))
 
 
 def _timm_name(folder: Path) -> str:

@@ -8,11 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.utils import comm
 
 from ..utils.atomic_write import TEMPORARY, write_atomically
-from .weight_files import check_whole, read
+from .weight_files import check_whole, read, write_checkpoint
 from .weights import WeightsCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -53,8 +52,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         target = file = Path(self.save_dir) / f"{name}.pth"
         logger.info(f"Saving checkpoint to {file}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, lambda opened: torch.save(content, opened))
+            write_checkpoint(content, file)
             if file.name != SELECTED:
                 target = file.with_name(POINTER)
                 self.tag_last_checkpoint(file.name)

@@ -13,6 +13,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..utils.atomic_write import write_atomically
 from ..utils.foreign_files import check_regular
 from ..utils.state_dict import some
 from .packages import SCHEME, weight_file_of_package
@@ -22,17 +23,6 @@ State = dict[str, Tensor]
 
 CAFFE2 = "Caffe2"  # the author of files whose images are BGR
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-def load_checkpoint_file(path: str | Path) -> State:
-    """Tensors, on the CPU, of a .pth, .bin or .safetensors file, or of a Hugging Face folder.
-
-    A state dict nested under ``state_dict`` or ``model`` is unwrapped.
-
-    Raises: ValueError: the folder holds no weight file, or the file holds objects other than
-        tensors and containers, or no tensors.
-    """
-    return unwrap(read(find_weight_file(path)))
 
 
 def find_weight_file(path: str | Path) -> str:
@@ -85,6 +75,15 @@ def read(path: str, *, mmap: bool = False) -> dict[str, Any]:
         found = "other keys than names" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a dict of tensors by name, got {found}")
     return content
+
+
+def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """``torch.save`` that leaves no half-written file under the final name.
+
+    Raises: OSError: it could not be written; what was there is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: torch.save(dict(content), file))
 
 
 def check_whole(path: str) -> None:

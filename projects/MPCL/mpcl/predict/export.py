@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.foreign import write_checkpoint
+from ..checkpoint.weight_files import write_checkpoint
 from ..data.sets.classes import plain
 from ..modeling.hrda import HRDASegmentor
 from ..modeling.segmentor import MPCLSegmentor
