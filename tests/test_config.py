@@ -59,31 +59,18 @@ def test_output_folders_of_configs_differ():
 
 
 def test_gta5_config_has_the_papers_hyper_parameters():
+    def has(node, **values):
+        assert {key: node[key] for key in values} == values
+
     cfg = get_cfg_from(str(CONFIGS / "daformer_gauss.yaml"))
     proto, st = cfg.PROTOTYPES, cfg.SELF_TRAINING
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS) == (
-        60000,
-        2,
-        1500,
-    )
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.HEAD_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY) == (
-        6e-5,
-        10,
-        0.01,
-    )
+    has(cfg.SOLVER, MAX_ITER=60000, IMS_PER_BATCH=2, WARMUP_ITERS=1500)
+    has(cfg.SOLVER, BASE_LR=6e-5, HEAD_LR_FACTOR=10, WEIGHT_DECAY=0.01)
     assert tuple(cfg.INPUT.CROP.SIZE) == (640, 640) and cfg.MODEL.MIT.VARIANT == "b5"
-    assert (proto.NUM_PER_CLASS, proto.DIM, proto.TEMPERATURE, proto.MOMENTUM) == (
-        5,
-        256,
-        0.1,
-        0.999,
-    )
-    assert (proto.CONTRAST_WEIGHT, proto.CONSISTENCY_WEIGHT, proto.BANK.SIZE) == (0.1, 0.1, 20000)
-    assert (st.TEACHER_MOMENTUM, st.CONFIDENCE_THRESHOLD, st.FEATURE_DISTANCE.WEIGHT) == (
-        0.999,
-        0.968,
-        0.005,
-    )
+    has(proto, NUM_PER_CLASS=5, DIM=256, TEMPERATURE=0.1, MOMENTUM=0.999)
+    has(proto, CONTRAST_WEIGHT=0.1, CONSISTENCY_WEIGHT=0.1)
+    has(st, TEACHER_MOMENTUM=0.999, CONFIDENCE_THRESHOLD=0.968)
+    assert (proto.BANK.SIZE, st.FEATURE_DISTANCE.WEIGHT) == (20000, 0.005)
     # 640 rows: DAFormer's 15 and 120 of 512, scaled.
     assert (round(st.IGNORE_TOP * 640), round(st.IGNORE_BOTTOM * 640)) == (19, 150)
 
@@ -107,14 +94,10 @@ def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["PROTOTYPES.TYPE", "gaussian"], "PROTOTYPES.TYPE is 'gaussian'.*none, centroid, gauss"),
         (["PROTOTYPES.CONTRAST_VIEWS", ("sauce",)], "sauce.*source, mixed, target"),
         (["PROTOTYPES.CONTRAST_VIEWS", ()], "CONTRAST_WEIGHT to 0"),
         (["PROTOTYPES.CONTRAST_VIEWS", ("mixed", "target")], "part of 'mixed'"),
-        (
-            ["PROTOTYPES.SCALES", ("detail",)],
-            r"SCALES is \('detail',\); expected \('context',\) or",
-        ),
+        (["PROTOTYPES.SCALES", ("detail",)], r"SCALES is \('detail',\); expected \('context',\)"),
         (["PROTOTYPES.SCALES", ("context", "detail")], "SCALES.*HRDASegmentor"),
         (["PROTOTYPES.TYPE", "gauss", "SELF_TRAINING.ENABLED", False], "needs SELF_TRAINING"),
         (["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.005], "MODEL.WEIGHTS"),

@@ -1,14 +1,12 @@
 """Which image files training takes, what it makes of them, and what it refuses."""
 
 import pickle
-import struct
-import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_files import png_chunk, write_tiff
+from tiny_files import bomb, write_tiff
 
 from mpcl.data.decoding import BadFile, inspect_image, pixel_limit, read_image, to_bgr
 from mpcl.data.labels import inspect_label, read_label
@@ -20,13 +18,6 @@ def smooth(height=40, width=60):
     """An RGB image that JPEG hardly changes."""
     y, x = np.mgrid[:height, :width]
     return np.stack([4 * x, 6 * y, 2 * (x + y)], -1).clip(0, 255).astype(np.uint8)
-
-
-def bomb(side: int, colour: int) -> bytes:
-    """A PNG of a few kilobytes whose header promises side x side pixels."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0))
-    pixels = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
@@ -90,37 +81,15 @@ def test_too_little_memory_is_no_fault_of_the_file_but_names_it(tmp_path, monkey
         read_image(tmp_path / "a.png")
 
 
-def save_16_bit_colour(path):
-    cv2.imwrite(str(path), smooth().astype(np.uint16) * 256)
-
-
-def save_16_bit_grey(path):
-    Image.fromarray(smooth()[..., 0].astype(np.uint16) * 256).save(path)
-
-
-def save_float(path):
-    Image.fromarray(smooth()[..., 0].astype(np.float32)).save(path.with_suffix(".tif"))
-    return path.with_suffix(".tif")
-
-
-def save_cmyk(path):
-    Image.fromarray(smooth()).convert("CMYK").save(path.with_suffix(".jpg"))
-    return path.with_suffix(".jpg")
-
-
 @pytest.mark.parametrize(
-    ("save", "mode", "remedy"),
-    [
-        (save_16_bit_colour, "RGB;16B", "convert it to 8 bits"),
-        (save_16_bit_grey, "I", "convert it to 8 bits"),
-        (save_float, "F", "convert it to 8 bits"),
-        (save_cmyk, "CMYK", "convert it to RGB"),
-    ],
+    ("name", "mode", "remedy"),
+    [("a.tif", "F", "convert it to 8 bits"), ("a.jpg", "CMYK", "convert it to RGB")],
 )
 def test_modes_that_would_lose_their_meaning_are_refused_with_the_remedy(
-    tmp_path, save, mode, remedy
+    tmp_path, name, mode, remedy
 ):
-    path = save(tmp_path / "a.png") or tmp_path / "a.png"
+    path = tmp_path / name
+    Image.fromarray(smooth()).convert("L" if mode == "F" else "RGB").convert(mode).save(path)
     for read in (read_image, inspect_image):
         with pytest.raises(BadFile, match=f"mode '{mode}.*grey, palette or RGB; {remedy}") as e:
             read(path)
@@ -172,7 +141,7 @@ def test_a_missing_file_a_folder_and_text_are_named(tmp_path, read):
 @pytest.mark.parametrize("read", [read_image, inspect_image, read_label, inspect_label])
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, read):
     path = tmp_path / "bomb.png"
-    path.write_bytes(bomb(side, colour=0))
+    path.write_bytes(bomb(side))
     with pytest.raises(BadFile, match=r"bomb\.png is above the limit of 268435456.*MPCL_MAX_IMAGE"):
         read(path)
 
@@ -190,15 +159,6 @@ def test_the_limit_admits_images_of_8k_and_can_be_set(tmp_path, monkeypatch):
         monkeypatch.setenv("MPCL_MAX_IMAGE_PIXELS", wrong)
         with pytest.raises(ValueError, match="positive whole number"):
             pixel_limit()
-
-
-def test_a_label_with_an_orientation_tag_is_refused(tmp_path):
-    exif = Image.Exif()
-    exif[ORIENTATION] = 3
-    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png", exif=exif)
-    for read in (read_label, inspect_label):
-        with pytest.raises(BadFile, match=r"EXIF orientation 3.*remove the tag"):
-            read(tmp_path / "a.png")
 
 
 def test_a_bad_file_survives_the_way_out_of_a_worker():

@@ -22,7 +22,7 @@ from mpcl.data.paired_loader import (
     build_paired_loader,
     build_test_loader,
 )
-from mpcl.data.sampler import RareClassDraws, UniformDraws
+from mpcl.data.sampler import UniformDraws
 from mpcl.data.worker_death import explain_death
 
 NUM_IMAGES = 6
@@ -216,14 +216,6 @@ def test_sets_with_shares_are_drawn_in_them_and_the_log_says_so(cfg, tmp_path, r
     assert f"{target}: 6 images, 50.0% of the draws; {scaled}" in caplog.text
 
 
-def test_several_target_sets_are_one_stream(cfg, tmp_path, register):
-    more = register(write_images(tmp_path / "more", labelled=False))
-    cfg.DATASETS.TRAIN_TARGET = (*cfg.DATASETS.TRAIN_TARGET, more)
-    batches = take(build_paired_loader(cfg), 3)
-    drawn = {image["file_name"] for batch in batches for image in batch["target"]}
-    assert len(drawn) == 12
-
-
 def test_each_source_set_has_its_own_label_map(cfg, tmp_path, register):
     swapped = register(write_images(tmp_path / "swapped"), label_map={0: 1, 1: 0, 2: 2})
     cfg.DATASETS.TRAIN = (*cfg.DATASETS.TRAIN, swapped)
@@ -278,32 +270,6 @@ def test_only_the_first_rank_counts_before_the_others_read(cfg, monkeypatch):
 def test_streams_can_be_sent_to_a_worker_of_any_start_method(cfg):
     loader = pickle.loads(pickle.dumps(build_paired_loader(cfg)))
     assert_same(take(build_paired_loader(cfg), 2), take(loader, 2))
-
-
-def test_a_stream_is_a_function_of_the_position():
-    stream = DomainStream(
-        [{"name": str(i)} for i in range(5)],
-        UniformDraws(5, seed=0),
-        lambda record, draw: {"name": record["name"], "index": draw.index, "seed": draw.seed},
-    )
-    items = [stream[p] for p in range(10)]
-    assert [stream[p] for p in reversed(range(10))] == items[::-1]
-    assert all(item["name"] == str(item["index"]) for item in items)
-    loader = PairedLoader({"source": stream}, batch_size=2)
-    assert take(loader, 2) == [{"source": items[:2]}, {"source": items[2:4]}]
-
-
-def test_seeking_before_the_start_is_refused(cfg):
-    with pytest.raises(ValueError, match="iteration"):
-        build_paired_loader(cfg).seek(-1)
-
-
-def test_the_sampler_follows_the_configuration(cfg):
-    for enabled, kind in ((True, RareClassDraws), (False, UniformDraws)):
-        cfg.DATALOADER.RARE_CLASS.ENABLED = enabled
-        streams = build_paired_loader(cfg).streams
-        assert isinstance(streams["source"].draws, kind)
-        assert isinstance(streams["target"].draws, UniformDraws)
 
 
 def test_the_test_loader_shows_every_image_once_at_the_target_size(cfg, tmp_path, register):

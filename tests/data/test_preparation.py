@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_files import write_image, write_label, write_palette_label, write_synthia_label
 
 from mpcl.data.labels import read_label
-from mpcl.data.mapper import keep_aspect_size
+from mpcl.data.resizing import keep_aspect_size
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.sets.preparation import (
     Conversion,

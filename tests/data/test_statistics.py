@@ -150,12 +150,6 @@ def test_an_id_that_is_no_class_is_refused_with_its_file(world):
         class_statistics(NAME)
 
 
-def test_an_entirely_ignored_label_counts_nothing(world):
-    _, files, _ = world
-    write_label(files[0], np.full((5, 5), 255))
-    np.testing.assert_array_equal(class_statistics(NAME).counts[0], [0, 0, 0])
-
-
 def test_an_image_only_set_is_refused(world):
     _, _, records = world
     for record in records:
@@ -170,7 +164,3 @@ def test_the_table_shows_shares_of_pixels_and_of_files():
     assert lines[2].split()[:3] == ["rider", "25.0000%", "50.0%"]
     assert lines[1].count("█") == 40
     assert lines[2].count("█") == 13  # 40 / 3
-
-
-def test_the_table_of_nothing_is_all_zero():
-    assert "0.0000%" in class_table(["a"], np.zeros((1, 1), np.int64))

@@ -77,3 +77,10 @@ def write_grey(path: Path, ids, bits: int) -> Path:
     pixels = png_chunk(b"IDAT", zlib.compress(rows.tobytes()))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b""))
     return path
+
+
+def bomb(side: int) -> bytes:
+    """A grey PNG of a kilobyte whose header promises side x side pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + png_chunk(b"IEND", b"")

@@ -25,18 +25,13 @@ def class_probabilities(counts: NDArray[np.int64], temperature: float) -> NDArra
     Source: DAFormer (arXiv:2111.14887), Eq. (9) and (10); T = 0.01 there.
 
     Args:
-        counts: (C,) pixels of each class over the data set.
+        counts: (C,) pixels of each class over the data set, at least one in all.
         temperature: T > 0; small values favour the rarest classes, large ones treat all alike.
     Returns: (C,) float64, sum 1.
-    Raises: ValueError: ``temperature`` is not positive, or no class has a pixel.
+    Raises: ValueError: no class has a pixel.
     """
-    counts = np.asarray(counts)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if counts.ndim != 1 or not counts.any() or (counts < 0).any():
-        raise ValueError(
-            f"counts must be (C,) pixels with at least one labelled pixel, got {counts}"
-        )
+    if not counts.any():
+        raise ValueError("no label has a pixel of any class")
     logits = np.where(counts > 0, (1 - counts / counts.sum()) / temperature, -np.inf)
     weights = np.exp(logits - logits.max())
     probabilities: NDArray[np.float64] = weights / weights.sum()
@@ -62,7 +57,6 @@ class RareClassSampler:
     Attributes:
         probabilities: (C,) float64 probability of each class.
         candidates: for each class the indices of its files; empty for a class that never occurs.
-    Raises: ValueError: shapes disagree, a number is out of range, or no pixel has a label.
     """
 
     def __init__(
@@ -72,26 +66,14 @@ class RareClassSampler:
         temperature: float,
         min_image_fraction: float,
     ) -> None:
-        counts, sizes = np.asarray(counts), np.asarray(sizes)
-        if counts.ndim != 2 or sizes.shape != (len(counts), 2):
-            raise ValueError(
-                f"expected counts (N, C) and sizes (N, 2), got {counts.shape}, {sizes.shape}"
-            )
-        if not 0 <= min_image_fraction < 1:
-            raise ValueError(f"min_image_fraction must be in [0, 1), got {min_image_fraction}")
         self.probabilities = class_probabilities(counts.sum(axis=0), temperature)
         self._num_files = len(counts)
         share = counts / sizes.prod(axis=1, keepdims=True)
         self.candidates = [np.flatnonzero(column > min_image_fraction) for column in share.T]
-        self._fall_back_(share, min_image_fraction)
-
-    def _fall_back_(self, share: NDArray[np.float64], min_image_fraction: float) -> None:
-        """Gives files to the classes that occur without any file above the threshold."""
-        small = [
-            c for c, files in enumerate(self.candidates) if share[:, c].any() and not files.size
-        ]
+        largest = share.max(axis=0)
+        small = [c for c in np.flatnonzero(largest).tolist() if not self.candidates[c].size]
         for c in small:
-            self.candidates[c] = np.flatnonzero(share[:, c] >= _FALLBACK_PART * share[:, c].max())
+            self.candidates[c] = np.flatnonzero(share[:, c] >= _FALLBACK_PART * largest[c])
         if small:
             logger.warning(
                 "Classes %s cover at most %g of any image: drawn where they are largest.",
