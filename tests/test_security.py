@@ -22,7 +22,7 @@ from mistakes import World, refuse
 from PIL import Image
 from tiny_files import bomb
 
-from mpcl.checkpoint.weight_files import read_zoo
+from mpcl.checkpoint.weight_files import read, read_zoo
 from mpcl.config import get_cfg_from
 from mpcl.data.sets.custom import register_from_yaml
 from mpcl.data.statistics import class_statistics
