@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,6 @@ EXIT_DIVERGED = 65
 """Exit status of a run that :class:`Diverged` (EX_DATAERR: another try from here ends the same)."""
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A step that was not taken.
-
-    Attributes:
-        causes: names of the losses that were not finite on some rank; ``gradient``,
-            ``statistics``.
-        files: images of its batch on this rank.
-    """
-
-    iteration: int
-    causes: list[str]
-    files: list[str]
-
-
 class Diverged(FloatingPointError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
@@ -51,7 +35,8 @@ class StepGuard:
     A skipped step leaves parameters, optimiser and the statistics of batch norm as they were;
     prototypes and banks take no embedding that is not finite; the teacher averages the unchanged
     student once more. All ranks decide alike. What was skipped is known when :meth:`settle` reads
-    the flags.
+    the flags: its ``iteration``, its ``causes`` (names of the losses that were not finite on some
+    rank; ``gradient``, ``statistics``) and its ``files``, the images of its batch on this rank.
 
     Args:
         networks: student and teacher, whose statistics a forward may change.
@@ -83,8 +68,8 @@ class StepGuard:
         self.report = report
         self.last_checkpoint = last_checkpoint
         self.total = 0  # skipped steps of the whole run
-        self.in_a_row: list[Skipped] = []
-        self._pending: list[tuple[Skipped, Tensor]] = []  # causes that may be, and their flags
+        self.in_a_row: list[dict[str, Any]] = []  # the skipped steps that end in the last one
+        self._pending: list[tuple[dict[str, Any], Tensor]] = []  # steps, and flags of their causes
         self._before: list[Tensor] = []
 
     @torch.no_grad()
@@ -113,8 +98,9 @@ class StepGuard:
         skip = broken.sum() > 0
         for buffer, before in zip(self.statistics, self._before):
             buffer.copy_(torch.where(skip, before, buffer))
-        candidate = Skipped(step.iteration, [*losses, GRADIENT, STATISTICS], list(step.files))
-        self._pending.append((candidate, broken))
+        causes, files = [*losses, GRADIENT, STATISTICS], list(step.files)
+        record = {"iteration": step.iteration, "causes": causes, "files": files}
+        self._pending.append((record, broken))
         return skip.float()
 
     def _statistics_broke(self) -> Tensor:
@@ -135,35 +121,34 @@ class StepGuard:
             ranks at once.
         """
         pending, self._pending = self._pending, []
-        flags = torch.cat([flags for _, flags in pending]).tolist() if pending else []
-        for candidate, _ in pending:
-            own, flags = flags[: len(candidate.causes)], flags[len(candidate.causes) :]
-            causes = [name for name, broken in zip(candidate.causes, own) if broken]
+        flags = iter(torch.cat([flags for _, flags in pending]).tolist() if pending else [])
+        for step, _ in pending:
+            causes = [name for name, broken in zip(step["causes"], flags) if broken]
             if not causes:
                 self.in_a_row = []
                 continue
-            skipped = Skipped(candidate.iteration, causes, candidate.files)
             self.total += 1
-            self.in_a_row.append(skipped)
+            self.in_a_row.append({**step, "causes": causes})
             logger.warning(
-                f"Skipped the step of iteration {skipped.iteration}: not finite: "
-                f"{', '.join(causes)}; images {', '.join(skipped.files)}"
+                f"Skipped the step of iteration {step['iteration']}: not finite: "
+                f"{', '.join(causes)}; images {', '.join(step['files'])}"
             )
             if len(self.in_a_row) >= self.max_skipped:
                 raise self._diverged()
 
     def _diverged(self) -> Diverged:
         checkpoint = self.last_checkpoint()
-        ranks = comm.gather([asdict(skipped) for skipped in self.in_a_row])
+        ranks = comm.gather(self.in_a_row)
         if comm.is_main_process():
             content = {"last_good_checkpoint": checkpoint, "skipped_by_rank": ranks}
             self.report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         first, last = self.in_a_row[0], self.in_a_row[-1]
-        causes = dict.fromkeys(cause for skipped in self.in_a_row for cause in skipped.causes)
+        causes = dict.fromkeys(cause for skipped in self.in_a_row for cause in skipped["causes"])
         return Diverged(
             f"{', '.join(causes)} were infinite or NaN in {len(self.in_a_row)} iterations in a row "
-            f"({first.iteration} to {last.iteration}; SOLVER.MAX_SKIPPED is {self.max_skipped}). "
-            f"The last images were {', '.join(last.files)}; all are listed in {self.report}. "
+            f"({first['iteration']} to {last['iteration']}; SOLVER.MAX_SKIPPED is "
+            f"{self.max_skipped}). The last images were {', '.join(last['files'])}; all are listed "
+            f"in {self.report}. "
             f"Nothing of these steps was kept; the last good checkpoint is {checkpoint or 'none'}. "
             "A smaller SOLVER.BASE_LR or SOLVER.CLIP_GRADIENTS may help"
         )
@@ -171,8 +156,7 @@ class StepGuard:
     def state_dict(self) -> dict[str, Any]:
         """Plain containers. Settles first, and so may raise Diverged."""
         self.settle()
-        return {"total": self.total, "in_a_row": [asdict(skipped) for skipped in self.in_a_row]}
+        return {"total": self.total, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.total = state["total"]
-        self.in_a_row = [Skipped(**skipped) for skipped in state["in_a_row"]]
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
