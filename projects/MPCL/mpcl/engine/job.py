@@ -35,7 +35,7 @@ from .guards import EXIT_DIVERGED, Diverged
 from .launch import is_restart, launch_job
 from .run_identity import check_checkpoint
 from .run_lock import only_run_in
-from .trainer import AdaptationTrainer, precision_in_words
+from .trainer import AdaptationTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,10 @@ def set_up(args: Namespace, held: ExitStack) -> CfgNode:
     start_process(cfg, eval_only=args.eval_only)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
-    logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
+    amp = cfg.SOLVER.AMP
+    half = f"{amp.PRECISION} autocast forward, float32 losses and prototypes"
+    precision = half if amp.ENABLED else "float32"
+    logger.info(f"Device {cfg.MODEL.DEVICE}, {precision}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:
         logger.warning(note)
     if comm.is_main_process() and not args.eval_only:

@@ -58,13 +58,13 @@ class AdaptationTrainer(SimpleTrainer):
         super().__init__(create_ddp_model(self.student, **ddp_options(cfg)), loader, optimizer)
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.scheduler = build_lr_scheduler(cfg, optimizer)
-        adapts = cfg.SELF_TRAINING.ENABLED
-        self.teacher = EMATeacher.from_config(cfg, self.student) if adapts else None
-        self.adaptation = (
-            AdaptationHook.from_config(cfg, self.student, self.teacher) if adapts else None
-        )
+        self.teacher = self.adaptation = None
+        networks = [self.student]
+        if cfg.SELF_TRAINING.ENABLED:
+            self.teacher = EMATeacher.from_config(cfg, self.student)
+            self.adaptation = AdaptationHook.from_config(cfg, self.student, self.teacher)
+            networks.append(self.teacher.model)
         self.criterion = Criterion.from_config(cfg, self.student.prototype_head)
-        networks = [self.student, *([self.teacher.model] if adapts else [])]
         if cfg.MODEL.COMPILE:  # the heads gain nothing
             reference = getattr(self.adaptation, "reference_encoder", None)
             for encoder in (*(network.backbone for network in networks), reference):
@@ -299,18 +299,3 @@ def ddp_options(cfg) -> dict:
     if cfg.MODEL.DEVICE == "cpu":
         options["device_ids"] = None
     return options
-
-
-def precision_in_words(cfg) -> str:
-    """What the log says about the arithmetic of the forward passes."""
-    if cfg.SOLVER.AMP.ENABLED:
-        return f"{cfg.SOLVER.AMP.PRECISION} autocast forward, float32 losses and prototypes"
-    if cfg.MODEL.DEVICE == "cpu":
-        return "float32"
-    backends = torch.backends
-    choices = {
-        "convolutions": backends.cudnn.allow_tf32,
-        "matrix products": backends.cuda.matmul.allow_tf32,
-    }
-    rounded = [name for name, tf32 in choices.items() if tf32]
-    return "float32" + (f" (TF32 {' and '.join(rounded)})" if rounded else "")
