@@ -85,11 +85,11 @@ def sliding_window(
     if total is None:
         raise ValueError("images must hold at least one image, got none")
     # The windows form a grid, so a pixel's count is that of its row times that of its column.
-    down, along = (
-        _hits(spans, total.new_zeros(side))[::cell]
-        for spans, side in ((rows, height), (columns, width))
-    )
-    return total.div_(down.outer(along))
+    down, along = total.new_zeros(height), total.new_zeros(width)
+    for hits, spans in ((down, rows), (along, columns)):
+        for span in spans:
+            hits[span] += 1
+    return total.div_(down[::cell].outer(along[::cell]))
 
 
 def _size(images: Tensor) -> tuple[int, int]:
@@ -115,14 +115,6 @@ def _spans(size: int, crop: int, stride: int) -> list[slice]:
     steps = -(-(size - crop) // stride)  # rounded up
     starts = [min(step * stride, size - crop) for step in range(steps + 1)]
     return [slice(start, start + crop) for start in starts]
-
-
-def _hits(spans: list[slice], hits: Tensor) -> Tensor:
-    """Adds to each position of ``hits`` the number of windows that contain it; a host's tensor
-    would be waited for."""
-    for span in spans:
-        hits[span] += 1
-    return hits
 
 
 def _precise(logits: Tensor) -> torch.dtype:

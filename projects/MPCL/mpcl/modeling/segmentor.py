@@ -135,10 +135,7 @@ class MPCLSegmentor(nn.Module):
         if self.encoder_has_batch_norm:
             return [self.backbone(images) for images in inputs]
         features: list[dict[str, Tensor]] = [{} for _ in inputs]
-        by_size: dict[torch.Size, list[int]] = {}
-        for index, images in enumerate(inputs):
-            by_size.setdefault(images.shape[1:], []).append(index)
-        for indices in by_size.values():
+        for indices in _by_size(inputs):
             together = self.backbone(torch.cat([inputs[index] for index in indices]))
             for level, maps in together.items():
                 parts = maps.split([len(inputs[index]) for index in indices])
@@ -195,11 +192,8 @@ class MPCLSegmentor(nn.Module):
             inference: instead of the segmentor's own.
         """
         inference = inference or self.inference
-        by_size: dict[torch.Size, list[int]] = {}
-        for index, record in enumerate(batch):
-            by_size.setdefault(record["image"].shape, []).append(index)
         results: list[dict[str, Tensor]] = [{} for _ in batch]
-        for indices in by_size.values():
+        for indices in _by_size([record["image"] for record in batch]):
             images = self.normalize([batch[index] for index in indices])
             small = min(images.shape[-2:]) < self.smallest_side
             divisor = self.smallest_side if small else self.size_divisor
@@ -240,6 +234,14 @@ class MPCLSegmentor(nn.Module):
         """A normalised image (3, H, W) as an (H, W, 3) uint8 RGB picture."""
         pixels = (image * self.pixel_std + self.pixel_mean).clamp(0, 255).byte()
         return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def _by_size(images: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of images (3, H, W), or of batches of them, that have one size."""
+    found: dict[torch.Size, list[int]] = {}
+    for index, each in enumerate(images):
+        found.setdefault(each.shape[-3:], []).append(index)
+    return list(found.values())
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
