@@ -31,7 +31,7 @@ RUNS = (
     *(m + p for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")),
 )
 ODD_SIZES = ((57, 83), (20, 31), (64, 96))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "modeling")]
 
 
 def make_world(root: Path) -> list:
@@ -60,7 +60,7 @@ def config(name: str, root: Path, data: list):
     from mpcl.config import get_cfg_from
 
     opts = [*data, *TINY, "OUTPUT_DIR", str(root / name), "SEED", 3]
-    opts += ["MODEL.WEIGHTS", str(root / "mit_b0.pth")]
+    opts += ["MODEL.WEIGHTS", str(root / "mit_b0.pth"), "MODEL.MIT.VARIANT", "b0"]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", (0, 2)]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.MIN_RATIO", 0.3]
     opts += ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.0 if name == "source_only" else 0.005]
