@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import train_net
 import yaml
-from conftest import draw_scene
+from conftest import SMALLEST, draw_scene
 from PIL import Image
 
 from mpcl.config import get_cfg_from
@@ -18,7 +18,7 @@ from mpcl.config import get_cfg_from
 STREETS = Path(__file__).parents[2] / "projects" / "MPCL" / "configs" / "streets"
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "LOG_PERIOD", "1"),
-    *("MODEL.BACKBONE.NAME", "MixTransformer", "MODEL.MIT.VARIANT", "b0", "MODEL.WEIGHTS", ""),
+    *(*SMALLEST, "MODEL.WEIGHTS", ""),
     *("PROTOTYPES.INIT.ITER", "1", "PROTOTYPES.DIM", "16", "PROTOTYPES.BANK.SIZE", "100"),
     *("SOLVER.IMS_PER_BATCH", "2"),
 ]
@@ -120,7 +120,7 @@ def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "ThreadPoolExecutor", lambda number: pool)
     folder = tmp_path / "demo"
     options = ["--data", str(leaves), "--output", str(folder), "--iterations", "2", "2"]
-    demo.main([*options, "--images", "2", *TINY])
+    demo.main([*options, "--images", "1", *TINY])
     said = capsys.readouterr().out
     check_results(folder, 192, said)
     assert "source " in said and "(4 images)" in said and "crops are 128x128" in said
