@@ -175,25 +175,21 @@ def test_the_config_in_a_weight_file_runs_no_code(run, tmp_path):
         mpcl.Predictor(tmp_path / "harmful.pth")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("classes", None),
-        ("classes", {"names": ["a"], "colors": []}),
-        ("classes", {"names": ["a"], "colors": [[0, 0, 256]]}),
-        ("role", "judge"),
-        ("config", 5),
-        ("config", "a: &a [*a]"),
-        ("model", 5),
-    ],
-)
-def test_a_slim_file_with_odd_parts_is_refused_by_name(run, tmp_path, key, value):
+def test_a_slim_file_with_odd_parts_is_refused_by_name(run, tmp_path):
     save_slim(load_networks(run), tmp_path / "slim.pth")
     content = torch.load(tmp_path / "slim.pth", weights_only=True)
-    content[key] = value
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth"):
-        mpcl.Predictor(tmp_path / "odd.pth")
+    for odd in (
+        {"classes": None},
+        {"classes": {"names": ["a"], "colors": []}},
+        {"classes": {"names": ["a"], "colors": [[0, 0, 256]]}},
+        {"role": "judge"},
+        {"config": 5},
+        {"config": "a: &a [*a]"},
+        {"model": 5},
+    ):
+        torch.save(content | odd, tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match=r"odd\.pth"):
+            mpcl.Predictor(tmp_path / "odd.pth")
 
 
 def test_a_run_moves_to_the_device_that_is_there(run):

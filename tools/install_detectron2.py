@@ -33,14 +33,15 @@ OFFICIAL = (
 
 # Imports what MPCL builds on; v0.6, for one, imports but fails here with Pillow >= 10.
 CHECK = """
-import json, importlib.util
-import detectron2, torch
+import json
+import detectron2
 from detectron2.config import get_cfg
 from detectron2.data import transforms
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
+import torch
 batch = ImageList.from_tensors([torch.ones(3, 5, 7)], size_divisibility=4)
 assert tuple(batch.tensor.shape) == (1, 3, 8, 8), batch.tensor.shape
 print(json.dumps([detectron2.__version__, detectron2.__file__]))

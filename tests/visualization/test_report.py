@@ -21,7 +21,7 @@ from mpcl.visualization.report import page as page_module
 from mpcl.visualization.report.contents import read_contents
 from mpcl.visualization.report.curves import MOST_POINTS, quality_charts, thin_out, training_charts
 from mpcl.visualization.report.page import render, write_report
-from mpcl.visualization.report.samples import run_lengths, samples
+from mpcl.visualization.report.samples import run_lengths
 from mpcl.visualization.report.tables import class_scores, differing_settings, duration, summary
 from mpcl.visualization.scenes import load_scenes
 
@@ -97,20 +97,6 @@ def test_samples_hold_truth_and_predictions_pixel_by_pixel(page, trained_runs):
             known = scene.truth != 255
             wrong = (predicted != scene.truth)[known].mean()
             assert own["wrong"] == pytest.approx(wrong, abs=1e-4)
-
-
-def test_each_run_is_shown_the_size_of_its_own_config(trained_runs):
-    networks = load_networks(trained_runs["source_only"])
-    cfg = networks.cfg.clone()
-    cfg.defrost()
-    cfg.INPUT.TARGET_SIZE = (48, 32)
-    shown = []
-    hook = networks.network.register_forward_pre_hook(
-        lambda module, inputs: shown.append(tuple(inputs[0][0]["image"].shape[1:]))
-    )
-    samples({0: networks, 1: networks._replace(cfg=cfg)}, number=1, width=96)
-    hook.remove()
-    assert shown == [(64, 96), (32, 48)]
 
 
 def test_a_run_of_other_classes_is_noted_and_left_out(trained_runs, tmp_path):

@@ -43,14 +43,12 @@ class SegmentationEvaluator(SemSegEvaluator):
     Differs from the stock evaluator, not in its numbers: labels are read as in training and refused
     if their size or an id is wrong; pixels are counted on the device of the scores; and predictions
     are neither run-length encoded nor their boundaries scored, which takes most of the stock
-    evaluator's time and which no benchmark of the field reports. Additions, from the same confusion
-    matrix and the same pass:
+    evaluator's time. Additions, from the same confusion matrix and the same pass:
 
     - :func:`class_scores` beside the IoU; ``recall-<class>`` is what Detectron2 calls
       ``ACC-<class>``.
     - ``class_subsets``: ``mIoU-<name>`` over some of the classes, for sources that lack the others.
-      The prediction is still over all classes, and a subset class that the ground truth never
-      shows is left out of the mean, as in the mIoU.
+      The prediction is still over all classes.
     - a set whose metadata names ``parts``, registered sets that hold some of its images, is scored
       on each of them as well, as if it were evaluated alone.
 

@@ -96,7 +96,8 @@ def scores_over_seeds(
 def network_in_use(run: Run, dataset: str) -> str:
     """The network that predicts, of a finished run; prototypes are the student's."""
     by_prototypes = run.config["TEST"].get("OUTPUT") == "prototypes"
-    return "student" if by_prototypes or "teacher" not in run.scores[dataset] else "teacher"
+    by_teacher = "teacher" in run.scores.get(dataset, {}) and not by_prototypes
+    return "teacher" if by_teacher else "student"
 
 
 def networks_to_compare(experiments: Sequence[Experiment]) -> list[str]:

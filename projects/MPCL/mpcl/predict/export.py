@@ -36,24 +36,17 @@ _EXAMPLE = (256, 512)  # height and width
 _PROTOTYPES = "prototype_head."
 
 # What the config of a slim file must not depend on: data, other files, and training.
-_PREDICTION_ONLY = {
-    "DATASETS.FILES": (),
-    "DATASETS.SHARES": (),
-    "DATASETS.TRAIN": (),
-    "DATASETS.TRAIN_TARGET": (),
-    "DATASETS.TEST": (),
-    "MODEL.WEIGHTS": "",
-    "OUTPUT_DIR": "output",
-    "PROTOTYPES.TYPE": "none",
-    "SELF_TRAINING.ENABLED": False,
-    "TEST.CLASS_SUBSETS": (),
-}
+_PREDICTION_ONLY = [
+    *("DATASETS.FILES", (), "DATASETS.SHARES", (), "TEST.CLASS_SUBSETS", ()),
+    *("DATASETS.TRAIN", (), "DATASETS.TRAIN_TARGET", (), "DATASETS.TEST", ()),
+    *("MODEL.WEIGHTS", "", "OUTPUT_DIR", "output"),
+    *("PROTOTYPES.TYPE", "none", "SELF_TRAINING.ENABLED", False),
+]
 
 
 class Exported(NamedTuple):
     """A written network, compared with the eager one."""
 
-    path: Path
     dynamic: bool  # takes images of any size from MIN_SIDE on, and any number of them
     differences: dict[tuple[int, ...], float]  # input shape -> max |logits - eager logits|
 
@@ -83,19 +76,21 @@ def save_slim(networks: Networks, path: str | Path) -> int:
     _refuse_prototypes(networks)
     cfg = networks.cfg.clone()
     cfg.defrost()
-    cfg.merge_from_list([word for pair in _PREDICTION_ONLY.items() for word in pair])
+    cfg.merge_from_list(_PREDICTION_ONLY)
     state = {
         name: tensor.detach().cpu().clone()
         for name, tensor in networks.network.state_dict().items()
         if not name.startswith(_PROTOTYPES)
     }
-    config = {
+    content = {
+        "model": state,
         SLIM_CONFIG: cfg.dump(),
         SLIM_CLASSES: plain(networks.metadata),
         SLIM_ROLE: networks.role,
-        **({"selection": networks.selection} if networks.selection else {}),
     }
-    write_checkpoint({"model": state, **config}, path)
+    if networks.selection:
+        content["selection"] = networks.selection
+    write_checkpoint(content, path)
     return len(state)
 
 
@@ -131,8 +126,7 @@ def export_network(
         raise ValueError(
             f"size is {size}; expected at least {MIN_SIDE} a side, in multiples of {divisor}"
         )
-    network = ImageNetwork(networks.network.cpu()).eval()
-    path = Path(path)
+    network, path = ImageNetwork(networks.network.cpu()).eval(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = partial(_compared, writers[export_format], network, path)
     if not multi_resolution:
@@ -162,7 +156,7 @@ def _compared(
     for shape in shapes:
         images = _example(shape)
         differences[shape] = (run(images) - network(images)).abs().max().item()
-    return Exported(path, dynamic, differences)
+    return Exported(dynamic, differences)
 
 
 def _torchscript(
@@ -228,5 +222,5 @@ def _example(shape: tuple[int, ...]) -> Tensor:
 
 
 def _refuse_prototypes(networks: Networks) -> None:
-    if networks.cfg.TEST.OUTPUT == "prototypes":
+    if networks.by_prototypes:
         raise ValueError("TEST.OUTPUT is prototypes; exported is the classifier: leave it out")

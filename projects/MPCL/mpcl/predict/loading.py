@@ -48,15 +48,15 @@ class Networks(NamedTuple):
     selection: str = ""
 
     @property
-    def predicts_by_teacher(self) -> bool:
-        """The teacher predicts where there is one, but prototypes belong to the student."""
-        by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
-        return not (self.prefers_student or self.teacher is None or by_prototypes)
+    def by_prototypes(self) -> bool:
+        """Whether prototypes, which are the student's, predict."""
+        return self.cfg.TEST.OUTPUT == "prototypes"
 
     @property
     def role(self) -> str:
         """``"teacher"`` or ``"student"``: which network predicts."""
-        return "teacher" if self.predicts_by_teacher else self.role_of_model
+        by_student = self.prefers_student or self.teacher is None or self.by_prototypes
+        return self.role_of_model if by_student else "teacher"
 
     @property
     def network(self) -> nn.Module:
@@ -64,11 +64,9 @@ class Networks(NamedTuple):
 
         Raises: ValueError: prototypes are to predict that were never started.
         """
-        if self.predicts_by_teacher:
-            assert self.teacher is not None
+        if self.teacher is not None and self.role == "teacher":
             return self.teacher.model
-        by_prototypes = self.cfg.TEST.OUTPUT == "prototypes"
-        if by_prototypes and not self.student.prototype_head.prototypes.started.any():
+        if self.by_prototypes and not self.student.prototype_head.prototypes.started.any():
             raise ValueError(
                 "TEST.OUTPUT prototypes: the checkpoint was saved before its prototypes started "
                 f"(PROTOTYPES.INIT.ITER {self.cfg.PROTOTYPES.INIT.ITER}), or they were left out "
@@ -177,11 +175,9 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
 
 def _read_config(text: str, opts: Sequence[Any]) -> CfgNode:
     """A config out of a weight file, which may come from anywhere: plain values, no other file."""
-    if not isinstance(text, str):
-        raise ValueError(f"its config is {short(text)}; expected text")
-    settings = parse_yaml(text, "its config")
+    settings = parse_yaml(text, "its config") if isinstance(text, str) else None
     if not isinstance(settings, dict) or "_BASE_" in settings:
-        raise ValueError("the weight file's config is none of tools/export.py")
+        raise ValueError(f"the weight file's config is none of tools/export.py: {short(text)}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")

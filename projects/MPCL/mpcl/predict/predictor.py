@@ -70,10 +70,9 @@ class Predictor:
         """
         if channel_order not in ("RGB", "BGR"):
             raise ValueError(f"channel_order is {channel_order!r}; expected RGB or BGR")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
-        if tile < 1:
-            raise ValueError(f"tile must be positive, got {tile}")
+        for name, number in (("batch_size", batch_size), ("tile", tile)):
+            if number < 1:
+                raise ValueError(f"{name} must be positive, got {number}")
         networks = load_networks(source, weights, opts=opts, student=student)
         self.cfg, self.metadata = networks.cfg, networks.metadata
         self.model, self.role = networks.network, networks.role
@@ -90,8 +89,9 @@ class Predictor:
         Raises: ValueError: an array is of another shape or type, or a file cannot be read.
         """
         if not isinstance(images, list | tuple):
-            return {"sem_seg": next(self._logits([images]))}
-        return [{"sem_seg": logits} for logits in self._logits(images)]
+            return self([images])[0]
+        batches = map(self._forward, self._batches(images))
+        return [{"sem_seg": logits} for batch in batches for logits in batch]
 
     def is_large(self, size: Size) -> bool:
         """Whether :meth:`labels` predicts an image of this (height, width) by tiles."""
@@ -111,8 +111,7 @@ class Predictor:
         if not isinstance(images, list | tuple):
             return self.labels([images], confidence=confidence)[0]
         found: list[Labels] = []
-        for start in range(0, len(images), self.batch_size):
-            batch = [self._to_bgr(image) for image in images[start : start + self.batch_size]]
+        for batch in self._batches(images):
             small = [image for image in batch if not self.is_large(image.shape[:2])]
             logits = iter(self._forward(small))
             found += [
@@ -164,10 +163,9 @@ class Predictor:
         largest, ids = (logits / self.model.temperature).softmax(0).max(0)
         return Labels(_to_array(ids), largest.cpu().numpy())
 
-    def _logits(self, images: Sequence[AnyImage]) -> Iterator[Tensor]:
+    def _batches(self, images: Sequence[AnyImage]) -> Iterator[list[np.ndarray]]:
         for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            yield from self._forward([self._to_bgr(image) for image in batch])
+            yield [self._to_bgr(image) for image in images[start : start + self.batch_size]]
 
     @torch.no_grad()
     def _forward(self, images: Sequence[np.ndarray]) -> list[Tensor]:

@@ -96,9 +96,9 @@ def write_submission(
             for (record,) in tqdm(build_test_loader(cfg, dataset), desc=dataset, disable=None):
                 frame = Path(record["file_name"]).name.removesuffix(IMAGE_SUFFIX)
                 classes = predict(network, record)
+                sure = np.full(classes.shape, 65535, np.uint16)
                 for folder in folders:
-                    content = np.full(classes.shape, 65535, np.uint16)
-                    content = content if folder == "confidence" else classes
+                    content = sure if folder == "confidence" else classes
                     png = cv2.imencode(".png", content)[1].tobytes()
                     archive.writestr(names.format(folder=folder, frame=frame), png)
     except BaseException:  # an interrupt, too
@@ -162,10 +162,8 @@ def _content_faults(
     archive: zipfile.ZipFile, name: str, folder: str, image_file: str, num_classes: int
 ) -> list[str]:
     # A file of the package is unpacked in memory: no larger than 16 bits a pixel, nor any bomb.
-    if archive.getinfo(name).file_size > 2 * pixel_limit():
-        return [
-            f"{name} unfolds to {archive.getinfo(name).file_size} bytes, more than an image has"
-        ]
+    if (size := archive.getinfo(name).file_size) > 2 * pixel_limit():
+        return [f"{name} unfolds to {size} bytes, more than an image has"]
     try:
         content = archive.read(name)
     except _DAMAGED as error:
@@ -176,12 +174,10 @@ def _content_faults(
             ids, mode, form = np.array(png), png.mode, png.format
     except BadFile as error:
         return [str(error)]
-    faults = []
+    faults, size = [], ids.shape[1::-1]
     with opened(image_file) as image:
-        if ids.shape[1::-1] != image.size:
-            faults.append(
-                f"{name} has width x height {ids.shape[1::-1]}, its image has {image.size}"
-            )
+        if size != image.size:
+            faults.append(f"{name} has width x height {size}, its image has {image.size}")
     confidence = folder == "confidence"
     expected = "a 16-bit grey PNG" if confidence else "an 8-bit grey or palette PNG"
     if form != "PNG" or mode not in (("I;16", "I") if confidence else ("L", "P")):

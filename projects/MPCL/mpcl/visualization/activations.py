@@ -4,7 +4,6 @@ C classes, K prototypes a class, D embedding size, (h, w) embedding grid.
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from PIL import Image
@@ -68,19 +67,12 @@ def _row(student: nn.Module, scene: Scene, index: int, width: int) -> list[Pictu
     assert scene.truth is not None
     image, truth = fit(scene.image, width), fit(scene.truth, width, nearest=True)
     small = activation_maps(student, scene, index)
-    size = (image.shape[0], image.shape[1])
-    maps = F.interpolate(small[None], size=size, mode="bilinear")[0].cpu().numpy()
+    maps = F.interpolate(small[None], size=image.shape[:2], mode="bilinear")[0].cpu().numpy()
     low, high = np.percentile(maps, [1, 99])
     shown = [blend(image, heat(one, float(low), float(high)), 0.65) for one in maps]
-    here = truth == index
-    masked = np.where(here[..., None], image, blend(image, np.full_like(image, 255), 0.85))
-    return [image, masked, *shown, _winners(image, torch.from_numpy(maps).argmax(0).numpy(), here)]
-
-
-def _winners(image: Picture, winner: np.ndarray, here: np.ndarray) -> Picture:
-    """The nearest prototype as a colour, where the class is."""
-    colors = _winner_colors(winner.max() + 1)
-    return np.where(here[..., None], colors[winner], blend(image, 255 + 0 * image, 0.85))
+    here, pale = (truth == index)[..., None], blend(image, np.full_like(image, 255), 0.85)
+    nearest = _winner_colors(len(maps))[maps.argmax(0)]
+    return [image, np.where(here, image, pale), *shown, np.where(here, nearest, pale)]
 
 
 def _winner_colors(number: int) -> Picture:

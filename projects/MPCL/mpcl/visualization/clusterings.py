@@ -68,14 +68,12 @@ def fit(
         options = {"covariance_type": "diag", "reg_covar": 0.05, "n_init": 2, "random_state": 0}
         gaussians.append(GaussianMixture(number, **options).fit(own))
     one, several = np.stack(single), np.stack(centroids)
+    means = np.stack([mixture.means_ for mixture in gaussians])
+    variances = np.stack([mixture.covariances_ for mixture in gaussians])
     return [
         Clustering("one centroid", one, np.ones_like(one)),
         Clustering(f"{number} centroids", several, np.ones_like(several)),
-        Clustering(
-            f"{number} Gaussians",
-            np.stack([mixture.means_ for mixture in gaussians]),
-            np.stack([mixture.covariances_ for mixture in gaussians]),
-        ),
+        Clustering(f"{number} Gaussians", means, variances),
     ]
 
 
@@ -103,9 +101,8 @@ def clustering_figure(
     sample = sample_pixels(networks.student, domains, chosen, 2 * per_class)
     order = np.random.default_rng(0).permutation(len(sample.label))
     label = np.array([chosen.index(c) for c in sample.label])
-    (points, own), (other, other_label) = (
-        (sample.embeddings[half], label[half]) for half in np.array_split(order, 2)
-    )
+    half, rest = np.array_split(order, 2)
+    points, own, other = sample.embeddings[half], label[half], sample.embeddings[rest]
     fitted = fit(points, own, [names[c] for c in chosen], prototypes)
     stars = [clustering.means.reshape(-1, points.shape[1]) for clustering in fitted]
     plane = project(np.concatenate([points, *stars]).astype(np.float32), method)
@@ -116,7 +113,7 @@ def clustering_figure(
     for axes, clustering, positions in zip(all_axes, fitted, parts[1:]):
         nearest = clustering.similarity(points)[np.arange(len(points)), own].argmax(1)
         _panel(axes, parts[0], rgb[own], nearest / max(1, prototypes - 1), positions)
-        right = (clustering.similarity(other).max(2).argmax(1) == other_label).mean()
+        right = (clustering.similarity(other).max(2).argmax(1) == label[rest]).mean()
         axes.set_title(f"{clustering.name} a class: {right:.1%} of other pixels in their class")
     handles = [legend_mark(names[c], color) for color, c in zip(rgb, chosen)]
     all_axes[0].legend(handles=handles, fontsize=8)

@@ -245,25 +245,20 @@ def table(inspection: Inspection) -> str:
     """A text table with one line a prototype; of several earlier checkpoints it has the newest."""
     origins = list(dict.fromkeys(name for p in inspection.prototypes for name in p.drift))
     origins = list(dict.fromkeys([*origins[:1], *origins[-1:]]))
-    domains = list(inspection.domains)
-    rows = [
-        [
-            p.class_name if p.number == 1 else "",
-            p.number,
-            100 * p.share,
-            *(100 * p.purity[domain] if domain in p.purity else None for domain in domains),
-            p.spread,
-            p.deviation,
-            p.sibling,
-            p.other,
-            p.other_class,
-            *(p.drift.get(name) for name in origins),
-        ]
-        for p in inspection.prototypes
-    ]
-    headers = ["class", "no.", "usage\n%", *(f"purity %\n{name}" for name in domains)]
-    headers += ["spread", "sigma", "to\nsibling", "to\nother", "which is"]
-    headers += [f"drift from\n{name}" for name in origins]
-    formats = ["", "d", ".1f", *[".1f"] * len(domains)]
-    formats += [*[".3f"] * 4, "", *[".3f"] * len(origins)]
-    return tabulate(rows, headers=headers, floatfmt=formats, missingval="-")
+
+    def number(value: float | None, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = []
+    for p in inspection.prototypes:
+        purity = {r: 100 * p.purity[r] if r in p.purity else None for r in inspection.domains}
+        row = {"class": p.class_name if p.number == 1 else "", "no.": str(p.number)}
+        row["usage\n%"] = number(100 * p.share, 1)
+        row |= {f"purity %\n{role}": number(share, 1) for role, share in purity.items()}
+        row |= {"spread": number(p.spread), "sigma": number(p.deviation)}
+        row |= {"to\nsibling": number(p.sibling), "to\nother": number(p.other)}
+        row["which is"] = p.other_class or "-"
+        row |= {f"drift from\n{name}": number(p.drift.get(name)) for name in origins}
+        rows.append(row)
+    align = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, headers="keys", colalign=align, disable_numparse=True)

@@ -63,10 +63,8 @@ def evenly_spaced(total: int, number: int) -> list[int]:
 def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
     """Evenly spaced images of a set.
 
-    Raises:
-        BadFile: an image or label cannot be read.
-        FileNotFoundError: the set is not there.
-        ValueError: the set is unknown or empty.
+    Raises: BadFile, FileNotFoundError, ValueError: an image or label cannot be read; the set is not
+        there, unknown or empty.
     """
     if dataset not in DatasetCatalog:
         raise ValueError(f"{dataset} is no registered data set")

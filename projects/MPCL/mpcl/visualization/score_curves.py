@@ -32,13 +32,7 @@ def score_curve(runs: Sequence[Run], network: str, metric: str) -> Curve:
     Raises: ValueError: a run has no such score.
     """
     by_seed = [_scores(run, network, metric) for run in runs]
-    for run, scores in zip(runs, by_seed):
-        if not scores:
-            raise ValueError(
-                f"{run.folder / 'metrics.json'} has no {metric}; expected a score of an evaluation "
-                "on DATASETS.TEST, such as mIoU or IoU-<class>"
-            )
-    common = sorted(set.intersection(*(set(scores) for scores in by_seed)))
+    common = sorted(set.intersection(*map(set, by_seed)))
     values = np.array([[scores[i] for i in common] for scores in by_seed])
     sd = values.std(0, ddof=1) if len(runs) > 1 else np.zeros(len(common))
     return Curve(np.array(common, np.int64), values.mean(0), sd)
@@ -57,6 +51,11 @@ def _scores(run: Run, network: str, metric: str) -> dict[int, float]:
             # after training counts one further.
             periodic = bool(period) and (iteration + 1) % period == 0
             found[iteration + periodic] = score
+    if not found:
+        raise ValueError(
+            f"{run.folder / 'metrics.json'} has no {metric}; expected a score of an evaluation "
+            "on DATASETS.TEST, such as mIoU or IoU-<class>"
+        )
     return found
 
 

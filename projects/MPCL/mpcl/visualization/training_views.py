@@ -103,16 +103,17 @@ def pseudo_label_figure(
     """
     teacher, cfg = _teacher_of(networks), networks.cfg
     colors, threshold = networks.metadata.stuff_colors, cfg.SELF_TRAINING.CONFIDENCE_THRESHOLD
+    dataset = cfg.DATASETS.TRAIN_TARGET[0]
     rows: list[list[Picture]] = []
     counts = np.zeros(4, np.int64)  # labelled pixels; of these the confident, the right, both
-    for scene in load_scenes(cfg, cfg.DATASETS.TRAIN_TARGET[0], number):
+    for scene in load_scenes(cfg, dataset, number):
         target, probability = _label(scene, teacher, cfg)
         label, confident = target.label[0].cpu().numpy(), target.trusted[0].cpu().numpy()
         picture = colorize(label, colors)
         sure = np.where(confident[..., None], picture, IGNORED_COLOR).astype(np.uint8)
         shown = [scene.image, picture, heat(probability[0].cpu().numpy()), sure]
         if scene.truth is not None:
-            refuse_other_classes(cfg, cfg.DATASETS.TRAIN_TARGET[0])
+            refuse_other_classes(cfg, dataset)
             shown.append(colorize(scene.truth, colors))
             known, right = scene.truth != IGNORE_LABEL, label == scene.truth
             counts += [m.sum() for m in (known, known & confident, right, right & confident)]
@@ -120,19 +121,20 @@ def pseudo_label_figure(
     captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
     picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
-    labelled, confident, right, both = counts.tolist()
-    quality = None
-    if labelled:
-        of_confident = both / confident if confident else None
-        quality = PseudoLabelQuality(confident / labelled, right / labelled, of_confident)
-    return with_scale(picture, "confidence"), quality
+    return with_scale(picture, "confidence"), _quality(*counts.tolist())
+
+
+def _quality(labelled: int, confident: int, right: int, both: int) -> PseudoLabelQuality | None:
+    if not labelled:
+        return None
+    of_confident = both / confident if confident else None
+    return PseudoLabelQuality(confident / labelled, right / labelled, of_confident)
 
 
 def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tensor]:
     """The image at its own size, labelled by the teacher, and the probability of its labels."""
     logits = teacher.model([scene.record])[0]["sem_seg"][None]
-    size = logits.shape[-2:]
     everywhere = torch.ones_like(logits[:, 0], dtype=torch.bool)
     unlabelled = View.of_target(logits[:, :3], everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
-    return target, most_probable(logits, size)[0]
+    return target, most_probable(logits, logits.shape[-2:])[0]

@@ -1,7 +1,8 @@
 """The report as one file: text, tables, charts, pictures and the library that draws them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -92,14 +93,20 @@ def plotly_js() -> str:
     return str(get_plotlyjs())
 
 
+@contextmanager
+def _noted(notes: list[str], words: str) -> Iterator[None]:
+    """What fails is left out of the page, which says so."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        notes.append(f"{words}{error}.")
+
+
 def _load(runs: Runs, notes: list[str]) -> Loaded:
-    """What cannot be loaded is noted and left out."""
     loaded: Loaded = {}
     for index, run in enumerate(runs):
-        try:
+        with _noted(notes, f"{run.name}: no pictures, its checkpoint cannot be loaded: "):
             loaded[index] = load_networks(run.folder)
-        except (ValueError, OSError) as error:
-            notes.append(f"{run.name}: no pictures, its checkpoint cannot be loaded ({error}).")
     return loaded
 
 
@@ -139,18 +146,14 @@ def _samples(
     for index, networks in loaded.items():
         dataset = next(iter(networks.cfg.DATASETS.TEST), None)
         first = first or dataset
-        try:
+        with _noted(notes, f"{runs[index].name}: no predictions, "):
             if dataset is None or dataset != first:
                 raise ValueError(f"it is tested on {dataset or 'no set'}")
             refuse_other_classes(networks.cfg, dataset)
             shown[index] = networks
-        except ValueError as error:
-            notes.append(f"{runs[index].name}: no predictions, {error}.")
-    try:
+    with _noted(notes, "No predictions: "):
         return samples(shown, images, width) if shown else None
-    except (ValueError, OSError) as error:
-        notes.append(f"No predictions: {error}.")
-        return None
+    return None
 
 
 def _inspections(
@@ -158,12 +161,9 @@ def _inspections(
 ) -> dict[int, Inspection]:
     found = {}
     for index, networks in loaded.items():
-        if networks.student.prototype_head is None:
-            continue
-        try:
-            found[index] = inspect(networks, number=2 * images, patches=patches)
-        except (ValueError, OSError) as error:
-            notes.append(f"{runs[index].name}: no prototypes shown ({error}).")
+        if networks.student.prototype_head is not None:
+            with _noted(notes, f"{runs[index].name}: no prototypes shown: "):
+                found[index] = inspect(networks, number=2 * images, patches=patches)
     return found
 
 
