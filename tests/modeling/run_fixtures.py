@@ -1,8 +1,10 @@
 """Output folders as training leaves them, made without training."""
 
+import json
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 from mpcl.self_training.teacher import EMATeacher
@@ -27,4 +29,25 @@ def save_run(cfg) -> Path:
     torch.save(content, folder / "model_final.pth")
     (folder / "last_checkpoint").write_text("model_final.pth")
     (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def write_run(folder: Path, rows: list[dict], **settings) -> Path:
+    """The folder of a training that left these rows in metrics.json, and no checkpoint.
+
+    Args:
+        settings: groups of the config, in place of these.
+    """
+    folder.mkdir(parents=True)
+    config = {
+        "SEED": 0,
+        "OUTPUT_DIR": str(folder),
+        "SOLVER": {"MAX_ITER": 40},
+        "MODEL": {"DEVICE": "cpu"},
+        "TEST": {"CLASS_SUBSETS": []},
+        "DATASETS": {"TEST": ["a_val"]},
+        **settings,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -56,16 +56,21 @@ def test_help_comes_without_torch_and_names_the_way_to_the_traceback(name):
         assert re.search(r"^  --debug  +show the full tracebacks? of", run.stdout, re.M)
 
 
-@pytest.mark.parametrize("name", TAKE_A_CONFIG)
-def test_a_mistyped_config_is_told_without_torch(name, tmp_path):
-    for file, said in {
-        "mic_gaus.yaml": rf"config file {tmp_path}/mic_gaus\.yaml does not exist \(did you mean m",
-        "lazy.py": rf"{tmp_path}/lazy\.py is Python, .* expected a YAML file",
-    }.items():
-        (tmp_path / "mic_gauss.yaml").touch()
-        run = answer(name, *TAKE_A_CONFIG[name], "--config-file", str(tmp_path / file))
-        assert run.returncode == 2
-        assert re.match(rf"{name}\.py: error: {said}", run.stderr), run.stderr
+@pytest.mark.parametrize(
+    ("name", "file", "said"),
+    [
+        *(
+            (name, "mic_gaus.yaml", r"does not exist \(did you mean mic_gauss")
+            for name in TAKE_A_CONFIG
+        ),
+        ("train_net", "lazy.py", "is Python, .* expected a YAML file"),
+    ],
+)
+def test_a_mistyped_config_is_told_without_torch(name, file, said, tmp_path):
+    (tmp_path / "mic_gauss.yaml").touch()
+    run = answer(name, *TAKE_A_CONFIG[name], "--config-file", str(tmp_path / file))
+    assert run.returncode == 2
+    assert re.match(rf"{name}\.py: error: .*{tmp_path / file} {said}", run.stderr), run.stderr
 
 
 def test_debug_may_stand_anywhere_and_a_mistake_is_a_message(capsys):

@@ -1,13 +1,12 @@
 """Statistics over seeds, on run folders written as training writes them."""
 
 import csv
-import json
 from pathlib import Path
 
 import compare as tool
 import numpy as np
 import pytest
-import yaml
+from run_fixtures import write_run
 from scipy import stats
 
 from mpcl.evaluation.runs import read_experiment, read_experiments, read_run, scores_by_dataset
@@ -16,29 +15,22 @@ from mpcl.evaluation.tables import compare, mean_and_sd, summary
 SUBSETS = [["16", ["road", "wall"]], ["13", ["road"]]]
 
 
-def write_run(
+def write_scores(
     folder: Path, seed: int, scores: dict, *, finished=True, max_iter=100, **test
 ) -> None:
     """``scores``: flattened final results; before them an earlier evaluation and losses."""
-    folder.mkdir(parents=True)
-    config = {
-        "SEED": seed,
-        "OUTPUT_DIR": str(folder),
-        "MODEL": {},
-        "DATASETS": {"TEST": test.get("sets", ["cityscapes_fine_sem_seg_val"])},
-        "TEST": {
-            "CLASS_SUBSETS": test.get("subsets", []),
-            "OUTPUT": test.get("output", "classifier"),
-        },
-        "SELF_TRAINING": {"TEACHER_STATISTICS": test.get("statistics", "student")},
-        "SOLVER": {"MAX_ITER": max_iter, "IMS_PER_BATCH": 2, "BASE_LR": test.get("lr", 0.1)},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [{"iteration": 49, "loss_sem_seg": 1.0}, dict.fromkeys(scores, 1.0) | {"iteration": 50}]
-    if finished:
-        rows.append({"iteration": max_iter, **scores})
-    lines = [json.dumps(row, sort_keys=True) for row in rows]
-    (folder / "metrics.json").write_text("\n".join(lines) + '\n{"iteration": 1')  # cut by a kill
+    write_run(
+        folder,
+        [*rows, {"iteration": max_iter, **scores}] if finished else rows,
+        SEED=seed,
+        DATASETS={"TEST": test.get("sets", ["cityscapes_fine_sem_seg_val"])},
+        TEST={"CLASS_SUBSETS": test.get("subsets", []), "OUTPUT": test.get("output", "classifier")},
+        SELF_TRAINING={"TEACHER_STATISTICS": test.get("statistics", "student")},
+        SOLVER={"MAX_ITER": max_iter, "IMS_PER_BATCH": 2, "BASE_LR": test.get("lr", 0.1)},
+    )
+    with (folder / "metrics.json").open("a") as file:
+        file.write('{"iteration": 1')  # cut by a kill
 
 
 def flat(teacher: float | None, student: float, metric: str = "mIoU") -> dict[str, float]:
@@ -53,7 +45,7 @@ def two_methods(tmp_path):
     student = {"base": [59.0, 60.0, 61.5], "ours": [62.0, 64.0, 63.0]}
     for name in teacher:
         for seed, scores in enumerate(zip(teacher[name], student[name])):
-            write_run(tmp_path / name / f"seed_{seed}", seed, flat(*scores))
+            write_scores(tmp_path / name / f"seed_{seed}", seed, flat(*scores))
     return tmp_path / "base", tmp_path / "ours", teacher, student
 
 
@@ -86,10 +78,10 @@ def test_differences_are_paired_by_seed_as_in_the_paired_t_test(two_methods):
 
 def test_only_common_seeds_are_paired_and_unfinished_runs_are_named(tmp_path, capsys):
     for seed in (0, 1):
-        write_run(tmp_path / "base" / f"seed_{seed}", seed, flat(50.0 + seed, 40.0))
-    write_run(tmp_path / "ours" / "seed_1", 1, flat(54.0, 40.0))
-    write_run(tmp_path / "ours" / "seed_2", 2, flat(60.0, 40.0))
-    write_run(tmp_path / "ours" / "seed_0", 0, flat(99.0, 99.0), finished=False)
+        write_scores(tmp_path / "base" / f"seed_{seed}", seed, flat(50.0 + seed, 40.0))
+    write_scores(tmp_path / "ours" / "seed_1", 1, flat(54.0, 40.0))
+    write_scores(tmp_path / "ours" / "seed_2", 2, flat(60.0, 40.0))
+    write_scores(tmp_path / "ours" / "seed_0", 0, flat(99.0, 99.0), finished=False)
     row = find(compare(read_experiments([tmp_path / "base", tmp_path / "ours"])), "ours", "teacher")
     assert (row.n, row.mean, row.pairs, row.difference) == (2, 57.0, 1, 3.0)
     assert row.difference_sd is None
@@ -100,7 +92,7 @@ def test_only_common_seeds_are_paired_and_unfinished_runs_are_named(tmp_path, ca
 
 
 def test_one_run_has_no_deviation_and_no_reference(tmp_path, capsys):
-    write_run(tmp_path / "alone", 4, flat(None, 43.21))
+    write_scores(tmp_path / "alone", 4, flat(None, 43.21))
     tool.main([str(tmp_path / "alone")])
     text = capsys.readouterr().out
     assert "43.21" in text and "student mIoU" in text and "One seed each" in text
@@ -112,7 +104,7 @@ def test_subsets_come_first_and_beside_each_other(tmp_path, capsys):
     scores = flat(60.0, 59.0, "mIoU-16") | flat(70.0, 69.0, "mIoU-13") | flat(50.0, 49.0)
     scores |= flat(80.0, 79.0, "IoU-road") | flat(40.0, 39.0, "IoU-wall")
     scores |= flat(7.77, 8.88, "IoU-terrain")
-    write_run(tmp_path / "synthia", 0, scores, subsets=SUBSETS)
+    write_scores(tmp_path / "synthia", 0, scores, subsets=SUBSETS)
     tool.main([str(tmp_path / "synthia"), "--per-class"])
     lines = capsys.readouterr().out.splitlines()
     header = next(line for line in lines if "teacher" in line)
@@ -132,8 +124,8 @@ def test_each_data_set_has_a_table_of_its_own(tmp_path, capsys):
         "acdc_fog_sem_seg_val/sem_seg/mIoU": 60.0,
         "acdc_fog_sem_seg_val/sem_seg_student/mIoU": 59.0,
     }
-    write_run(tmp_path / "both", 0, several, sets=["acdc_sem_seg_val"])
-    write_run(tmp_path / "one", 0, flat(40.0, 39.0), sets=["acdc_sem_seg_val"])
+    write_scores(tmp_path / "both", 0, several, sets=["acdc_sem_seg_val"])
+    write_scores(tmp_path / "one", 0, flat(40.0, 39.0), sets=["acdc_sem_seg_val"])
     tool.main([str(tmp_path / "both"), str(tmp_path / "one")])
     whole, fog = capsys.readouterr().out.split("## acdc_fog_sem_seg_val")
     assert "50.00" in whole and "40.00" in whole and "-10.00" in whole
@@ -149,23 +141,23 @@ def test_each_data_set_has_a_table_of_its_own(tmp_path, capsys):
     ],
 )
 def test_runs_that_do_not_stand_for_the_same_are_not_mixed_silently(tmp_path, capsys, change, key):
-    write_run(tmp_path / "a", 0, flat(40.0, 39.0))
-    write_run(tmp_path / "b", 0, flat(50.0, 49.0), **change)
+    write_scores(tmp_path / "a", 0, flat(40.0, 39.0))
+    write_scores(tmp_path / "b", 0, flat(50.0, 49.0), **change)
     tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
     assert f"NOT COMPARABLE as it stands: a and b differ in {key}" in capsys.readouterr().out
 
 
 def test_other_classes_of_the_same_set_are_noted(tmp_path, capsys):
-    write_run(tmp_path / "a", 0, flat(40.0, 39.0, "IoU-road"))
-    write_run(tmp_path / "b", 0, flat(40.0, 39.0, "IoU-sky"))
+    write_scores(tmp_path / "a", 0, flat(40.0, 39.0, "IoU-road"))
+    write_scores(tmp_path / "b", 0, flat(40.0, 39.0, "IoU-sky"))
     tool.main([str(tmp_path / "a"), str(tmp_path / "b"), "--per-class"])
     assert "a and b were scored on other classes" in capsys.readouterr().out
 
 
 def test_seeds_that_differ_in_more_than_the_seed_are_noted(tmp_path, capsys):
-    write_run(tmp_path / "a" / "seed_0", 0, flat(40.0, 39.0))
-    write_run(tmp_path / "a" / "seed_1", 1, flat(40.0, 39.0), lr=0.2)
-    write_run(tmp_path / "b", 2, flat(50.0, 49.0))
+    write_scores(tmp_path / "a" / "seed_0", 0, flat(40.0, 39.0))
+    write_scores(tmp_path / "a" / "seed_1", 1, flat(40.0, 39.0), lr=0.2)
+    write_scores(tmp_path / "b", 2, flat(50.0, 49.0))
     tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
     text = capsys.readouterr().out
     assert "seeds 0 and 1 differ in SOLVER.BASE_LR, 0.1 and 0.2" in text
@@ -186,7 +178,7 @@ def test_csv_holds_all_digits_and_agrees_with_the_rows(two_methods, tmp_path, ca
 
 
 def test_metric_chooses_one(tmp_path, capsys):
-    write_run(tmp_path / "a", 0, flat(40.0, 39.0) | flat(90.0, 89.0, "pACC"))
+    write_scores(tmp_path / "a", 0, flat(40.0, 39.0) | flat(90.0, 89.0, "pACC"))
     tool.main([str(tmp_path / "a"), "--metric", "pACC"])
     text = capsys.readouterr().out
     assert "90.00" in text and "40.00" not in text
@@ -194,7 +186,7 @@ def test_metric_chooses_one(tmp_path, capsys):
 
 def test_folders_of_the_same_name_are_told_apart(tmp_path):
     for parent in ("one", "two"):
-        write_run(tmp_path / parent / "daformer", 0, flat(40.0, 39.0))
+        write_scores(tmp_path / parent / "daformer", 0, flat(40.0, 39.0))
     folders = [tmp_path / parent / "daformer" for parent in ("one", "two")]
     assert [e.name for e in read_experiments(folders)] == list(map(str, folders))
 
@@ -204,7 +196,7 @@ def test_wrong_folders_are_named(tmp_path, capsys):
         tool.main([str(tmp_path)])
     assert "holds no run" in capsys.readouterr().err
     for name in ("seed_0", "copy"):
-        write_run(tmp_path / "a" / name, 0, flat(40.0, 39.0))
+        write_scores(tmp_path / "a" / name, 0, flat(40.0, 39.0))
     with pytest.raises(ValueError, match="have the same SEED 0"):
         read_experiment(tmp_path / "a")
     with pytest.raises(ValueError, match=r"no config\.yaml"):
@@ -228,14 +220,14 @@ def test_summary_never_puts_validation_and_test_in_one_column():
 
 
 def test_each_run_is_compared_by_the_network_that_it_is_used_with(tmp_path, capsys):
-    write_run(tmp_path / "source_only", 0, flat(None, 15.9))
-    write_run(tmp_path / "daformer", 0, flat(42.5, 2.375))
+    write_scores(tmp_path / "source_only", 0, flat(None, 15.9))
+    write_scores(tmp_path / "daformer", 0, flat(42.5, 2.375))
     tool.main([str(tmp_path / "source_only"), str(tmp_path / "daformer")])
     means, differences = capsys.readouterr().out.split("Minus source_only")
     assert means.index("in use mIoU") < means.index("student mIoU")
     assert differences.index("+26.60") < differences.index("-13.53")
     assert "In use: the teacher where a run has one" in differences
-    write_run(tmp_path / "prototypes", 0, flat(50.0, 40.0), output="prototypes")
+    write_scores(tmp_path / "prototypes", 0, flat(50.0, 40.0), output="prototypes")
     rows = compare(read_experiments([tmp_path / "daformer", tmp_path / "prototypes"]))
     assert find(rows, "prototypes", "in use").mean == 40.0  # prototypes are the student's
 
@@ -252,7 +244,7 @@ def test_each_run_is_compared_by_the_network_that_it_is_used_with(tmp_path, caps
 def test_networks_of_a_run_that_are_far_apart_are_explained(
     tmp_path, capsys, teacher, student, statistics, reason
 ):
-    write_run(tmp_path / "a", 0, flat(teacher, student), statistics=statistics)
+    write_scores(tmp_path / "a", 0, flat(teacher, student), statistics=statistics)
     tool.main([str(tmp_path / "a")])
     text = capsys.readouterr().out
     if reason is None:

@@ -10,6 +10,7 @@ import torch
 import visualize
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from run_fixtures import write_run
 from scipy.spatial.distance import cdist
 
 from mpcl.data.labels import read_label
@@ -106,18 +107,14 @@ def seeds_with_scores(folder, by_seed, max_iter=20, tests=("tiny_val",)):
     """Output folders as of a training with an evaluation each 10 iterations; by seed (row's
     iteration, teacher's mIoU or None, student's)."""
     for seed, evaluations in by_seed.items():
-        run = folder / f"seed_{seed}"
-        run.mkdir(parents=True)
-        config = {"SEED": seed, "SOLVER": {"MAX_ITER": max_iter}, "TEST": {"EVAL_PERIOD": 10}}
-        config |= {"DATASETS": {"TEST": list(tests)}, "SELF_TRAINING": {"ENABLED": True}}
-        config |= {"MODEL": {}}
-        (run / "config.yaml").write_text(json.dumps(config))
         rows = [{"iteration": 11, "total_loss": 1.0}]
         for iteration, teacher, student in evaluations:
             both = {"sem_seg/mIoU": teacher, "sem_seg_student/mIoU": student}
             scores = {"sem_seg/mIoU": student} if teacher is None else both
             rows.append({"iteration": iteration, **scores})
-        (run / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+        config = {"SEED": seed, "SOLVER": {"MAX_ITER": max_iter}, "TEST": {"EVAL_PERIOD": 10}}
+        config |= {"DATASETS": {"TEST": list(tests)}, "SELF_TRAINING": {"ENABLED": True}}
+        write_run(folder / f"seed_{seed}", rows, **config)
     return read_experiments([folder])[0].runs
 
 

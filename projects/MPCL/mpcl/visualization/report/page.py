@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from ...evaluation.tables import NETWORKS, scored_classes
+from ...evaluation.tables import scored_classes
 from ...predict.loading import Networks, load_networks
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import Inspection, Prototype, inspect
@@ -119,21 +119,12 @@ def _charts(runs: Runs) -> dict[str, list[Chart]]:
     }
 
 
-def _class_scores(runs: Runs) -> list[dict[str, Any]]:
-    """A dict a data set: its classes, and their IoU for each run and network (None = absent)."""
+def _scores(runs: Runs) -> list[dict[str, Any]]:
+    """A dict a data set: its classes, and their IoU for each run and network."""
     found = []
     for dataset in dict.fromkeys(name for run in runs for name in run.latest):
         classes = scored_classes([run.latest for run in runs], dataset)
-        series = [
-            {
-                "run": index,
-                "network": network,
-                "values": [run.score(dataset, network, f"IoU-{name}") for name in classes],
-            }
-            for index, run in enumerate(runs)
-            for network in NETWORKS
-            if network in run.latest.get(dataset, {})
-        ]
+        series = tables.class_scores(runs, dataset, classes)
         found.append({"dataset": dataset, "classes": classes, "series": series})
     return found
 
@@ -181,7 +172,7 @@ def render(
         inspections: of prototypes, by the index of their run.
         library: what draws the charts.
     """
-    charts, scores = _charts(runs), _class_scores(runs)
+    charts, scores = _charts(runs), _scores(runs)
     colors = [COLORS[i % len(COLORS)] for i in range(len(runs))]
     data = {  # what the page's script works on
         "runs": [{"name": run.name, "color": color} for run, color in zip(runs, colors)],
@@ -209,7 +200,7 @@ def render(
         class_tables=[
             table
             for each in scores
-            for table in tables.class_scores(runs, each["dataset"], each["classes"])
+            for table in tables.class_tables(runs, each["dataset"], each["classes"])
         ],
         inspections=inspections or {},
         picture=_picture,

@@ -119,19 +119,31 @@ def session_facts(session: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def class_scores(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> list[Table]:
+def class_scores(
+    runs: Sequence[RunContents], dataset: str, classes: Sequence[str], kind: str = "IoU"
+) -> list[dict[str, Any]]:
+    """Percent of each class (None = absent), a dict for each run and network that has any."""
+    return [
+        {
+            "run": index,
+            "network": network,
+            "values": [run.score(dataset, network, f"{kind}-{name}") for name in classes],
+        }
+        for index, run in enumerate(runs)
+        for network in NETWORKS
+        if network in run.latest.get(dataset, {})
+    ]
+
+
+def class_tables(runs: Sequence[RunContents], dataset: str, classes: Sequence[str]) -> list[Table]:
     """IoU, for those who do not see the bars, and the other scores of each class."""
-    columns = [(run, n) for run in runs for n in NETWORKS if n in run.latest.get(dataset, {})]
-    known = {m.partition("-")[0] for run, network in columns for m in run.latest[dataset][network]}
-    headers = ["class", *(f"{run.name}, {network}" for run, network in columns)]
     tables = []
-    for kind in (
-        "IoU",
-        *(kind for kind in CLASS_SCORES if kind in known),
-    ):  # earlier runs lack them
-        rows = []
-        for name in classes:
-            found = [run.score(dataset, network, f"{kind}-{name}") for run, network in columns]
-            rows.append([name, *("–" if v is None else f"{v:.1f}" for v in found)])
+    for kind in ("IoU", *CLASS_SCORES):
+        series = class_scores(runs, dataset, classes, kind)
+        if kind != "IoU" and not any(v is not None for each in series for v in each["values"]):
+            continue  # earlier runs lack them
+        headers = ["class", *(f"{runs[each['run']].name}, {each['network']}" for each in series)]
+        by_class = zip(classes, *(each["values"] for each in series))
+        rows = [[n, *("–" if v is None else f"{v:.1f}" for v in values)] for n, *values in by_class]
         tables.append(Table(f"{kind} of each class on {dataset}, %", headers, rows, "summary"))
     return tables
