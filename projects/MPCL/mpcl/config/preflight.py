@@ -42,13 +42,7 @@ _TEST = _Role("DATASETS.TEST", True)
 
 
 def preflight(cfg: CfgNode, **job: Any) -> list[str]:
-    """Looks at all that a run needs, and refuses one that could not start.
-
-    Args:
-        cfg, job: see :func:`find_faults`.
-    Returns: what is legitimate but seldom meant, in sentences.
-    Raises: ValueError: everything that stops the run.
-    """
+    """:func:`find_faults`; returns the notes, and raises ValueError with all that stops the run."""
     faults, notes = find_faults(cfg, **job)
     if faults:
         listing = "\n".join(f"  - {fault}" for fault in faults)
@@ -81,8 +75,7 @@ def find_faults(
     Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
         and what is legitimate but seldom meant.
     """
-    notes: list[str] = []
-    scales: dict[str, list[float]] = {}
+    sets = _Sets(cfg)
     checks: list[Callable[[], object]] = [
         partial(_check_device, cfg, local_processes),
         partial(_check_output, cfg.OUTPUT_DIR),
@@ -91,11 +84,11 @@ def find_faults(
     if not eval_only:
         checks.append(partial(_check_batch, cfg, world_size))
         checks.append(partial(_check_tracking, cfg))
-        checks += _set_checks(cfg, _SOURCE, notes, scales)
-        checks += _set_checks(cfg, _TARGET, notes, scales) if cfg.SELF_TRAINING.ENABLED else []
-    checks += _set_checks(cfg, _TEST, notes, scales)
+        checks += sets.checks(_SOURCE)
+        checks += sets.checks(_TARGET) if cfg.SELF_TRAINING.ENABLED else []
+    checks += sets.checks(_TEST)
     faults = [fault for check in checks if (fault := _fault(check))]
-    return faults, notes + _scale_notes(scales)
+    return faults, sets.notes + _scale_notes(sets.scales)
 
 
 def _fault(check: Callable[[], object]) -> str:
@@ -177,9 +170,9 @@ def _compare_weights(cfg: CfgNode, path: str, eval_only: bool) -> None:
     meta = cfg.clone()
     meta.defrost()
     meta.MODEL.DEVICE = "meta"
-    with _silence(), torch.device("meta"):
-        model = build_model(meta)  # names and shapes, no memory
     with _silence():
+        with torch.device("meta"):
+            model = build_model(meta)  # names and shapes, no memory
         checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
         checkpointer.load(path, checkpointables=[])
     if eval_only:
@@ -199,42 +192,94 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _set_checks(
-    cfg: CfgNode, role: _Role, notes: list[str], scales: dict[str, list[float]]
-) -> list[Callable[[], object]]:
-    names = get(cfg, role.key) or ([""] if role.size_key else [])
-    return [partial(_check_set, cfg, role, name, notes, scales) for name in names]
+class _Sets:
+    """The checks of data sets.
 
+    Attributes:
+        notes: what was found that does not stop the run.
+        scales: by how much the images of sets to train on are resized.
+    """
 
-def _check_set(
-    cfg: CfgNode, role: _Role, name: str, notes: list[str], scales: dict[str, list[float]]
-) -> None:
-    records = _records(role, name)
-    metadata = MetadataCatalog.get(name)
-    classes, num_classes = metadata.get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if role.labelled and classes is not None and len(classes) != num_classes:
-        raise ValueError(
-            f"{role.key}: {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"{num_classes}; expected the same number: set it to {len(classes)}, or name other sets"
-        )
-    if role.labelled and classes is not None:
-        notes += _compare_classes(cfg, role, name, classes)
-    skipped = role.size_key and cfg.DATALOADER.ON_BAD_FILE == "skip"
-    label_map = metadata.get("label_map")
-    reports = [check_record(record, label_map, num_classes) for record in sample(records)]
-    for fault in (fault for report in reports for fault in report.faults):
-        if not skipped:
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.notes: list[str] = []
+        self.scales: dict[str, list[float]] = {}
+
+    def checks(self, role: _Role) -> list[Callable[[], object]]:
+        names = get(self.cfg, role.key) or ([""] if role.size_key else [])
+        return [partial(self._check, role, name) for name in names]
+
+    def _check(self, role: _Role, name: str) -> None:
+        records = _records(role, name)
+        metadata, num_classes = MetadataCatalog.get(name), self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        classes = metadata.get("stuff_classes") if role.labelled else None
+        if classes is not None:
+            if len(classes) != num_classes:
+                raise ValueError(
+                    f"{role.key}: {name} has {len(classes)} classes, but "
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected the same number: "
+                    f"set it to {len(classes)}, or name other sets"
+                )
+            self._compare_classes(role, name, classes)
+        label_map, some = metadata.get("label_map"), sample(records)
+        reports = [check_record(record, label_map, num_classes) for record in some]
+        faults = [fault for report in reports for fault in report.faults]
+        if faults and not (role.size_key and self.cfg.DATALOADER.ON_BAD_FILE == "skip"):
+            raise ValueError(f"{role.key}: {name}: {faults[0]}")
+        self.notes += [f"{name}: {fault} (it will be skipped)" for fault in faults]
+        if role is _TEST:
+            check_headers(sample(records, 2000))
+        if faults:
+            return
+        if classes is not None:
+            self._check_labels(role, name, reports, whole=len(reports) == len(records))
+        if role.size_key:
+            box = tuple(self.cfg.INPUT[role.size_key])
+            self._note_padding(role, name, reports[0])
+            self.scales[name] = scale_factors(sample(records, 100), box)
+
+    def _compare_classes(self, role: _Role, name: str, classes: Sequence[str]) -> None:
+        """Notes that a set calls as many classes otherwise than the first source; raises where one
+        name stands for two indices."""
+        first = self.cfg.DATASETS.TRAIN[0] if self.cfg.DATASETS.TRAIN else name
+        known = MetadataCatalog.get(first).get("stuff_classes") if first in DatasetCatalog else None
+        if known is None or len(known) != len(classes) or list(known) == list(classes):
+            return
+        differ = [(i, a, b) for i, (a, b) in enumerate(zip(known, classes)) if a != b]
+        index, ours, other = differ[0]
+        text = f"{role.key}: class {index} is {other!r} in {name} and {ours!r} in {first}"
+        if any(b in known for _, _, b in differ):
+            raise ValueError(f"{text}; expected one order of the classes in all sets")
+        self.notes.append(text)
+
+    def _check_labels(
+        self, role: _Role, name: str, reports: Sequence[FileReport], whole: bool
+    ) -> None:
+        """Notes what the ids in some labels, or in the whole set, say; raises where that is
+        certain."""
+        ids = label_ids(name, reports)
+        faults = ids.faults(sample=role is _TEST or not whole)
+        if role is _SOURCE:
+            certain = whole and len(self.cfg.DATASETS.TRAIN) == 1
+        else:  # a few images may show few classes, but one class alone says nothing
+            certain = whole and not ids.usable
+        for fault in [*palette_faults(reports), *(faults if certain else [])]:
             raise ValueError(f"{role.key}: {name}: {fault}")
-        notes.append(f"{name}: {fault} (it will be skipped)")
-    if role is _TEST:
-        check_headers(sample(records, 2000))
-    if any(report.faults for report in reports):
-        return
-    if role.labelled and classes is not None:
-        notes += _check_labels(cfg, role, name, reports, whole=len(reports) == len(records))
-    if role.size_key:
-        notes += _padding(cfg, role, name, reports[0])
-        scales[name] = scale_factors(sample(records, 100), tuple(cfg.INPUT[role.size_key]))
+        self.notes += [
+            f"{name}, {len(reports)} labels that were looked at: {fault}" for fault in faults
+        ]
+
+    def _note_padding(self, role: _Role, name: str, report: FileReport) -> None:
+        """Where the crop is larger than the resized images."""
+        box, crop = tuple(self.cfg.INPUT[role.size_key]), tuple(self.cfg.INPUT.CROP.SIZE)
+        size = keep_aspect_size(report.size, box)
+        shown = min(size[0], crop[0]) * min(size[1], crop[1]) / (crop[0] * crop[1])
+        if shown < 1:
+            self.notes.append(
+                f"INPUT.CROP.SIZE {crop} is larger than an image of {name}, height x width {size} "
+                f"at INPUT.{role.size_key} {box}: {1 - shown:.0%} of its crops is padding, which "
+                "is never learned from. A smaller crop, or a larger size, would waste less"
+            )
 
 
 def _records(role: _Role, name: str) -> list[Record]:
@@ -272,36 +317,6 @@ def _records(role: _Role, name: str) -> list[Record]:
     return records
 
 
-def _compare_classes(cfg: CfgNode, role: _Role, name: str, classes: Sequence[str]) -> list[str]:
-    """A sentence where a set calls as many classes otherwise than the first source; raises where
-    one name stands for two indices."""
-    first = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else name
-    known = MetadataCatalog.get(first).get("stuff_classes") if first in DatasetCatalog else None
-    if known is None or len(known) != len(classes) or list(known) == list(classes):
-        return []
-    differ = [(i, a, b) for i, (a, b) in enumerate(zip(known, classes)) if a != b]
-    index, ours, other = differ[0]
-    text = f"{role.key}: class {index} is {other!r} in {name} and {ours!r} in {first}"
-    if any(b in known for _, _, b in differ):
-        raise ValueError(f"{text}; expected one order of the classes in all sets")
-    return [text]
-
-
-def _check_labels(
-    cfg: CfgNode, role: _Role, name: str, reports: list[FileReport], whole: bool
-) -> list[str]:
-    """What the ids in some labels, or in the whole set, say; raises where that is certain."""
-    ids = label_ids(name, reports)
-    faults = ids.faults(sample=role is _TEST or not whole)
-    if role is _SOURCE:
-        certain = whole and len(cfg.DATASETS.TRAIN) == 1
-    else:  # a few images may show few classes, but one class alone says nothing
-        certain = whole and not ids.usable
-    for fault in [*palette_faults(reports), *(faults if certain else [])]:
-        raise ValueError(f"{role.key}: {name}: {fault}")
-    return [f"{name}, {len(reports)} labels that were looked at: {fault}" for fault in faults]
-
-
 def _scale_notes(scales: dict[str, list[float]]) -> list[str]:
     """Sentences on images that are resized strongly, or by other factors than another set's."""
     words = ", ".join(scales_in_words(name, factors) for name, factors in scales.items())
@@ -315,18 +330,3 @@ def _scale_notes(scales: dict[str, list[float]]) -> list[str]:
             "as large in all of them; set INPUT.SOURCE_SIZE and INPUT.TARGET_SIZE accordingly"
         )
     return notes
-
-
-def _padding(cfg: CfgNode, role: _Role, name: str, report: FileReport) -> list[str]:
-    """A sentence where the crop is larger than the resized images."""
-    assert report.size is not None
-    box, crop = tuple(cfg.INPUT[role.size_key]), tuple(cfg.INPUT.CROP.SIZE)
-    size = keep_aspect_size(report.size, box)
-    shown = min(size[0], crop[0]) * min(size[1], crop[1]) / (crop[0] * crop[1])
-    if shown == 1:
-        return []
-    return [
-        f"INPUT.CROP.SIZE {crop} is larger than an image of {name}, height x width {size} at "
-        f"INPUT.{role.size_key} {box}: {1 - shown:.0%} of its crops is padding, which is never "
-        "learned from. A smaller crop, or a larger size, would waste less"
-    ]
