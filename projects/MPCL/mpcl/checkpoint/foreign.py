@@ -110,7 +110,6 @@ def convert_checkpoint(
 
     Args:
         src: a file, Hugging Face folder, or ``package://NAME``.
-        dst: the .pth file to write; replaced if it exists.
         part: ``student`` or ``teacher``: this network becomes the model; ``both``: the student is
             the model and the teacher, where there is one, its teacher.
         timm_name: the encoder of timm that the file is of; "" = told by a folder's config.json.

@@ -36,35 +36,34 @@ def find_weight_file(path: str | Path) -> str:
     """
     if str(path).startswith(SCHEME):
         return weight_file_of_package(str(path))
-    if not Path(path).is_dir():
-        if "://" in str(path):
-            raise ValueError(
-                f"MODEL.WEIGHTS {path} is no file of this machine; download it, and name the file"
-            )
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
-                "file or a Hugging Face folder with MODEL.WEIGHTS"
-            )
-        check_regular(path)
-        return str(path)
-    for name in _WEIGHT_FILES:
-        if (Path(path) / name).is_file():
-            return str(Path(path) / name)
-    raise ValueError(f"no weights in folder {path}: expected one of {', '.join(_WEIGHT_FILES)}")
+    if "://" in str(path):
+        raise ValueError(
+            f"MODEL.WEIGHTS {path} is no file of this machine; download it, and name the file"
+        )
+    if Path(path).is_dir():
+        found = [file for name in _WEIGHT_FILES if (file := Path(path) / name).is_file()]
+        if not found:
+            names = ", ".join(_WEIGHT_FILES)
+            raise ValueError(f"no weights in folder {path}: expected one of {names}")
+        return str(found[0])
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no weights at {path}: put SegFormer's mit_b0.pth ... mit_b5.pth there, or name a "
+            "file or a Hugging Face folder with MODEL.WEIGHTS"
+        )
+    check_regular(path)
+    return str(path)
 
 
 def read(path: str, *, mmap: bool = False) -> dict[str, Any]:
-    """Content of a .safetensors file, or of a torch file of tensors and plain containers.
-
-    Nothing of it is larger than the file.
+    """Content of a .safetensors file, or of a torch file of tensors and plain containers, of which
+    nothing is larger than the file.
 
     Args:
         mmap: leave the tensors on the disk until they are used.
     Raises: ValueError: it is no such file.
     """
-    kinds = "tensors and plain containers"
-    with _named(path, kinds):
+    with _named(path, "tensors and plain containers"):
         if path.endswith(".safetensors"):
             return load_file(path)
         _check_entries(path)
@@ -192,18 +191,11 @@ def unwrap(content: Mapping[str, Any]) -> State:
 
 
 def refuse_nothing(path: str, resume: bool, output_dir: str) -> None:
-    """Raises ValueError where there is no checkpoint to predict with.
-
-    Args:
-        path: of the checkpoint; "" = none was named, or none found.
-        resume: it was looked for in ``output_dir``.
-    """
+    """Raises ValueError where no checkpoint to predict with was named or, to ``resume``, found."""
     if not path:
-        raise ValueError(
-            f"Nothing to evaluate: --resume found no checkpoint in {output_dir}"
-            if resume
-            else "Nothing to evaluate: name a checkpoint with MODEL.WEIGHTS, or add --resume"
-        )
+        found = f"--resume found no checkpoint in {output_dir}"
+        named = "name a checkpoint with MODEL.WEIGHTS, or add --resume"
+        raise ValueError(f"Nothing to evaluate: {found if resume else named}")
 
 
 def refuse_random_layers(path: str, initial: Iterable[str], output: str) -> None:

@@ -65,8 +65,6 @@ class BadFiles(HookBase):
         Returns: the files that were not known before.
         Raises: ValueError: there are more than ``limit`` now.
         """
-        if not reasons:
-            return []
         new = [file for file in reasons if file not in self.counts]
         met = {file: (skipped, reason) for file, reason in reasons.items()}
         self.own = add_counts([self.own, met])
@@ -78,8 +76,6 @@ class BadFiles(HookBase):
         return new
 
     def report(self) -> str:
-        """Writes a line for each file; "" if there are none."""
+        """A line for each file."""
         lines = [f"  {file} {why} [skipped {n} times]" for file, (n, why) in self.counts.items()]
-        if not lines:
-            return ""
         return "\n".join([f"{len(lines)} files could not be used:", *lines])

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -76,17 +77,16 @@ def grid(
         rows: pictures from left to right; None leaves a cell empty, short rows end early.
         captions: above the columns.
     """
-    columns = max(map(len, rows))
+    shapes = [[(0, 0) if p is None else p.shape[:2] for p in row] for row in rows]
+    heights = [max(height for height, _ in row) for row in shapes]
     widths = [
-        max((r[i].shape[1] for r in rows if i < len(r) and r[i] is not None), default=0)  # type: ignore[union-attr]
-        for i in range(columns)
+        max(width for _, width in column) for column in zip_longest(*shapes, fillvalue=(0, 0))
     ]
-    heights = [max((p.shape[0] for p in row if p is not None), default=0) for row in rows]
     top = CAPTION_HEIGHT if captions else 0
-    size = (sum(widths) + gap * (columns - 1), top + sum(heights) + gap * (len(rows) - 1))
+    size = (sum(widths) + gap * (len(widths) - 1), top + sum(heights) + gap * (len(rows) - 1))
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
-    lefts = [sum(widths[:i]) + gap * i for i in range(columns)]
+    lefts = [sum(widths[:i]) + gap * i for i in range(len(widths))]
     for left, width, caption in zip(lefts, widths, captions):
         draw.text((left + 2, 2), _shorten(caption, width - 4), fill=_INK, font=font())
     y = top
@@ -111,10 +111,7 @@ def with_legend(
             x = 0
         lines[-1].append((index, x))
         x += width
-    height = picture.height + GAP + LEGEND_HEIGHT * len(lines)
-    canvas = Image.new("RGB", (picture.width, height), _PAPER)
-    canvas.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(canvas)
+    canvas, draw = _with_lines(picture, len(lines))
     for number, line in enumerate(lines):
         y = picture.height + GAP + LEGEND_HEIGHT * number
         for index, left in line:
@@ -132,11 +129,9 @@ def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int = 4
 
 def with_scale(picture: Image.Image, title: str, low: str = "0", high: str = "1") -> Image.Image:
     """The picture, and below it what the colours of :func:`heat` mean, from ``low`` to ``high``."""
-    height = picture.height + GAP + LEGEND_HEIGHT
-    canvas = Image.new("RGB", (picture.width, height), _PAPER)
-    canvas.paste(picture, (0, 0))
+    canvas, draw = _with_lines(picture, 1)
     bar = np.tile(heat(np.linspace(0, 1, _SCALE_WIDTH)[None]), (LEGEND_HEIGHT - 8, 1, 1))
-    draw, x, y = ImageDraw.Draw(canvas), 2, picture.height + GAP
+    x, y = 2, picture.height + GAP
     for part in (f"{title}: {low}", bar, high):
         if isinstance(part, str):
             draw.text((x, y + 3), part, fill=_INK, font=font())
@@ -147,6 +142,14 @@ def with_scale(picture: Image.Image, title: str, low: str = "0", high: str = "1"
     return canvas
 
 
+def _with_lines(picture: Image.Image, number: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """The picture with room below it for lines of a legend."""
+    height = picture.height + GAP + LEGEND_HEIGHT * number
+    canvas = Image.new("RGB", (picture.width, height), _PAPER)
+    canvas.paste(picture, (0, 0))
+    return canvas, ImageDraw.Draw(canvas)
+
+
 @lru_cache
 def font(size: int = 13) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib, and has the signs ≥ and … of the captions."""
@@ -155,8 +158,8 @@ def font(size: int = 13) -> ImageFont.FreeTypeFont:
 
 
 def _shorten(text: str, width: float) -> str:
-    if font().getlength(text) <= width:
-        return text
-    while text and font().getlength(f"{text}…") > width:
+    shown = text
+    while text and font().getlength(shown) > width:
         text = text[:-1]
-    return f"{text}…"
+        shown = f"{text}…"
+    return shown

@@ -33,17 +33,11 @@ _SPREAD = ("L;2", "L;4")  # grey that Pillow spreads over 0..255: id 1 would bec
 
 
 class LabelContent(NamedTuple):
-    """What a label file holds.
+    """What a label file holds."""
 
-    Attributes:
-        ids: (256,) int64 pixels of each raw id; of a colour mask, of each class index.
-        size: (height, width).
-        palette: RGB of each id in turn, of a palette image whose ids count; else None.
-    """
-
-    ids: NDArray[np.int64]
-    size: Size
-    palette: bytes | None
+    ids: NDArray[np.int64]  # (256,) pixels of each raw id; of a colour mask, of each class index
+    size: Size  # (height, width)
+    palette: bytes | None  # RGB of each id in turn, of a palette image whose ids count
 
 
 def identity_except(*ignored: int) -> dict[int, int]:

@@ -95,19 +95,12 @@ def _described(names: Iterable[str], key: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _CropMapper:
-    """What source and target mapper share.
+    """What source and target mapper share."""
 
-    Attributes:
-        size: bounding box of the resized image, see :func:`keep_aspect_size`.
-        crop_size: (h, w) of the result. Smaller images are padded below and to the right.
-        flip: whether half of the images are mirrored.
-        pad_colour: RGB of the padding: the mean colour, about 0 once normalised.
-    """
-
-    size: Size | None
-    crop_size: Size
-    flip: bool
-    pad_colour: tuple[int, int, int]
+    size: Size | None  # bounding box of the resized image, see keep_aspect_size
+    crop_size: Size  # (h, w) of the result; smaller images are padded below and to the right
+    flip: bool  # whether half of the images are mirrored
+    pad_colour: tuple[int, int, int]  # RGB: the mean colour, about 0 once normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +144,10 @@ class SourceMapper(_CropMapper):
         )
 
     def __call__(self, record: Record, draw: Draw) -> Record:
-        """Reads, crops and augments one image.
+        """Reads, crops and augments an image.
 
         Args:
-            record: with ``file_name``, ``sem_seg_file_name`` and, where its labels are mapped, the
-                name of its data set as ``dataset``.
+            record: its ``dataset`` is the name of its data set, where labels are mapped.
             draw: its seed decides on everything random.
         Returns: ``image`` (3, h, w) uint8 RGB and ``sem_seg`` (h, w) uint8 of the crop size;
             ``file_name``; ``height`` and ``width`` of the file.
@@ -292,16 +284,12 @@ class TestMapper:
     """Record -> the whole image at the size that the target is trained at (at its own size where
     test-time augmentation resizes it), and its label as the file has it: the prediction is
     evaluated at the ``height`` and ``width`` of the file.
-
-    Attributes:
-        size: bounding box of the resized image, see :func:`keep_aspect_size`.
-        label_map: raw id -> class index, of sets whose label files do not hold class indices.
     """
 
     __test__ = False  # the name starts with Test, but it is none
 
-    size: Size | None
-    label_map: LabelMap | None = None
+    size: Size | None  # bounding box of the resized image, see keep_aspect_size
+    label_map: LabelMap | None = None  # where label files do not hold class indices
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: str = "") -> "TestMapper":
@@ -311,7 +299,7 @@ class TestMapper:
         return cls(size=size, label_map=label_map)
 
     def __call__(self, record: Record) -> Record:
-        """Reads and resizes one image.
+        """Reads and resizes an image.
 
         Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file;
             ``label`` (H, W) uint8 class indices, where the record names a label file that can be

@@ -114,22 +114,16 @@ class PairedLoader:
     ranks together are the batch of a single process.
 
     Attributes:
-        streams: the stream of each domain. Without a target set there is only ``"source"``.
-        batch_size: images of each domain in an iteration, over all ranks.
-        num_workers: worker processes of this rank; 0 loads in the calling process.
-        rank: number of this process.
-        world_size: number of processes.
-        max_bad_files: different files that may be skipped before iterating raises ValueError.
         bad_files: what was skipped in the batches that were handed out so far.
     Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
     """
 
-    streams: Mapping[str, DomainStream]
-    batch_size: int
-    num_workers: int = 0
+    streams: Mapping[str, DomainStream]  # of each domain; without a target set "source" alone
+    batch_size: int  # images of each domain in an iteration, over all ranks
+    num_workers: int = 0  # of this rank; 0 loads in the calling process
     rank: int = 0
     world_size: int = 1
-    max_bad_files: int = 0
+    max_bad_files: int = 0  # different files that are skipped before iterating raises ValueError
 
     def __post_init__(self) -> None:
         self.bad_files = BadFiles(self.max_bad_files)
@@ -294,15 +288,10 @@ def _stream(
 def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     """The training loader that a configuration describes. All ranks must call it.
 
-    Reads ``DATASETS.TRAIN`` (source), ``DATASETS.TRAIN_TARGET`` (image-only; left alone when
-    ``SELF_TRAINING.ENABLED`` is off), ``DATALOADER``, ``INPUT`` and ``SOLVER.IMS_PER_BATCH``, the
-    images of each domain in an iteration over all ranks.
+    ``SEED`` alone decides on all that is random. Without self-training, target sets are left alone.
 
-    Args:
-        cfg: with the keys of :func:`mpcl.config.add_mpcl_config`. ``SEED`` alone decides on all
-            that is random.
     Raises: ValueError: the batch cannot be split over the ranks, a source set has no labels or
-        classes of its own, a target set has labels, or a setting is unknown or out of range.
+        classes of its own, or a target set has labels.
     """
     names = list(cfg.DATASETS.TRAIN)
     records = _named_records(names)

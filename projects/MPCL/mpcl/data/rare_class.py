@@ -52,8 +52,7 @@ class RareClassSampler:
     Args:
         counts: (N, C) pixels of each class in each label file, at native size.
         sizes: (N, 2) height and width of each label file.
-        temperature: see :func:`class_probabilities`.
-        min_image_fraction: in [0, 1).
+        temperature, min_image_fraction: positive, and in [0, 1).
     Attributes:
         probabilities: (C,) float64 probability of each class.
         candidates: for each class the indices of its files; empty for a class that never occurs.

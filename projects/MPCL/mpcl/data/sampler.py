@@ -136,11 +136,6 @@ def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: i
     Iteration i takes positions [i * batch_size, (i + 1) * batch_size) and rank r the r-th equal
     part of them, so that the ranks in their order see what a single process sees.
 
-    Args:
-        iteration: not negative.
-        batch_size: images in an iteration, over all ranks.
-        rank: in [0, world_size).
-        world_size: number of ranks.
     Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``, or ``rank`` or
         ``iteration`` is out of its range.
     """

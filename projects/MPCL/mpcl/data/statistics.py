@@ -55,10 +55,9 @@ def class_statistics(
 ) -> ClassStatistics:
     """Counts the pixels of every class in every label of a registered set, if not cached.
 
-    A plain function of one process: let the main process call it first when several train together.
+    Where several processes train together, the main one is to call it first.
 
     Args:
-        dataset_name: a labelled set (``<name>_sem_seg_<split>``).
         num_workers: threads that read labels, at least one.
         skip_bad: a label that cannot be used counts as one without a class, and is named in the
             result, which is then not cached: a repaired file must not be forgotten.
@@ -74,50 +73,36 @@ def class_statistics(
         )
     files = tuple(record["sem_seg_file_name"] for record in records)
     metadata = MetadataCatalog.get(dataset_name)
-    num_classes = len(metadata.stuff_classes)
+    label_map, num_classes = metadata.get("label_map"), len(metadata.stuff_classes)
     parents = {os.path.dirname(os.path.abspath(on_disk(file))) for file in files}
     folder = Path(os.path.commonpath(parents))
-    key = _key(files, folder, metadata.get("label_map"), num_classes)
+    key = _key(files, folder, label_map, num_classes)
     places = _places(folder, dataset_name)
-
     for place in places:
         cached = _read_cache(place, key, (len(files), num_classes))
         if cached is not None:
             return ClassStatistics(files, *cached)
     bad: dict[str, str] = {}
-    count = partial(
-        _count,
-        label_map=metadata.get("label_map"),
-        num_classes=num_classes,
-        bad=bad if skip_bad else None,
-    )
-    rows = thread_map(
-        count,
-        files,
-        max_workers=num_workers or 1,
-        desc=f"counting classes of {dataset_name}",
-        disable=None,  # the bar is for terminals, not for files
-    )
+
+    def count(file: str) -> tuple[NDArray[np.int64], tuple[int, int]]:
+        try:
+            ids, size, _ = inspect_label(file, label_map)
+            counts = fold_ids(ids, label_map)
+            check_ids(file, counts, num_classes)
+        except BadFile as error:
+            if not skip_bad:
+                raise
+            bad[error.file] = error.reason
+            return np.zeros(num_classes, np.int64), (1, 1)
+        return counts[:num_classes], size
+
+    desc = f"counting classes of {dataset_name}"
+    rows = thread_map(count, files, max_workers=num_workers or 1, desc=desc, disable=None)
     counts, sizes = (np.array(column, np.int64) for column in zip(*rows))
     statistics = ClassStatistics(files, counts, sizes, dict(sorted(bad.items())))
     if not bad:
         _write_cache(places, key, statistics)
     return statistics
-
-
-def _count(
-    file: str, label_map: LabelMap | None, num_classes: int, bad: dict[str, str] | None
-) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    try:
-        ids, size, _ = inspect_label(file, label_map)
-        counts = fold_ids(ids, label_map)
-        check_ids(file, counts, num_classes)
-    except BadFile as error:
-        if bad is None:
-            raise
-        bad[error.file] = error.reason
-        return np.zeros(num_classes, np.int64), (1, 1)
-    return counts[:num_classes], size
 
 
 def class_table(names: Sequence[str], counts: NDArray[np.int64]) -> str:

@@ -9,18 +9,14 @@ from contextlib import contextmanager
 
 from .short import printable
 
-USER_ERROR = 2
-"""Exit status of a tool that was given something it cannot work with; argparse's own."""
-
+_USER_ERROR = 2  # exit status, as argparse's own
 UNTIL_TOLD = 3.0  # seconds in which another process has written the same message
-
 DEBUG = "--debug"
-DEBUG_HELP = "show the full traceback of an error"
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """Puts ``--debug`` into the help of a tool."""
-    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+    parser.add_argument(DEBUG, action="store_true", help="show the full traceback of an error")
 
 
 @contextmanager
@@ -43,10 +39,10 @@ def user_errors(program: str, debug: bool = False, silent: bool = False) -> Iter
             raise
         if silent:
             time.sleep(UNTIL_TOLD)
-            raise SystemExit(USER_ERROR) from None
+            raise SystemExit(_USER_ERROR) from None
         text = f"{program}: error: {printable(in_words(error))}\n({DEBUG} shows where)"
         print(text, file=sys.stderr, flush=True)
-        raise SystemExit(USER_ERROR) from None
+        raise SystemExit(_USER_ERROR) from None
 
 
 def without_traceback(record: logging.LogRecord) -> bool:

@@ -22,23 +22,14 @@ from .registration import load_records
 
 
 class FileReport(NamedTuple):
-    """One image and its label: what was found, and the faults as sentences that name the file.
+    """What was found in an image and its label."""
 
-    Attributes:
-        mode: Pillow's name of the image's mode, or "unreadable".
-        size: (height, width) of the image; None if it is unreadable.
-        label: the label file; "" of an image-only record.
-        ids: (256,) pixels of each raw id of the label.
-        palette: RGB of each id in turn, of a palette label.
-        faults: none if the pair can be used.
-    """
-
-    mode: str
-    size: Size | None
-    label: str
-    ids: NDArray[np.int64]
-    palette: bytes | None
-    faults: tuple[str, ...]
+    mode: str  # Pillow's name of the image's mode, or "unreadable"
+    size: Size | None  # (height, width) of the image; None if it is unreadable
+    label: str  # the label file; "" of an image-only record
+    ids: NDArray[np.int64]  # (256,) pixels of each raw id of the label
+    palette: bytes | None  # RGB of each id in turn, of a palette label
+    faults: tuple[str, ...]  # sentences that name the file; none if the pair can be used
 
 
 @dataclass(frozen=True)

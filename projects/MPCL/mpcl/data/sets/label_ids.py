@@ -18,19 +18,12 @@ _FEW_IDS = 8  # that no map names may be unlabelled things; more may be smooth e
 
 @dataclass(frozen=True)
 class LabelIds:
-    """The ids of some label files of one set.
+    """The ids of some label files of one set."""
 
-    Attributes:
-        ids: (256,) pixels of each raw id, see :func:`mpcl.data.labels.inspect_label`.
-        classes: their names, by class index.
-        label_map: of the set.
-        absent: classes that may have no pixel.
-    """
-
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int64]  # (256,) pixels of each raw id
     classes: Sequence[str]
     label_map: LabelMap | None
-    absent: Sequence[str]
+    absent: Sequence[str]  # classes that may have no pixel
 
     @property
     def empty_classes(self) -> list[str]:

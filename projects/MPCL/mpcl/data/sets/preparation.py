@@ -68,30 +68,21 @@ Reader = Callable[[str, LabelMap], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Conversion:
-    """One folder of published labels.
-
-    Attributes:
-        folder: where they lie; train-id files are written beside them.
-        raw_suffix: end of the published names (``_labelIds.png``).
-        train_suffix: what takes its place (``_labelTrainIds.png``).
-        label_map: published id -> train id.
-        read: (path, label_map) -> (H, W) uint8 train ids.
-    """
+    """A folder of published labels, beside which train-id files are written."""
 
     folder: Path
-    raw_suffix: str
-    train_suffix: str
-    label_map: Mapping[int, int]
-    read: Reader = read_label
+    raw_suffix: str  # end of the published names: "_labelIds.png"
+    train_suffix: str  # what takes its place: "_labelTrainIds.png"
+    label_map: Mapping[int, int]  # published id -> train id
+    read: Reader = read_label  # to (H, W) uint8 train ids
 
     def target(self, raw: str) -> Path:
         return Path(raw[: -len(self.raw_suffix)] + self.train_suffix)
 
 
 def convert_labels(conversion: Conversion, num_workers: int) -> int:
-    """Writes the train-id files that are missing.
+    """Writes the train-id files that are missing; returns how many.
 
-    Returns: how many were written.
     Raises:
         FileNotFoundError: the folder does not exist or holds no published label.
         ValueError: a label is not in the published format; names the file.
@@ -118,16 +109,13 @@ def resize_set(
     """Copies ``images/`` and the train ids in ``labels/`` at the size that training would give
     them.
 
-    Images: OpenCV bilinear; labels: OpenCV nearest; both as the training loader does, whose own
-    resizing then finds nothing left to do. Training sees the same pixels and decodes less than half
-    of the data.
+    They are resized as the training loader does, which then finds nothing left to do. Training sees
+    the same pixels and decodes less than half of the data.
 
     Args:
-        source: folder with ``images/`` and ``labels/``.
         destination: folder to write; remembers ``box``.
         label_suffix: end of the names of train-id labels.
-        box: (width, height) as in :func:`mpcl.data.mapper.keep_aspect_size`.
-        num_workers: threads, at least one.
+        box: see :func:`mpcl.data.resizing.keep_aspect_size`.
     Returns: how many files were written.
     Raises:
         FileNotFoundError: images or labels are missing.

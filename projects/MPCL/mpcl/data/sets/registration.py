@@ -45,23 +45,14 @@ def root_in_words() -> str:
 
 @dataclass(frozen=True)
 class FolderTree:
-    """Where the files of one set lie, relative to :func:`datasets_root`.
+    """Where the files of one set lie, relative to :func:`datasets_root`."""
 
-    Attributes:
-        images: image folders, searched at any depth.
-        image_suffix: end of every image name.
-        labels: the label folder of every image folder; () makes the set image-only.
-        label_suffix: what takes the place of ``image_suffix`` in the name of a label.
-        prefixes: if any, only images whose names begin with one of them.
-        made_by: script that makes the label or image files, if one has to be run.
-    """
-
-    images: tuple[str, ...]
-    image_suffix: str
-    labels: tuple[str, ...] = ()
-    label_suffix: str = ""
-    prefixes: tuple[str, ...] = ()
-    made_by: str = ""
+    images: tuple[str, ...]  # folders, searched at any depth
+    image_suffix: str  # end of every image name
+    labels: tuple[str, ...] = ()  # folder of the labels for each of images; () = image-only
+    label_suffix: str = ""  # what takes the place of image_suffix in the name of a label
+    prefixes: tuple[str, ...] = ()  # if any, only images whose names begin with one of them
+    made_by: str = ""  # script that makes the label or image files, if one has to be run
 
     def without_labels(self, *images: str) -> "FolderTree":
         """The same kind of tree, image-only, with other image folders."""
@@ -127,9 +118,7 @@ def set_metadata(
     """Describes a set in ``MetadataCatalog``.
 
     Args:
-        name: registered name.
-        classes: C names, by class index.
-        colors: C colours, RGB in [0, 255].
+        classes, colors: names and RGB colours, by class index.
         label_map: raw id, or colour, of the label files -> class index; None if they hold class
             indices.
         absent: classes that may have no pixel in the set; of others that is a fault.

@@ -14,29 +14,18 @@ from ..labels import Color
 @dataclass(frozen=True)
 class Split:
     """Where the files of one split lie: folders, also in zip archives, or lists of files. They are
-    looked up when the records are asked for.
+    looked up when the records are asked for."""
 
-    Attributes:
-        file, key: the description, and the split's key in it.
-        images: one place or several.
-        labels: a place for each of ``images``; () makes the split image-only.
-        valid: likewise, of masks that are 0 where an unlabelled image shows nothing; () = none.
-        image_suffixes, label_suffix: ends of the names in folders; masks end as labels do.
-        root: of the files that lists name; None = the folder of each list.
-        absent: classes that may have no pixel.
-        nodata: RGB of pixels of unlabelled images that show nothing.
-    """
-
-    file: Path
-    key: str
+    file: Path  # the description
+    key: str  # of the split, in the description
     images: tuple[Path, ...]
-    labels: tuple[Path, ...]
-    valid: tuple[Path, ...]
-    image_suffixes: tuple[str, ...]
-    label_suffix: str
-    root: Path | None
-    absent: tuple[str, ...]
-    nodata: Color | None
+    labels: tuple[Path, ...]  # a place for each of images; () = image-only
+    valid: tuple[Path, ...]  # likewise, of masks that are 0 where an image shows nothing; () = none
+    image_suffixes: tuple[str, ...]  # ends of the names in folders
+    label_suffix: str  # of masks as well
+    root: Path | None  # of the files that lists name; None = the folder of each list
+    absent: tuple[str, ...]  # classes that may have no pixel
+    nodata: Color | None  # RGB of pixels of unlabelled images that show nothing
 
     def records(self) -> list[Record]:
         """The records of all places, one after the other.
