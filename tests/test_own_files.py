@@ -226,18 +226,14 @@ def test_a_large_set_is_judged_by_all_its_labels_before_training(world, capsys, 
     assert "has a pixel of box; tools/check_data.py tells" in capsys.readouterr().err
 
 
-SPOILT = {
-    "an unknown id": (
-        lambda label: label.__setitem__(np.s_[:3], 5) or label,
-        r"holds the ids \[5\]",
-    ),
-    "id 200": (lambda label: np.full_like(label, 200), r"holds the ids \[200\]"),
-    "another size": (lambda label: label[:-1], r"\(63, 96\), but its image .*\(64, 96\)"),
-    "one column": (lambda label: label[:, :1].copy(), r"\(64, 1\), but its image .*\(64, 96\)"),
-}
-
-
-@pytest.mark.parametrize(("change", "said"), SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda label: np.full_like(label, 200), r"holds the ids \[200\]"),
+        (lambda label: label[:, :1].copy(), r"\(64, 1\), but its image .*\(64, 96\)"),
+    ],
+    ids=["an unknown id", "another size"],
+)
 def test_evaluation_refuses_a_label_by_file_as_training_does(world, change, said):
     masks(world, change, ["val"])
     world.command()

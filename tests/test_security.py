@@ -210,7 +210,7 @@ TAGS = [
 
 
 @pytest.mark.parametrize("tag", TAGS)
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("depth", [0, 2])
 def test_python_tags_in_a_config_are_refused_at_any_depth_of_bases(
     world, witness, capsys, tag, depth
 ):

@@ -32,7 +32,27 @@ def pairs(root: Path, name: str) -> list[tuple[str, str | None]]:
     ]
 
 
+CONDITIONS = ("fog", "night", "rain", "snow")
+
+
+def anonymised(*places: str, labelled: bool) -> dict[str, str | None]:
+    """Of ACDC and Dark Zurich: data set/{}/the rest of the path."""
+    images = [place.format("rgb_anon") + "_rgb_anon.png" for place in places]
+    labels = [place.format("gt") + "_gt_labelTrainIds.png" for place in places]
+    return dict(zip(images, labels if labelled else [None] * len(images)))
+
+
+def cityscapes_like(place: str, labelled: bool) -> dict[str, str | None]:
+    label = place.format("gtFine") + "_gtFine_labelTrainIds.png"
+    return {place.format("leftImg8bit") + "_leftImg8bit.png": label if labelled else None}
+
+
 # name -> image -> label (None: image-only), in the layout of the official downloads
+TRAIN, VAL, TEST = (
+    [f"acdc/{{}}/{c}/{split}/GOPR0475/{c}_1" for c in CONDITIONS]
+    for split in ("train", "val", "test")
+)
+ZURICH = "dark_zurich/{}/%s/night/GOPR0351/GOPR0351_frame_000159"
 OFFICIAL = {
     "gta5_sem_seg_train": {
         "gta5/images/00001.png": "gta5/labels/00001_labelTrainIds.png",
@@ -44,46 +64,16 @@ OFFICIAL = {
     "synthia_sem_seg_train": {
         "synthia/RGB/0000000.png": "synthia/GT/LABELS/0000000_labelTrainIds.png"
     },
-    "cityscapes_images_train": {
-        "cityscapes/leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png": None
-    },
-    "acdc_sem_seg_train": {
-        f"acdc/rgb_anon/{c}/train/GOPR0475/{c}_1_rgb_anon.png": (
-            f"acdc/gt/{c}/train/GOPR0475/{c}_1_gt_labelTrainIds.png"
-        )
-        for c in ("fog", "night", "rain", "snow")
-    },
-    "acdc_images_train": {
-        f"acdc/rgb_anon/{c}/train/GOPR0475/{c}_1_rgb_anon.png": None
-        for c in ("fog", "night", "rain", "snow")
-    },
-    "acdc_sem_seg_val": {
-        f"acdc/rgb_anon/{c}/val/G/{c}_2_rgb_anon.png": (
-            f"acdc/gt/{c}/val/G/{c}_2_gt_labelTrainIds.png"
-        )
-        for c in ("fog", "night", "rain", "snow")
-    },
-    "acdc_night_sem_seg_val": {
-        "acdc/rgb_anon/night/val/G/night_2_rgb_anon.png": (
-            "acdc/gt/night/val/G/night_2_gt_labelTrainIds.png"
-        )
-    },
-    "dark_zurich_images_train": {
-        "dark_zurich/rgb_anon/train/night/GOPR0351/GOPR0351_frame_000159_rgb_anon.png": None
-    },
-    "dark_zurich_sem_seg_val": {
-        "dark_zurich/rgb_anon/val/night/GOPR0356/GOPR0356_frame_000321_rgb_anon.png": (
-            "dark_zurich/gt/val/night/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png"
-        )
-    },
-    "acdc_images_test": {
-        f"acdc/rgb_anon/{c}/test/GOPR0475/{c}_3_rgb_anon.png": None
-        for c in ("fog", "night", "rain", "snow")
-    },
-    "acdc_snow_images_test": {"acdc/rgb_anon/snow/test/GOPR0475/snow_3_rgb_anon.png": None},
-    "dark_zurich_images_test": {
-        "dark_zurich/rgb_anon/test/night/GOPR0364/GOPR0364_frame_000001_rgb_anon.png": None
-    },
+    "cityscapes_images_train": cityscapes_like("cityscapes/{}/train/ulm/ulm_000000_000019", False),
+    "acdc_sem_seg_train": anonymised(*TRAIN, labelled=True),
+    "acdc_images_train": anonymised(*TRAIN, labelled=False),
+    "acdc_sem_seg_val": anonymised(*VAL, labelled=True),
+    "acdc_night_sem_seg_val": anonymised(VAL[1], labelled=True),
+    "acdc_images_test": anonymised(*TEST, labelled=False),
+    "acdc_snow_images_test": anonymised(TEST[3], labelled=False),
+    "dark_zurich_images_train": anonymised(ZURICH % "train", labelled=False),
+    "dark_zurich_sem_seg_val": anonymised(ZURICH % "val", labelled=True),
+    "dark_zurich_images_test": anonymised(ZURICH % "test", labelled=False),
     "camvid_day_sem_seg_train": {
         "CamVid/train/0006R0_f00930.png": "CamVid/trainannot/0006R0_f00930.png"
     },
@@ -91,17 +81,9 @@ OFFICIAL = {
     "camvid_dusk_sem_seg_val": {
         "CamVid/test/0001TP_008550.png": "CamVid/testannot/0001TP_008550.png"
     },
-    "streets_source_sem_seg_train": {
-        "streets/leftImg8bit/source/00/a_leftImg8bit.png": (
-            "streets/gtFine/source/00/a_gtFine_labelTrainIds.png"
-        )
-    },
-    "streets_target_images_train": {"streets/leftImg8bit/target/00/b_leftImg8bit.png": None},
-    "streets_target_sem_seg_val": {
-        "streets/leftImg8bit/val/00/c_leftImg8bit.png": (
-            "streets/gtFine/val/00/c_gtFine_labelTrainIds.png"
-        )
-    },
+    "streets_source_sem_seg_train": cityscapes_like("streets/{}/source/00/a", True),
+    "streets_target_images_train": cityscapes_like("streets/{}/target/00/b", False),
+    "streets_target_sem_seg_val": cityscapes_like("streets/{}/val/00/c", True),
 }
 
 
@@ -151,7 +133,7 @@ def test_the_parts_of_acdc_are_its_conditions(root):
     touch(root, *OFFICIAL["acdc_sem_seg_val"], *OFFICIAL["acdc_sem_seg_val"].values())
     files = [record["file_name"] for part in parts for record in DatasetCatalog.get(part)]
     assert files == [record["file_name"] for record in DatasetCatalog.get("acdc_sem_seg_val")]
-    assert parts == tuple(f"acdc_{c}_sem_seg_val" for c in ("fog", "night", "rain", "snow"))
+    assert parts == tuple(f"acdc_{c}_sem_seg_val" for c in CONDITIONS)
 
 
 def test_the_label_maps_are_those_of_the_published_ids():

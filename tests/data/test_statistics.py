@@ -55,8 +55,7 @@ def test_counts_are_those_of_a_slow_loop_in_the_order_of_the_records(world, num_
 
 def test_the_label_map_is_applied_before_counting(world):
     labels, _, _ = world
-    MetadataCatalog.remove(NAME)
-    set_metadata(NAME, ["a or c"], [(0, 0, 0)], {0: 0, 2: 0})
+    described("a", {0: 0, 2: 0})
     expected = [[np.isin(label, [0, 2]).sum()] for label in labels]
     np.testing.assert_array_equal(class_statistics(NAME).counts, expected)
 
@@ -81,25 +80,20 @@ def test_data_and_cache_may_be_moved_together(world, reads, tmp_path):
     assert len(reads) == 3
 
 
-def change_time(files, records):
-    os.utime(files[0], ns=(1, 1))
-
-
-def change_list(files, records):
-    del records[0]
-
-
-def change_map(files, records):
+def described(classes: str, label_map=None):
     MetadataCatalog.remove(NAME)
-    set_metadata(NAME, ["a", "b", "c"], [(0, 0, 0)] * 3, {0: 2, 1: 1, 2: 0})
+    set_metadata(NAME, list(classes), [(0, 0, 0)] * len(classes), label_map)
 
 
-def change_classes(files, records):
-    MetadataCatalog.remove(NAME)
-    set_metadata(NAME, ["a", "b", "c", "d"], [(0, 0, 0)] * 4, None)
+CHANGES = {
+    "time": lambda files, records: os.utime(files[0], ns=(1, 1)),
+    "list": lambda files, records: records.pop(0),
+    "map": lambda files, records: described("abc", {0: 2, 1: 1, 2: 0}),
+    "classes": lambda files, records: described("abcd"),
+}
 
 
-@pytest.mark.parametrize("change", [change_time, change_list, change_map, change_classes])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_whatever_changes_is_counted_again(world, reads, change):
     _, files, records = world
     class_statistics(NAME)

@@ -162,6 +162,9 @@ def test_a_torch_file_is_never_matched_by_likeness(tmp_path):
     path = dump({"model": {"bias": np.zeros(2)}, "__author__": "zoo"}, tmp_path / "zoo.pkl")
     with pytest.raises(ValueError, match=r"lacks 1 of the backbone: backbone\.weight"):
         WeightsCheckpointer(model).load(path)
+    path = dump({"model": {"stem": np.zeros(3)}, "__author__": "zoo"}, tmp_path / "zoo.pkl")
+    with pytest.raises(ValueError, match="no tensor of the weights fits"):
+        WeightsCheckpointer(model).load(path)
 
 
 def test_faults_name_what_is_missing_unknown_and_misshapen():

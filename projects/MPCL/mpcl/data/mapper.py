@@ -114,22 +114,16 @@ class SourceMapper(_CropMapper):
 
     Source: DAFormer (arXiv:2111.14887), Sec. 3.3, and its code. Differs from it in that threshold,
     here a fraction of the crop, so that it fits every size.
-
-    Attributes:
-        single_category_max_area: in (0, 1]; 1 accepts every crop.
-        min_crop_fraction: in [0, 1).
-        distort_colours: random brightness, contrast, saturation and hue. For training without
-            adaptation; self-training distorts the mixed images later.
-        label_maps: raw id -> class index, by the name of the data set. Label files of other sets
-            hold class indices.
-        num_classes: a label with other indices than [0, num_classes) and 255 is refused.
     """
 
-    single_category_max_area: float
-    min_crop_fraction: float
+    single_category_max_area: float  # in (0, 1]; 1 accepts every crop
+    min_crop_fraction: float  # in [0, 1)
+    # Random brightness, contrast, saturation and hue, for training without adaptation:
+    # self-training distorts the mixed images later.
     distort_colours: bool
+    # Raw id -> class index, by the name of the data set; label files of others hold class indices.
     label_maps: Mapping[str, LabelMap]
-    num_classes: int = IGNORE_LABEL
+    num_classes: int = IGNORE_LABEL  # other indices than [0, num_classes) and 255 are refused
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SourceMapper":
@@ -210,18 +204,14 @@ def without_label(record: Record) -> Record:
 class TargetMapper(_CropMapper):
     """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
 
-    Attributes:
-        margins: top, bottom, left and right shares of the image that pseudo-labels are not to be
-            trusted in; see ``valid`` of the result.
-        nodata: RGB of pixels that show nothing, by the name of the data set; they are not valid
-            either.
-        masked: whether some records name a file of the pixels that show something. Without this,
-            margins and nodata the result has no ``valid``.
+    Without margins, nodata and masks the result has no ``valid``.
     """
 
+    # Top, bottom, left and right shares of the image that pseudo-labels are not to be trusted in.
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    # RGB of pixels that show nothing, by the name of the data set.
     nodata: Mapping[str, Color] = field(default_factory=dict)
-    masked: bool = False
+    masked: bool = False  # whether some records name a file of the pixels that show something
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TargetMapper":

@@ -21,17 +21,11 @@ _ORDER, _AUGMENTATION, _INSTEAD, _SET = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Draw:
-    """What one position of a stream stands for.
+    """What one position of a stream stands for."""
 
-    Attributes:
-        index: which image of the data set.
-        seed: of everything random that happens to the image afterwards.
-        rare_class: the class that the image was drawn for, or ``NO_CLASS``.
-    """
-
-    index: int
-    seed: int
-    rare_class: int = NO_CLASS
+    index: int  # which image of the data set
+    seed: int  # of everything random that happens to the image afterwards
+    rare_class: int = NO_CLASS  # the class that the image was drawn for
 
 
 class Draws(Protocol):
@@ -53,16 +47,12 @@ class Draws(Protocol):
 class UniformDraws:
     """Every image once in each epoch, in an order of its own; stand-ins are drawn evenly.
 
-    Attributes:
-        num_images: size of the data set, at least 1.
-        seed: of the run, not negative.
-        stream: keeps streams of one run apart (source and target), not negative.
     Raises: ValueError: ``num_images`` is not positive.
     """
 
     num_images: int
-    seed: int
-    stream: int = 0
+    seed: int  # of the run, not negative
+    stream: int = 0  # keeps streams of one run apart (source and target), not negative
 
     def __post_init__(self) -> None:
         if self.num_images < 1:
@@ -84,12 +74,7 @@ class UniformDraws:
 
 @dataclass(frozen=True)
 class RareClassDraws:
-    """Independent draws of a class, and of an image for it.
-
-    Attributes:
-        sampler: draws both.
-        seed, stream: as of :class:`UniformDraws`.
-    """
+    """Independent draws of a class, and of an image for it."""
 
     sampler: RareClassSampler
     seed: int
@@ -108,18 +93,11 @@ class RareClassDraws:
 @dataclass(frozen=True, kw_only=True)
 class SharedDraws:
     """Draws from several sets, each in its share: a set is drawn first, then as by itself at this
-    position; stand-ins come from the same set.
+    position; stand-ins come from the same set."""
 
-    Attributes:
-        parts: the draws of each set.
-        sizes: its number of images; those of all sets are counted one set after the other.
-        shares: how often each is drawn; they sum to 1.
-        seed, stream: as of the parts.
-    """
-
-    parts: Sequence[Draws]
-    sizes: Sequence[int]
-    shares: Sequence[float]
+    parts: Sequence[Draws]  # of each set
+    sizes: Sequence[int]  # images of each; those of all sets are counted one set after the other
+    shares: Sequence[float]  # how often each is drawn; they sum to 1
     seed: int
     stream: int = 0
 

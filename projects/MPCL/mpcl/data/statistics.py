@@ -34,19 +34,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Pixel counts of a labelled set; N files, C classes.
+    """Pixel counts of a labelled set; N files, C classes."""
 
-    Attributes:
-        files: N label files, in the order of ``load_records([name])``.
-        counts: (N, C) int64 pixels of every class in every file, at full resolution; ignored pixels
-            are not counted.
-        sizes: (N, 2) int64 height and width of every file.
-        bad: file -> what is wrong with it, of those that were skipped; their counts are 0.
-    """
-
-    files: tuple[str, ...]
-    counts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    files: tuple[str, ...]  # N label files, in the order of load_records([name])
+    counts: NDArray[np.int64]  # (N, C) pixels that are not ignored, at full resolution
+    sizes: NDArray[np.int64]  # (N, 2) height and width
+    # File -> what is wrong with it, of those that were skipped; their counts are 0.
     bad: dict[str, str] = field(default_factory=dict)
 
 
