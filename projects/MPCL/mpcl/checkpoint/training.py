@@ -16,7 +16,7 @@ from .weights import WeightsCheckpointer
 
 logger = logging.getLogger(__name__)
 
-POINTER = "last_checkpoint"
+POINTER = "last_checkpoint"  # written for other tools of detectron2; nothing here reads it
 FINAL = "model_final.pth"
 SELECTED = "model_selected_on_labels.pth"
 """The one that a labelled set has chosen, where it was asked to; no run goes on from it."""
@@ -109,8 +109,6 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def get_checkpoint_file(self) -> str:
         """The whole checkpoint of the latest iteration, "" if there is none.
 
-        Of two of one iteration it is the one that ``last_checkpoint`` names.
-
         Raises: ValueError: there are checkpoints, but no whole one.
         """
         found, damaged = self._newest()
@@ -138,22 +136,12 @@ class TrainingCheckpointer(WeightsCheckpointer):
         return "", damaged
 
     def _candidates(self) -> list[Path]:
-        """The likeliest first."""
-        if not self.save_dir:
-            return []
-        pointer, pointed = Path(self.save_dir) / POINTER, ""
-        if pointer.is_file():
-            # The name alone: a folder from elsewhere cannot point out of itself.
-            pointed = Path(pointer.read_text(errors="replace").strip()).name
-        known = self._known()
-        extra = Path(self.save_dir) / pointed
-        if extra.suffix == ".pth" and extra.is_file() and extra not in known:
-            known.append(extra)
-        return sorted(
-            known,
-            key=lambda p: (_iteration(p, *_state(p)), p.name == pointed, p.name),
-            reverse=True,
-        )
+        """The likeliest first; of two of one iteration the final one."""
+
+        def order(path: Path) -> tuple[int, str]:
+            return _iteration(path, *_state(path)), path.name
+
+        return sorted(self._known(), key=order, reverse=True)
 
     def _known(self) -> list[Path]:
         return checkpoints_in(self.save_dir) if self.save_dir else []

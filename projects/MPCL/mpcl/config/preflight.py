@@ -20,7 +20,6 @@ from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
 from ..checkpoint.weights import WeightsCheckpointer
 from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
-from ..data.sampler import rank_positions
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
 from ..data.sets.registration import load_records, registered_names
 from .reading import get
@@ -66,7 +65,6 @@ def find_faults(
     Weights are compared with the model, name by name.
 
     Args:
-        cfg: a whole config, see :func:`mpcl.config.get_cfg_from`.
         world_size: processes of the job.
         local_processes: of these on this machine; each takes a GPU if there is any.
         eval_only: no training, hence no training data; but weights, and whole ones.
@@ -137,13 +135,11 @@ def _check_output(folder: str) -> None:
 
 
 def _check_batch(cfg: CfgNode, world_size: int) -> None:
-    try:
-        rank_positions(0, cfg.SOLVER.IMS_PER_BATCH, 0, world_size)
-    except ValueError:
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, images of each domain over all "
             f"ranks; expected a multiple of the {world_size} processes"
-        ) from None
+        )
 
 
 def _check_tracking(cfg: CfgNode) -> None:

@@ -131,17 +131,13 @@ def read_json(path: AnyPath) -> Any:
         FileNotFoundError: there is nothing.
         ValueError: it is no JSON.
     """
-    return parse_json(read_text(path), shown(path))
-
-
-def parse_json(text: str, name: str) -> Any:
-    """Content of a JSON document; ValueError, with its name, where it is none."""
+    text = read_text(path)
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError(f"{name} is nested too deep") from None
+        raise ValueError(f"{shown(path)} is nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"{name} is no valid JSON: {error}") from None
+        raise ValueError(f"{shown(path)} is no valid JSON: {error}") from None
 
 
 def sha256(path: str | Path) -> str:
