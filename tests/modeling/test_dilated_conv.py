@@ -31,6 +31,15 @@ def test_equals_the_plain_convolution_with_its_gradients(dilation, height, width
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (plain, weight), direction))
 
 
+def test_trains_after_it_has_predicted():
+    conv, grid = DilatedDepthwiseConv(3, 5), torch.randn(1, 3, 11, 13)
+    with torch.inference_mode():
+        expected = conv(grid)
+    found = conv(grid)
+    found.sum().backward()
+    assert torch.equal(found, expected) and conv.weight.grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_in_the_precisions_of_training(dtype):
     torch.manual_seed(0)

@@ -43,6 +43,7 @@ class DilatedDepthwiseConv(nn.Conv2d):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what a prediction has made, training uses, too
 def _phases(
     batch: int, height: int, width: int, d: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
