@@ -213,23 +213,10 @@ def test_each_source_set_has_its_own_label_map(cfg, tmp_path, register):
     assert seen == {"source", "swapped"}
 
 
-def test_source_sets_with_different_numbers_of_classes_are_refused(cfg, tmp_path, register):
-    name = register(write_images(tmp_path / "more"), stuff_classes=["a", "b", "c", "d"])
-    cfg.DATASETS.TRAIN = (*cfg.DATASETS.TRAIN, name)
-    with pytest.raises(ValueError, match=rf"{name}.*4"):
-        build_paired_loader(cfg)
-
-
 def test_a_labelled_target_set_is_refused(cfg):
     cfg.DATASETS.TRAIN_TARGET = cfg.DATASETS.TRAIN
     with pytest.raises(ValueError, match="TRAIN_TARGET"):
-        build_paired_loader(cfg)
-
-
-def test_an_unlabelled_source_set_is_refused(cfg):
-    cfg.DATASETS.TRAIN = cfg.DATASETS.TRAIN_TARGET
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN "):
-        build_paired_loader(cfg)
+        take(build_paired_loader(cfg), 1)
 
 
 def test_only_the_first_rank_counts_before_the_others_read(cfg, monkeypatch):

@@ -190,16 +190,6 @@ class SourceMapper(_CropMapper):
         return box
 
 
-def without_label(record: Record) -> Record:
-    """The record itself; ValueError if it names a label file."""
-    if "sem_seg_file_name" in record:
-        raise ValueError(
-            f"the target record of {record['file_name']} names a label file; adaptation must not "
-            "see target labels: put an image-only data set into DATASETS.TRAIN_TARGET"
-        )
-    return record
-
-
 @dataclass(frozen=True, kw_only=True)
 class TargetMapper(_CropMapper):
     """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
@@ -232,7 +222,12 @@ class TargetMapper(_CropMapper):
             BadFile: the image or its mask cannot be read, or they differ in size.
         """
         rng = np.random.default_rng(draw.seed)
-        image = read_image(without_label(record)["file_name"])
+        if "sem_seg_file_name" in record:
+            raise ValueError(
+                f"the target record of {record['file_name']} names a label file; adaptation must "
+                "not see target labels: put an image-only data set into DATASETS.TRAIN_TARGET"
+            )
+        image = read_image(record["file_name"])
         size = keep_aspect_size(image.shape[:2], self.size)
         box = _random_box(size, self.crop_size, rng)
         crop = resize(image, size)[box]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from .bad_files import BadFiles
 from .decoding import BadFile
 from .files import sample
-from .mapper import Record, SourceMapper, TargetMapper, TestMapper, without_label
+from .mapper import Record, SourceMapper, TargetMapper, TestMapper
 from .rare_class import RareClassSampler
 from .resizing import scale_factors, scales_in_words
 from .sampler import Draw, Draws, RareClassDraws, SharedDraws, UniformDraws, rank_positions
@@ -195,9 +195,6 @@ def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistic
     statistics = [class_statistics(name, cfg.DATALOADER.NUM_WORKERS, skip) for name in names]
     if comm.is_main_process():
         comm.synchronize()
-    num_classes = {name: s.counts.shape[1] for name, s in zip(names, statistics)}
-    if len(set(num_classes.values())) > 1:
-        raise ValueError(f"the sets of DATASETS.TRAIN differ in their classes: {num_classes}")
     _check_classes(names, statistics)
     return statistics
 
@@ -290,20 +287,17 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
 
     ``SEED`` alone decides on all that is random. Without self-training, target sets are left alone.
 
-    Raises: ValueError: the batch cannot be split over the ranks, a source set has no labels or
-        classes of its own, or a target set has labels.
+    Raises: ValueError: the batch cannot be split over the ranks, or no label of the source has a
+        pixel of a class. :func:`mpcl.config.preflight.preflight` says what else is wrong with sets.
     """
     names = list(cfg.DATASETS.TRAIN)
     records = _named_records(names)
-    for record in chain(*records):
-        if "sem_seg_file_name" not in record:
-            raise ValueError(f"DATASETS.TRAIN expects labelled sets, {record['dataset']!r} is not")
     statistics = _class_statistics(cfg, names) if cfg.DATALOADER.RARE_CLASS.ENABLED else []
     source, box = SourceMapper.from_config(cfg), cfg.INPUT.SOURCE_SIZE
     streams = {"source": _stream(cfg, names, records, _SOURCE_STREAM, source, box, statistics)}
     if cfg.SELF_TRAINING.ENABLED:
         names = list(cfg.DATASETS.TRAIN_TARGET)
-        records = [[without_label(r) for r in part] for part in _named_records(names)]
+        records = _named_records(names)
         target, box = TargetMapper.from_config(cfg), cfg.INPUT.TARGET_SIZE
         streams["target"] = _stream(cfg, names, records, _TARGET_STREAM, target, box)
     loader = PairedLoader(
