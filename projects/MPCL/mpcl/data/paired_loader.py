@@ -127,14 +127,11 @@ class PairedLoader:
 
     def __post_init__(self) -> None:
         self.bad_files = BadFiles(self.max_bad_files)
-        self.seek(0)  # a bad size fails here, not at first use
+        self._positions(0)  # a bad size fails here, not at first use
+        self._start = 0
 
     def seek(self, iteration: int) -> None:
-        """Makes iterators whose first batch is still to come start at ``iteration``.
-
-        Raises: ValueError: ``iteration`` is negative.
-        """
-        self._positions(iteration)
+        """Makes iterators whose first batch is still to come start at ``iteration``."""
         self._start = iteration
 
     def __iter__(self) -> Iterator[Batch]:

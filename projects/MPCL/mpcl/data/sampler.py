@@ -45,18 +45,13 @@ class Draws(Protocol):
 
 @dataclass
 class UniformDraws:
-    """Every image once in each epoch, in an order of its own; stand-ins are drawn evenly.
+    """Every image once in each epoch, in an order of its own; stand-ins are drawn evenly."""
 
-    Raises: ValueError: ``num_images`` is not positive.
-    """
-
-    num_images: int
+    num_images: int  # at least 1
     seed: int  # of the run, not negative
     stream: int = 0  # keeps streams of one run apart (source and target), not negative
 
     def __post_init__(self) -> None:
-        if self.num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
         self._epoch = -1  # of the order at hand: a cache, it never changes what is drawn
         self._order = np.empty(0, dtype=np.int64)
 
@@ -114,16 +109,11 @@ def rank_positions(iteration: int, batch_size: int, rank: int = 0, world_size: i
     Iteration i takes positions [i * batch_size, (i + 1) * batch_size) and rank r the r-th equal
     part of them, so that the ranks in their order see what a single process sees.
 
-    Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``, or ``rank`` or
-        ``iteration`` is out of its range.
+    Raises: ValueError: ``batch_size`` is not a positive multiple of ``world_size``.
     """
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(
             f"batch_size must be a positive multiple of the {world_size} ranks, got {batch_size}"
-        )
-    if not 0 <= rank < world_size or iteration < 0:
-        raise ValueError(
-            f"expected 0 <= rank < {world_size} and iteration >= 0, got {rank} and {iteration}"
         )
     per_rank = batch_size // world_size
     first = iteration * batch_size + rank * per_rank
