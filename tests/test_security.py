@@ -313,7 +313,7 @@ def listed(world: World, line: str, **keys) -> Path:
 def records(world: World) -> list[dict]:
     from mpcl.data.sets.registration import load_records
 
-    return load_records([f"{world.name}_images_target"])
+    return load_records(f"{world.name}_images_target")
 
 
 @pytest.mark.parametrize("line", ["../target/0.png", "a/../../target/0.png", "{root}/target/0.png"])

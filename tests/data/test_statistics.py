@@ -46,7 +46,7 @@ def test_counts_are_those_of_a_slow_loop_in_the_order_of_the_records(world, num_
     labels, files, _ = world
     result = class_statistics(NAME, num_workers)
     assert result.files == tuple(str(file) for file in files)
-    assert list(result.files) == [r["sem_seg_file_name"] for r in load_records([NAME])]
+    assert list(result.files) == [r["sem_seg_file_name"] for r in load_records(NAME)]
     slow = [[sum(v == c for v in label.ravel()) for c in range(3)] for label in labels]
     np.testing.assert_array_equal(result.counts, slow)
     np.testing.assert_array_equal(result.sizes, SHAPES)

@@ -119,8 +119,6 @@ def convert_checkpoint(
     """
     if Path(dst).suffix != ".pth":
         raise ValueError(f"dst must end in .pth, got {dst}")
-    if part not in ("both", STUDENT, TEACHER):
-        raise ValueError(f"part is {part!r}; expected one of both, {STUDENT}, {TEACHER}")
     path = find_weight_file(src)
     timm_name = timm_name or _timm_name(Path(src))
     content = read(path)

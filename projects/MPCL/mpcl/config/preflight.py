@@ -288,7 +288,7 @@ def _records(role: _Role, name: str) -> list[Record]:
         similar = ", ".join(get_close_matches(name, known, n=3) or known)
         raise ValueError(f"{role.key} names {name!r}, which is unknown; known: {similar}. {_SETS}")
     try:
-        records = load_records([name])
+        records = load_records(name)
     except FileNotFoundError as error:
         # Our own sets say all; those of detectron2 leave it at the operating system's words.
         own = error.strerror is None

@@ -181,7 +181,7 @@ class PairedLoader:
 
 def _named_records(names: Sequence[str]) -> list[list[Record]]:
     """Records of each set; each names its set, whose metadata decide how its files are read."""
-    return [[{**record, "dataset": name} for record in load_records([name])] for name in names]
+    return [[{**record, "dataset": name} for record in load_records(name)] for name in names]
 
 
 def _class_statistics(cfg: CfgNode, names: Sequence[str]) -> list[ClassStatistics]:

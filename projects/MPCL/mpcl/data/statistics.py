@@ -36,7 +36,7 @@ _FORMAT = 1
 class ClassStatistics:
     """Pixel counts of a labelled set; N files, C classes."""
 
-    files: tuple[str, ...]  # N label files, in the order of load_records([name])
+    files: tuple[str, ...]  # N label files, in the order of load_records(name)
     counts: NDArray[np.int64]  # (N, C) pixels that are not ignored, at full resolution
     sizes: NDArray[np.int64]  # (N, 2) height and width
     # File -> what is wrong with it, of those that were skipped; their counts are 0.
@@ -59,7 +59,7 @@ def class_statistics(
         ValueError: the set has no labels.
         FileNotFoundError: files of the set are missing.
     """
-    records = load_records([dataset_name])
+    records = load_records(dataset_name)
     if not all("sem_seg_file_name" in record for record in records):
         raise ValueError(
             f"dataset_name expects a labelled set (<name>_sem_seg_<split>), got {dataset_name!r}"

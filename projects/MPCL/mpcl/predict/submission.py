@@ -60,7 +60,7 @@ def frames_of(dataset: str) -> dict[str, str]:
 
     Raises: ValueError: two images have the same frame name.
     """
-    files = [record["file_name"] for record in load_records([dataset])]
+    files = [record["file_name"] for record in load_records(dataset)]
     frames = {Path(file).name.removesuffix(IMAGE_SUFFIX): file for file in files}
     if len(frames) != len(files):
         twice = [f for f, n in Counter(Path(file).name for file in files).items() if n > 1]

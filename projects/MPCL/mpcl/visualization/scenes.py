@@ -68,7 +68,7 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
     """
     if dataset not in DatasetCatalog:
         raise ValueError(f"{dataset} is no registered data set")
-    records = load_records([dataset])
+    records = load_records(dataset)
     label_map = MetadataCatalog.get(dataset).get("label_map")
     mapper = _mapper(cfg, dataset)
     found = []

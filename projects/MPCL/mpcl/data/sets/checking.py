@@ -123,7 +123,7 @@ def check_dataset(dataset_name: str, num_workers: int = 0) -> DatasetReport:
     """
     metadata = MetadataCatalog.get(dataset_name)
     try:
-        records = load_records([dataset_name])
+        records = load_records(dataset_name)
     except MissingLabels as error:
         missing = tuple(f"image {shown(file)} has no {error.kind}" for file in error.images)
         ids, labelled = label_ids(dataset_name, ()), error.kind == "label"

@@ -142,16 +142,12 @@ def registered_names() -> list[str]:
     return [n for n in sorted(DatasetCatalog) if hasattr(MetadataCatalog.get(n), "label_map")]
 
 
-def load_records(names: Sequence[str]) -> list[Record]:
-    """Records of several sets, one set after the other, each sorted by file name.
+def load_records(name: str) -> list[Record]:
+    """Records of a set, sorted by file name.
 
     Detectron2's Cityscapes comes in the order of the file system; sampling must not depend on that.
     """
-    return [
-        record
-        for name in names
-        for record in sorted(DatasetCatalog.get(name), key=lambda r: r["file_name"])
-    ]
+    return sorted(DatasetCatalog.get(name), key=lambda record: record["file_name"])
 
 
 def register_camvid(name: str, sequences: Sequence[str], split: str, labelled: bool) -> None:
