@@ -124,7 +124,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _load_foreign(self, checkpoint: dict[str, Any], model: State) -> Any:
-        state, kind, left_out = self._translate(unwrap(checkpoint["model"]), model)
+        state, kind, left_out = self._translate(checkpoint["model"], model)
         checkpoint["model"] = state
         incompatible = self._load_some(checkpoint)
         self.logger.info(

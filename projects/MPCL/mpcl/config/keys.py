@@ -45,7 +45,9 @@ def get_cfg_from(
         merge_file(cfg, config_file)
     merge_options(cfg, opts)
     validate(cfg, defaults)
-    mean, std = _pixel_statistics(cfg) or (defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD)
+    mean, std = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        mean, std = pixel_statistics(cfg.MODEL.TIMM.NAME)
     cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN or mean)
     cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD or std)
     if cfg.DATASETS.FILES:
@@ -328,10 +330,3 @@ def _add_test_config(cfg: CN) -> None:
     # A set of DATASETS.TEST: of all evaluations, the checkpoint with the best headline on it is
     # kept as model_selected_on_labels.pth, beside the last one: selection on labels. "" = off.
     cfg.TEST.SELECT_ON = ""
-
-
-def _pixel_statistics(cfg: CN) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Mean and deviation that an encoder of timm was trained with; None for the others."""
-    if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
-        return None
-    return pixel_statistics(cfg.MODEL.TIMM.NAME)
