@@ -216,23 +216,26 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
 
 def trace(config_file: Path, opts: list[str], *, start: bool = False) -> FakeCuda:
-    """The second step of a training whose prototypes have started, or start in it."""
+    """A step of a training whose prototypes have started, or start in it."""
     own = ["MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", "none", "LOG_PERIOD", "1000000"]
     own += ["PROTOTYPES.GRADIENT_SHARE_PERIOD", "0"]
     with TemporaryDirectory() as folder, fake_cuda() as mode, EventStorage() as storage:
         cfg = get_cfg_from(str(config_file), [*own, "OUTPUT_DIR", folder, *opts])
         trainer = SyntheticTrainer(cfg)
-        first = cfg.PROTOTYPES.INIT.ITER - 1 if start else cfg.PROTOTYPES.INIT.ITER + 1
-        trainer.iter, trainer.storage = first, storage
+        trainer.iter = cfg.PROTOTYPES.INIT.ITER + (0 if start else 2)
+        trainer.storage = storage
         trainer.model.train()
         for hook in trainer._hooks:
             hook.trainer.start_iter = 0
             hook.before_train()
-        for _ in range(2):  # the first makes the optimiser's state
-            mode.watched = not start
-            mode.launches.clear()
-            mode.peak = mode.live
-            trainer.step_once()
+        for parameter in trainer.student.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()  # makes its state, as an earlier step would have
+        trainer.optimizer.zero_grad()
+        mode.watched = not start
+        mode.launches.clear()
+        mode.peak = mode.live
+        trainer.step_once()
         return mode
 
 
