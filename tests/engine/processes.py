@@ -89,7 +89,8 @@ def _train_rank(rank, world_size, port, register, runs) -> None:
 def _train_and_keep(rank: int, cfg, before) -> None:
     trainer = train(cfg, before=before)
     if comm.get_world_size() > 1:
-        state = {"student": trainer.student.state_dict(), "teacher": trainer.teacher.state_dict()}
+        networks = {"student": trainer.student, "teacher": trainer.teacher}
+        state = {role: network.state_dict() for role, network in networks.items() if network}
         torch.save(state, Path(cfg.OUTPUT_DIR) / f"rank{rank}.pth")
 
 
