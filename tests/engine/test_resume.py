@@ -23,13 +23,11 @@ BEFORE, AT, AFTER = (0,), (1, 2), (3,)
 # stopped; and, below, two processes. MPCL_TEST_FULL=1 tests all combinations, stopped after every
 # iteration, in about ten minutes.
 CASES = [
-    ("source_only", 0, BEFORE + AFTER, SMALLEST),
-    ("daformer_gauss", 2, AFTER, SMALLEST),
     ("hrda_centroid", 2, AT, SMALLEST),
-    ("mic", 0, BEFORE, SMALLEST),
-    ("mic_gauss", 0, AT, ()),  # Mix Transformer
+    ("mic", 0, BEFORE + AFTER, SMALLEST),
+    ("daformer_gauss", 0, AT, ()),  # Mix Transformer
 ]
-RANKS_CASES = [("daformer_gauss", 2, BEFORE), ("mic_centroid", 0, AFTER)]
+RANKS_CASES = [("daformer_gauss", 2, BEFORE)]
 if os.getenv("MPCL_TEST_FULL"):
     METHODS = [f"{m}{p}" for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")]
     RANKS_CASES = list(product(METHODS, (0, 2), (BEFORE + AT + AFTER,)))
@@ -60,13 +58,13 @@ def test_stopped_run_equals_undisturbed_run(tiny_cfg, tmp_path, method, workers,
 
 def test_scaler_of_half_precision_is_resumed(tiny_cfg, tmp_path):
     half = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16")
-    opts = (*SHORT, *SMALLEST, *half, "OUTPUT_DIR")
+    opts = (*SHORT, *SMALLEST, *half, "INPUT.CROP.SIZE", (32, 32), "OUTPUT_DIR")
 
     def lower_scale(trainer):  # so that it is not what a new scaler starts with
         trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
 
-    train(tiny_cfg("daformer", *opts, str(tmp_path / "undisturbed")), before=lower_scale)
-    cfg = tiny_cfg("daformer", *opts, str(tmp_path / "stopped"))
+    train(tiny_cfg("source_only", *opts, str(tmp_path / "undisturbed")), before=lower_scale)
+    cfg = tiny_cfg("source_only", *opts, str(tmp_path / "stopped"))
     with pytest.raises(Preempted):
         train(cfg, before=lambda trainer: (lower_scale(trainer), Stop((0,))(trainer)))
     assert train(cfg).grad_scaler.get_scale() == 1024.0
@@ -106,8 +104,10 @@ def test_two_ranks_stopped_and_resumed_equal_undisturbed_ones(
     runs = [(undisturbed, None), *((stopped, Stop((stop,))) for stop in stops), (stopped, None)]
     assert statuses(start_all(runs, spoilt_world, world_size=2)) == [0, 0]
     assert_equal_runs(undisturbed.OUTPUT_DIR, stopped.OUTPUT_DIR)
-    left, right = (checkpoint(c.OUTPUT_DIR, "rank1.pth") for c in (undisturbed, stopped))
-    assert_equal_checkpoints(left, right)
+    both = [checkpoint(undisturbed.OUTPUT_DIR, f"rank{rank}.pth") for rank in range(2)]
+    assert_equal_checkpoints(*both)  # student, teacher and prototypes are equal on both ranks
+    assert_equal_checkpoints(both[1], checkpoint(stopped.OUTPUT_DIR, "rank1.pth"))
+    assert both[0][".student.prototype_head.prototypes.started"].all()
     # What both ranks have skipped is what one process skips that draws the whole batches.
     loader = build_paired_loader(undisturbed)
     list(islice(loader, undisturbed.SOLVER.MAX_ITER))
