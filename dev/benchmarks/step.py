@@ -63,7 +63,7 @@ def run(args) -> list[Row]:
             rows = against(mine, samples, other, args.device)
             rows += _phases(trainers[mine], args)
             for name, trainer in trainers.items():
-                rows.append(_arithmetic_rate(name, trainer, samples[name].seconds, args.device))
+                rows.append(_arithmetic_rate(name, trainer, samples[name].seconds, args))
     return rows
 
 
@@ -183,21 +183,21 @@ def _clocks(calls: dict, seconds: dict[str, float], device: str) -> Iterator[Non
             setattr(owner, key, saved[name])
 
 
-def _arithmetic_rate(name: str, trainer: SyntheticTrainer, seconds: float, device: str) -> Row:
+def _arithmetic_rate(name: str, trainer: SyntheticTrainer, seconds: float, args) -> Row:
     """Floating-point operations of a step over its time, over those of a large matrix product."""
     with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         trainer.step_once()
     rate = counter.get_total_flops() / seconds
-    size = 8192 if device.startswith("cuda") else 2048
+    size = 8192 if args.device.startswith("cuda") else 2048
     dtype = trainer.amp_dtype if trainer.cfg.SOLVER.AMP.ENABLED else torch.float32
-    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    product = min(measure(lambda: left @ right, device)[0] for _ in range(5))
+    left, right = torch.randn(2, size, size, device=args.device, dtype=dtype)
+    product = min(measure(lambda: left @ right, args.device)[0] for _ in range(args.repeats))
     return row(
         f"arithmetic rate of the {name}, over a {size}x{size} product",
         rate / 1e9,
         "GFLOP/s",
         2 * size**3 / product / 1e9,
-        device_name(device),
+        device_name(args.device),
     )
 
 
