@@ -9,10 +9,10 @@ CONFIGS = Path(__file__).parents[2] / "projects" / "MPCL" / "configs"
 
 
 def test_stopped_run_with_nans_and_corrupt_files_ends_like_the_undisturbed_one(tmp_path, capsys):
-    short = ["--steps", "12", "--stops", "2", "--nans", "2", "--corrupt", "3"]
+    short = ["--steps", "8", "--stops", "2", "--nans", "2", "--corrupt", "3"]
     config = ["--config-file", str(CONFIGS / "daformer_centroid.yaml"), "--seed", "1"]
-    where = ["--checkpoint-period", "4", "--output", str(tmp_path)]
-    status = soak.main([*short, *config, *where, "LOG_PERIOD", "3", "PROTOTYPES.INIT.ITER", "5"])
+    where = ["--checkpoint-period", "2", "--output", str(tmp_path)]
+    status = soak.main([*short, *config, *where, "LOG_PERIOD", "3", "PROTOTYPES.INIT.ITER", "3"])
     printed = capsys.readouterr().out
     assert status == 0, printed
     report = json.loads((tmp_path / "soak.json").read_text())

@@ -1,5 +1,6 @@
 """The small-scale study: what it would run, and how it runs it."""
 
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,7 @@ row = {"iteration": 3, "sem_seg/mIoU": 40 + int(seed)}
 """
 
 
+@cache
 def planned(benchmark: str) -> dict[str, tuple]:
     """Name -> config of each run, as tools/run_seeds.py would read it, and its arguments."""
     args = tool.parse_args([benchmark, "--seeds", "0"])
@@ -71,7 +73,7 @@ def test_an_ablation_changes_its_own_keys_only():
 def test_a_control_differs_from_its_method_by_the_self_training(method):
     runs = planned("camvid")
     control = {"daformer": "source_only_balanced", "mic": "source_only_two_scales"}[method]
-    expected, cfg = runs[method][0], runs[control][0]
+    expected, cfg = runs[method][0].clone(), runs[control][0]
     expected.merge_from_list(["SELF_TRAINING.ENABLED", False, "OUTPUT_DIR", cfg.OUTPUT_DIR])
     expected.merge_from_list(["SELF_TRAINING.MASKED.WEIGHT", cfg.SELF_TRAINING.MASKED.WEIGHT])
     assert cfg.dump() == expected.dump()
