@@ -60,10 +60,9 @@ def test_b0_equals_the_hugging_face_encoder_at_any_size(b0, size):
     assert max(relative_errors(model, reference, torch.randn(2, 3, *size))) < 1e-5
 
 
-@pytest.mark.parametrize("variant, size", [("b1", (70, 101)), ("b5", (64, 36))])
-def test_larger_variants_equal_the_hugging_face_encoder(variant, size):
-    reference = hugging_face(variant)
-    errors = relative_errors(ours_like(reference, variant), reference, torch.randn(1, 3, *size))
+def test_a_larger_variant_equals_the_hugging_face_encoder():
+    reference = hugging_face("b2")
+    errors = relative_errors(ours_like(reference, "b2"), reference, torch.randn(1, 3, 70, 101))
     assert max(errors) < 1e-5
 
 
