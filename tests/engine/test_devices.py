@@ -1,7 +1,8 @@
 """What training, evaluation and prediction do on a GPU is what they do on a CPU, where these tests
-run, too."""
+run with MPCL_TEST_FULL=1."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from mpcl.engine.preemption import Preempted
 from mpcl.predict.loading import load_networks
 from mpcl.prototypes.kmeans import kmeans
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES += ["cpu"] if os.getenv("MPCL_TEST_FULL") else []
 QUIET = (*SMALLEST, "VIS_PERIOD", 0, "DATASETS.TEST", (), "SOLVER.CHECKPOINT_PERIOD", 100)
 EXACT = ("TEST.AMP", False)
 

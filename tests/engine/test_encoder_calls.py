@@ -10,7 +10,7 @@ NO_CHANCE = ["MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.BACKBONE.DROP_PATH", 0.0]
 SOON = ["PROTOTYPES.INIT.ITER", 0, "PROTOTYPES.INIT.METHOD", "random", "SOLVER.MAX_ITER", 1]
 SOON += ["PROTOTYPES.CLUSTER_POOL", "batch"]
 # Prototypes come after the encoder.
-METHODS = ["daformer_gauss", "hrda", "mic_centroid"]
+METHODS = ["daformer_gauss", "mic_centroid"]
 
 
 def trained(cfg, one_by_one: bool):
