@@ -17,7 +17,7 @@ import submit
 import torch
 import train_net
 import visualize
-from conftest import CONFIGS, SMALLEST, TINY
+from conftest import CONFIGS, SMALLEST
 from mistakes import World, refuse
 from PIL import Image
 from tiny_files import bomb
@@ -160,17 +160,6 @@ def test_code_in_a_file_to_convert_is_refused_and_nothing_is_written(
     path = path.parent if path.parent.name == "hub" else path
     refuse(lambda: convert_checkpoint.main([str(path), str(tmp_path / "converted.pth")]), capsys)
     assert not (tmp_path / "converted.pth").exists()
-
-
-def test_code_in_the_feature_distances_encoder_is_refused(tmp_path, witness):
-    from mpcl.engine.adaptation import build_reference_encoder
-
-    path = plant(tmp_path / "imagenet.pth", witness)
-    distance = ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1"]
-    classes = ["SELF_TRAINING.FEATURE_DISTANCE.CLASSES", "(1,)", "MODEL.WEIGHTS", str(path)]
-    cfg = get_cfg_from(str(CONFIGS / "daformer.yaml"), [*TINY, *distance, *classes])
-    with pytest.raises(ValueError, match=r"imagenet\.pth.*could run code"):
-        build_reference_encoder(cfg)
 
 
 def test_code_in_the_cache_of_class_statistics_is_not_run(world, witness, caplog):

@@ -9,8 +9,6 @@ from mpcl.data.labels import read_label
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
 from mpcl.data.sets.registration import load_records, register_camvid, registered_names
 
-REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
-
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -221,20 +219,3 @@ def test_camvid_refuses_what_it_does_not_know(sequences, split):
     with pytest.raises(ValueError, match=r"split expects|sequences expects"):
         register_camvid("test_camvid_wrong", sequences, split, labelled=True)
     assert "test_camvid_wrong" not in DatasetCatalog
-
-
-@pytest.mark.skipif(
-    not (REAL_DATA / "CamVid").is_dir(), reason="needs CamVid in ../shared/data, which is not there"
-)
-def test_the_real_camvid_has_its_101_day_and_62_and_31_dusk_frames(monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(REAL_DATA))
-    day, dusk, val = (
-        DatasetCatalog.get(f"camvid_{name}")
-        for name in ("day_sem_seg_train", "dusk_images_train", "dusk_sem_seg_val")
-    )
-    assert (len(day), len(dusk), len(val)) == (101, 62, 31)
-    label = read_label(
-        day[0]["sem_seg_file_name"], MetadataCatalog.get("camvid_day_sem_seg_train").label_map
-    )
-    assert label.shape == (360, 480)
-    assert set(np.unique(label)) <= {*range(11), 255}

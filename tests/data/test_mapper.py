@@ -99,14 +99,6 @@ def test_halved_labels_keep_pixels_0_2_4(tmp_path):
     assert result["sem_seg"][5].tolist() == list(range(0, 64, 2))
 
 
-def test_halved_images_are_means_of_four_pixels(tmp_path):
-    # At factor 1/2 bilinear interpolation without antialias samples between the middle of 2 x 2.
-    image = noise()
-    result = target_mapper(size=(32, 32))(write(tmp_path, image), Draw(0, 0))
-    means = image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
-    assert np.abs(hwc(result) - means).max() <= 0.5
-
-
 def test_images_shrunk_by_four_are_not_antialiased(tmp_path):
     # The four pixels around each sampling point count, the other twelve of 4 x 4 do not.
     image = noise()
@@ -232,14 +224,6 @@ def test_crops_for_a_rare_class_show_enough_of_it(tmp_path):
     assert np.mean([share > 0.1 for share in blind]) < 0.4
 
 
-def test_after_ten_crops_without_the_rare_class_the_next_is_taken(tmp_path, monkeypatch):
-    record = write(tmp_path, noise(), stripes())
-    mapper = source_mapper(min_crop_fraction=0.1)
-    result, boxes = boxes_tried(monkeypatch, mapper, record, Draw(0, 5, rare_class=9))
-    assert len(boxes) == 11
-    assert np.array_equal(hwc(result), noise()[boxes[-1]])
-
-
 def test_the_rare_class_must_exceed_its_share_of_the_crop(tmp_path, monkeypatch):
     label = np.zeros((32, 32), np.uint8)
     label[0, :16] = 1  # 1/64 of the crop
@@ -333,15 +317,6 @@ def test_source_target_and_test_images_are_resized_alike(tmp_path):
 
 
 # ---- configuration
-
-
-def test_label_ids_are_mapped_as_their_data_set_says(tmp_path):
-    label = np.tile(np.arange(32) // 16 + 7, (32, 1)).astype(np.uint8)  # ids 7 and 8
-    record = write(tmp_path, noise(32, 32), label)
-    mapper = source_mapper(label_maps={"raw": {7: 0}})
-    assert mapper(record, Draw(0, 0))["sem_seg"].unique().tolist() == [7, 8]
-    mapped = mapper({**record, "dataset": "raw"}, Draw(0, 0))["sem_seg"]
-    assert mapped.unique().tolist() == [0, 255]
 
 
 def test_configuration_reaches_the_mappers(tmp_path):

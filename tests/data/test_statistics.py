@@ -53,13 +53,6 @@ def test_counts_are_those_of_a_slow_loop_in_the_order_of_the_records(world, num_
     assert result.counts.dtype == result.sizes.dtype == np.int64
 
 
-def test_the_label_map_is_applied_before_counting(world):
-    labels, _, _ = world
-    described("a", {0: 0, 2: 0})
-    expected = [[np.isin(label, [0, 2]).sum()] for label in labels]
-    np.testing.assert_array_equal(class_statistics(NAME).counts, expected)
-
-
 def test_the_second_call_decodes_nothing(world, reads, tmp_path):
     first = class_statistics(NAME)
     assert len(reads) == 3

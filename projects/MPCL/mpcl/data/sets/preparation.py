@@ -63,9 +63,6 @@ def read_synthia_label(path: str | os.PathLike[str], label_map: LabelMap) -> NDA
     return lookup_table({**label_map, 255: 255})[ids]
 
 
-Reader = Callable[[str, LabelMap], NDArray[np.uint8]]
-
-
 @dataclass(frozen=True)
 class Conversion:
     """A folder of published labels, beside which train-id files are written."""
@@ -74,7 +71,8 @@ class Conversion:
     raw_suffix: str  # end of the published names: "_labelIds.png"
     train_suffix: str  # what takes its place: "_labelTrainIds.png"
     label_map: Mapping[int, int]  # published id -> train id
-    read: Reader = read_label  # to (H, W) uint8 train ids
+    # (path, label_map) -> (H, W) uint8 train ids
+    read: Callable[[str, LabelMap], NDArray[np.uint8]] = read_label
 
     def target(self, raw: str) -> Path:
         return Path(raw[: -len(self.raw_suffix)] + self.train_suffix)
