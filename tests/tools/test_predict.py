@@ -334,8 +334,8 @@ def test_an_overlay_video_of_odd_sides_loses_a_row_not_the_video(tmp_path):
     assert frames_of(tmp_path / "odd.mp4") == (1, 5.0, (32, 50))
 
 
-def test_unknown_kinds_and_opacities_are_refused(run, tmp_path):
-    metadata = mpcl.Predictor(run).metadata
+def test_unknown_kinds_and_opacities_are_refused(tiny_world, tmp_path):
+    metadata = MetadataCatalog.get(tiny_world["val"])
     with pytest.raises(ValueError, match=r"unknown kinds \['depth'\]; known: overlay"):
         PredictionWriter(tmp_path, ["depth"], metadata)
     with pytest.raises(ValueError, match="opacity is 2"):

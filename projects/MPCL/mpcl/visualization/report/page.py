@@ -179,12 +179,10 @@ def render(
         "charts": [chart for group in charts.values() for chart in group],
         "scores": scores,
         "confusions": [
-            {"run": i, **asdict(each)} for i, run in enumerate(runs) for each in run.confusions
+            {"run": i, **asdict(c)} for i, run in enumerate(runs) for c in run.confusions
         ],
         "samples": samples,
     }
-    # Without any "<" nothing in it opens or ends an element, or a comment.
-    data_text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return _PAGES.get_template("page.html").render(
         generator=_GENERATOR,
         title="Report: " + ", ".join(run.name for run in runs),
@@ -192,22 +190,16 @@ def render(
         notes=notes,
         runs=runs,
         colors=colors,
-        summary=tables.summary(runs),
-        differing=tables.differing_settings(runs),
-        changed_settings=tables.changed_settings,
-        session_facts=tables.session_facts,
+        tables=tables,
         charts=charts,
-        class_tables=[
-            table
-            for each in scores
-            for table in tables.class_tables(runs, each["dataset"], each["classes"])
-        ],
+        scores=scores,
         inspections=inspections or {},
         picture=_picture,
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
         library=library,
-        data=data_text,
+        # Without any "<" nothing in it opens or ends an element, or a comment.
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )
 
 
