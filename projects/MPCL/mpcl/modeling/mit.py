@@ -197,16 +197,12 @@ class MixTransformer(Backbone):
             in_channels: channels of the images.
             checkpoint: keep what goes into a block rather than what is inside it for the backward,
                 which computes the block again.
-        Raises: ValueError: ``variant`` is unknown, or ``drop_path`` is outside [0, 1).
+        Raises: ValueError: ``variant`` is unknown.
         """
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(
                 f"variant (MODEL.MIT.VARIANT) {variant!r} is none of {', '.join(VARIANTS)}"
-            )
-        if not 0 <= drop_path < 1:
-            raise ValueError(
-                f"drop_path (MODEL.BACKBONE.DROP_PATH) must lie in [0, 1), got {drop_path}"
             )
         channels, depths = VARIANTS[variant]
         keep = 1 - torch.linspace(0, drop_path, sum(depths)) if drop_path else None

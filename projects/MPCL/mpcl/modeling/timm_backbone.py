@@ -76,16 +76,11 @@ class TimmBackbone(Backbone):
             grad_checkpointing: compute each block (stage) again in the backward pass instead of
                 keeping its activations.
             in_channels: channels of the images.
-        Raises: ValueError: timm has no such model, ``drop_path`` is outside [0, 1), or above 0 for
-            a model without it, or the model cannot give four levels, or only for images of one
-            size.
+        Raises: ValueError: timm has no such model, ``drop_path`` is above 0 for a model without
+            it, or the model cannot give four levels, or only for images of one size.
         """
         super().__init__()
         check_name(name)
-        if not 0 <= drop_path < 1:
-            raise ValueError(
-                f"drop_path (MODEL.BACKBONE.DROP_PATH) must lie in [0, 1), got {drop_path}"
-            )
         self.name = name
         rate = {"drop_path_rate": drop_path} if drop_path else {}
         self.timm = _create(name, in_chans=in_channels, **rate)
