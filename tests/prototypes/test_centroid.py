@@ -167,14 +167,6 @@ def test_starting_a_late_class_leaves_the_others_alone(kind):
             assert torch.equal(prototypes.get_buffer(name), before[name])
 
 
-@KINDS
-def test_state_survives_a_checkpoint(kind):
-    prototypes, copy = started(kind), kind(C, K, D, momentum=0.9)
-    prototypes.update_(torch.randn(N, D), torch.randint(0, NONE, (N,)))
-    copy.load_state_dict(prototypes.state_dict())
-    torch.testing.assert_close(state_of(copy), state_of(prototypes), atol=0, rtol=0)
-
-
 def test_statistics_of_a_known_update(monkeypatch):
     monkeypatch.setattr(base, "DEAD_AFTER", 1)
     prototypes = started(momentum=0.5, classes=LATE)
