@@ -57,11 +57,10 @@ def check(args: Namespace) -> list[str]:
     cfg = get_cfg_from(args.config_file, args.opts)
     processes = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
     resumed = None
-    resume = args.resume or is_restart()
-    if not resume and not args.eval_only and not args.overwrite:
-        refuse_to_overwrite(cfg.OUTPUT_DIR)
-    if resume:
+    if args.resume or is_restart():
         resumed = TrainingCheckpointer(None, cfg.OUTPUT_DIR).get_checkpoint_file()
+    elif not args.eval_only and not args.overwrite:
+        refuse_to_overwrite(cfg.OUTPUT_DIR)
     notes = preflight(
         cfg,
         world_size=processes,
