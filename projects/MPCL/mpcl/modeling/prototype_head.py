@@ -27,31 +27,22 @@ class PrototypeHead(nn.Module):
     @configurable
     def __init__(
         self,
-        input_shape: dict[str, ShapeSpec],
         *,
         prototypes: Prototypes,
         banks: Mapping[str, FeatureBank],
         fused_channels: int,
-        separate: bool,
-        dilations: tuple[int, ...],
-        norm: str,
+        fusion: ContextAwareFusion | None,
         normalize: str,
     ) -> None:
         """
         Args:
-            input_shape: encoder features that a separate fusion reads.
             banks: by scale: ``context``, and ``detail`` of a multi-resolution model.
-            fused_channels: channels of the decode head's fused features (and of a separate fusion).
-            separate: True = a context-aware fusion of its own; False = project the decode head's
-                features.
+            fused_channels: channels of the fused features that are projected.
+            fusion: of the head's own; None = the decode head's features are projected.
             normalize: ``layer``, ``l2`` or ``none``, see :func:`normalize_embeddings`.
         """
         super().__init__()
-        self.fusion = (
-            ContextAwareFusion(input_shape, channels=fused_channels, dilations=dilations, norm=norm)
-            if separate
-            else None
-        )
+        self.fusion = fusion
         self.projection = nn.Conv2d(fused_channels, prototypes.mean.shape[-1], kernel_size=1)
         self.prototypes = prototypes
         self.banks = nn.ModuleDict(banks)
@@ -69,14 +60,16 @@ class PrototypeHead(nn.Module):
             )
             for scale in proto.SCALES
         }
+        fusion = None
+        if proto.HEAD == "separate":
+            levels = {name: input_shape[name] for name in head.IN_FEATURES}
+            settings = {"dilations": head.DILATIONS, "norm": head.NORM}
+            fusion = ContextAwareFusion(levels, channels=head.CONVS_DIM, **settings)
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "prototypes": TYPES[proto.TYPE].from_config(cfg),
             "banks": banks,
             "fused_channels": head.CONVS_DIM,
-            "separate": proto.HEAD == "separate",
-            "dilations": tuple(head.DILATIONS),
-            "norm": head.NORM,
+            "fusion": fusion,
             "normalize": proto.NORMALIZE,
         }
 
