@@ -37,7 +37,7 @@ from .metrics import DeviceMetrics, start_metrics
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer
 from .training_pictures import TrainingPictures
-from .wandb_writer import build_wandb_writers
+from .wandb_writer import WandbWriter
 
 
 class AdaptationTrainer(SimpleTrainer):
@@ -208,10 +208,8 @@ class AdaptationTrainer(SimpleTrainer):
     def build_writers(self) -> list:
         """Log, metrics.json and TensorBoard; with WANDB.PROJECT also Weights & Biases. They open
         their files: called when training begins, on the main process."""
-        return [
-            *build_wandb_writers(self.cfg),
-            *default_writers(self.cfg.OUTPUT_DIR, self.max_iter),
-        ]
+        writers = default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        return [WandbWriter(self.cfg), *writers] if self.cfg.WANDB.PROJECT else writers
 
     def build_hooks(self) -> list:
         cfg = self.cfg

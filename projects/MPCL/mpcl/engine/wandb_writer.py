@@ -9,11 +9,6 @@ from detectron2.utils.events import EventWriter, get_event_storage
 RUN_ID = "wandb_run_id"
 
 
-def build_wandb_writers(cfg) -> list[EventWriter]:
-    """One writer where WANDB.PROJECT names a project, else none."""
-    return [WandbWriter(cfg)] if cfg.WANDB.PROJECT else []
-
-
 class WandbWriter(EventWriter):
     """Sends what is new since the last call; a resumed run goes on in the same run of the server.
 
