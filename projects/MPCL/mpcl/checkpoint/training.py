@@ -73,11 +73,13 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def start_afresh(self) -> None:
         """Puts the checkpoints of an earlier run in this folder aside, as ``*.old.pth``: a restart
         must not go on from them."""
-        selected = [p for p in [Path(self.save_dir, SELECTED)] if self.save_dir and p.is_file()]
-        for path in (*self._known(), *selected):
-            path.replace(path.with_suffix(".old.pth"))
-        if self.save_dir:
-            (Path(self.save_dir) / POINTER).unlink(missing_ok=True)
+        if not self.save_dir:
+            return
+        folder = Path(self.save_dir)
+        for path in (*checkpoints_in(folder), folder / SELECTED):
+            if path.is_file():
+                path.replace(path.with_suffix(".old.pth"))
+        (folder / POINTER).unlink(missing_ok=True)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As fvcore's. All ranks must call it.
@@ -127,21 +129,18 @@ class TrainingCheckpointer(WeightsCheckpointer):
         return found
 
     def _newest(self) -> tuple[str, list[str]]:
-        """The checkpoint, "" if there is none, and what is wrong with later ones."""
-        damaged: list[str] = []
-        for path in self._candidates():
-            if not (fault := _fault(path, *_state(path))):
-                return str(path), damaged
-            damaged.append(fault)
-        return "", damaged
-
-    def _candidates(self) -> list[Path]:
-        """The likeliest first; of two of one iteration the final one."""
+        """The checkpoint, "" if there is none, and what is wrong with later ones; of two of one
+        iteration the final one."""
 
         def order(path: Path) -> tuple[int, str]:
             return _iteration(path, *_state(path)), path.name
 
-        return sorted(self._known(), key=order, reverse=True)
+        damaged: list[str] = []
+        for path in sorted(self._known(), key=order, reverse=True):
+            if not (fault := _fault(path, *_state(path))):
+                return str(path), damaged
+            damaged.append(fault)
+        return "", damaged
 
     def _known(self) -> list[Path]:
         return checkpoints_in(self.save_dir) if self.save_dir else []

@@ -68,9 +68,7 @@ def lookup_table(label_map: LabelMap | None) -> NDArray[np.uint8]:
 
 def fold_ids(ids: NDArray[np.int64], label_map: LabelMap | None) -> NDArray[np.int64]:
     """(256,) pixels of raw ids -> (256,) pixels of class indices."""
-    folded = np.zeros(256, dtype=np.int64)
-    np.add.at(folded, lookup_table(label_map), ids)
-    return folded
+    return np.bincount(lookup_table(label_map), weights=ids, minlength=256).astype(np.int64)
 
 
 def check_ids(path: AnyPath, counts: NDArray[np.int64], num_classes: int) -> None:
