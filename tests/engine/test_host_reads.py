@@ -96,7 +96,6 @@ def mix_and_mask(device: str) -> None:
     label = torch.zeros(2, 32, 32, dtype=torch.int64, device=device)
     source = View.of_source(torch.zeros(2, 3, 32, 32, device=device), label)
     class_mix(sample_class_mask(label, C), source, unlabelled(device))
-    sample_class_mask(label, C, generator=torch.Generator())
     masking = Masking(block_size=8, ratio=0.5, images="pair", augment=False)
     masking(source, unlabelled(device), torch.abs)
 

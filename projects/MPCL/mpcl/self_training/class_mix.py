@@ -11,9 +11,7 @@ from ..utils.ignore_label import IGNORE_LABEL
 
 
 @torch.no_grad()
-def sample_class_mask(
-    label: Tensor, num_classes: int, generator: torch.Generator | None = None
-) -> Tensor:
+def sample_class_mask(label: Tensor, num_classes: int) -> Tensor:
     """Draws which source pixels are pasted: all pixels of a random half of the classes.
 
     Candidates are the n labels that occur anywhere in the batch, the ignore label being one of
@@ -27,8 +25,6 @@ def sample_class_mask(
         label: (B, H, W) int64 source labels in [0, C) or IGNORE_LABEL. Other values are the
             caller's error, and not looked for.
         num_classes: C.
-        generator: source of the random keys, on any device; None: torch's default one of the
-            label's device.
     Returns: (B, H, W) bool: True where the source pixel is pasted.
     Raises: ValueError: ``label`` has not three dimensions.
     """
@@ -37,11 +33,10 @@ def sample_class_mask(
     slot = torch.where(label == IGNORE_LABEL, num_classes, label).flatten(1)
     present = torch.zeros(num_classes + 1, dtype=torch.bool, device=label.device)
     present.scatter_(0, slot.flatten(), True)
-    device = label.device if generator is None else generator.device
-    key = torch.rand(len(label), num_classes + 1, generator=generator, device=device)
+    key = torch.rand(len(label), num_classes + 1, device=label.device)
     # Absent classes sort behind all others, so a rank below ceil(n/2) is a draw without replacement
     # from the n present.
-    key = key.to(label.device, non_blocking=True).masked_fill(~present, torch.inf)
+    key.masked_fill_(~present, torch.inf)
     rank = key.argsort(dim=1).argsort(dim=1)
     chosen = rank < (present.sum() + 1) // 2
     return chosen.gather(1, slot).view(label.shape)

@@ -60,9 +60,7 @@ class Masking:
 
 
 @torch.no_grad()
-def hide_blocks(
-    images: Tensor, *, block_size: int, ratio: float, generator: torch.Generator | None = None
-) -> Tensor:
+def hide_blocks(images: Tensor, *, block_size: int, ratio: float) -> Tensor:
     """Sets each block of a regular grid to 0, independently, with probability ``ratio``.
 
     In normalised images 0 is the mean colour. The grid has round(H / block_size) by
@@ -75,7 +73,6 @@ def hide_blocks(
         images: (B, 3, H, W) normalised; not changed.
         block_size: side of a block, pixels.
         ratio: in [0, 1], share of *hidden* blocks.
-        generator: on any device; None: torch's default one of the images' device.
     Returns: a new tensor of the same shape.
     Raises: ValueError: ``ratio`` is outside [0, 1], or a block is larger than twice the image.
     """
@@ -85,7 +82,6 @@ def hide_blocks(
     rows, columns = (round(side / block_size) for side in size)
     if not rows or not columns:
         raise ValueError(f"block_size {block_size} leaves no block in images of {tuple(size)}")
-    device = images.device if generator is None else generator.device
-    draw = torch.rand(len(images), 1, rows, columns, generator=generator, device=device)
-    visible = (draw.to(images.device, non_blocking=True) >= ratio).to(images.dtype)
+    draw = torch.rand(len(images), 1, rows, columns, device=images.device)
+    visible = (draw >= ratio).to(images.dtype)
     return images * F.interpolate(visible, size=size, mode="nearest")
