@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NORMALIZATIONS = ("layer", "l2", "none")
+_EPS = 1e-6  # added to the variance ("layer"), or the least length ("l2")
 
 
-def normalize_embeddings(x: Tensor, mode: str, dim: int = 1, eps: float = 1e-6) -> Tensor:
+def normalize_embeddings(x: Tensor, mode: str) -> Tensor:
     r"""Brings embeddings to unit scale: root mean square 1 over their D channels, i.e. length
     :math:`\sqrt{D}`.
 
@@ -31,21 +32,19 @@ def normalize_embeddings(x: Tensor, mode: str, dim: int = 1, eps: float = 1e-6) 
     reading 1.
 
     Args:
-        x: embeddings of any floating type with D channels along ``dim``.
+        x: (B, D, ...) embeddings of any floating type.
         mode: one of `NORMALIZATIONS`.
-        dim: the channel dimension.
-        eps: added to the variance (``"layer"``), or the least length (``"l2"``).
     Returns: float32 tensor of the same shape. ``"layer"`` leaves the channels innermost in memory,
         so flattening to (N, D) copies nothing.
     Raises: ValueError: ``mode`` is unknown.
     """
     if mode not in NORMALIZATIONS:
         raise ValueError(f"mode is {mode!r}, expected one of {NORMALIZATIONS}")
-    x, size = x.float(), x.shape[dim]
+    x, size = x.float(), x.shape[1]
     if mode == "none":
         return x
     if mode == "l2":
-        return F.normalize(x, dim=dim, eps=eps).mul(math.sqrt(size))
+        return F.normalize(x, eps=_EPS).mul(math.sqrt(size))
     with torch.autocast(x.device.type, enabled=False):
-        rows: Tensor = F.layer_norm(x.movedim(dim, -1), (size,), eps=eps)
-        return rows.movedim(-1, dim)
+        rows: Tensor = F.layer_norm(x.movedim(1, -1), (size,), eps=_EPS)
+        return rows.movedim(-1, 1)

@@ -21,6 +21,8 @@ from .numerics import (
     squared_distance_in_chunks,
 )
 
+_ITERATIONS = 20  # of Lloyd's
+_RESTARTS = 4
 _MIN_POINTS_FOR_VARIANCE = 20
 _TWIN_TOLERANCE = 1e-6  # mean squared difference, relative, below which two means count as one
 _JITTER = 0.1  # of the class's standard deviation
@@ -44,16 +46,9 @@ class KMeans(NamedTuple):
 
 
 @torch.no_grad()
-def kmeans(
-    points: Tensor,
-    valid: Tensor,
-    num_clusters: int,
-    *,
-    iterations: int = 20,
-    restarts: int = 4,
-    seed: int,
-) -> KMeans:
-    """K-means++ starts, Lloyd's iterations, and per class the restart of least inertia.
+def kmeans(points: Tensor, valid: Tensor, num_clusters: int, *, seed: int) -> KMeans:
+    """K-means++ starts, 20 of Lloyd's iterations, and per class the one of 4 restarts that has the
+    least inertia.
 
     A cluster with fewer than 20 points takes the variance pooled over its class. Means that
     coincide (fewer distinct points than clusters) are jittered: identical prototypes would share
@@ -64,15 +59,11 @@ def kmeans(
         points: (C, S, D) of any floating type.
         valid: (C, S) bool; other points are never read.
         num_clusters: K.
-        iterations: Lloyd's iterations.
-        restarts: R.
         seed: of the generator on the points' device.
-    Raises: ValueError: a size is not positive, or the shapes do not match.
+    Raises: ValueError: ``num_clusters`` is not positive, or the shapes do not match.
     """
-    sizes = {"num_clusters": num_clusters, "iterations": iterations, "restarts": restarts}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, expected at least 1")
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters is {num_clusters}, expected at least 1")
     if points.dim() != 3 or valid.shape != points.shape[:2] or points.shape[1] == 0:
         raise ValueError(
             f"points has shape {tuple(points.shape)} and valid {tuple(valid.shape)}, "
@@ -80,8 +71,8 @@ def kmeans(
         )
     generator = torch.Generator(points.device).manual_seed(seed)
     with full_float32(points.device):
-        centers = _plus_plus(points, valid, num_clusters, restarts, generator)
-        for _ in range(iterations):
+        centers = _plus_plus(points, valid, num_clusters, generator)
+        for _ in range(_ITERATIONS):
             sums = _cluster_sums(points, valid, centers)
             nonempty = sums.size.unsqueeze(-1) > 0
             centers = torch.where(
@@ -113,18 +104,18 @@ def random_prototypes(
 
 
 def _plus_plus(
-    points: Tensor, valid: Tensor, num_clusters: int, restarts: int, generator: torch.Generator
+    points: Tensor, valid: Tensor, num_clusters: int, generator: torch.Generator
 ) -> Tensor:
     """Centers (C, R, K, D): points drawn in proportion to the distance from those before."""
     num_classes, num_points, _ = points.shape
     classes = torch.arange(num_classes, device=points.device).unsqueeze(1)
-    weight = valid.unsqueeze(-1).float().expand(-1, -1, restarts)
+    weight = valid.unsqueeze(-1).float().expand(-1, -1, _RESTARTS)
     centers: list[Tensor] = []
     for _ in range(num_clusters):
         # argmax of weight / Exp(1) is a draw with probability ~ weight. The points of weight zero
         # come last of all valid ones, so that fewer distinct points than clusters repeat a valid
         # point.
-        clock = torch.empty(num_classes, num_points, restarts, device=points.device)
+        clock = torch.empty(num_classes, num_points, _RESTARTS, device=points.device)
         clock.exponential_(generator=generator).clamp_min_(torch.finfo(clock.dtype).tiny)
         score = (weight / clock).masked_fill(~valid.unsqueeze(-1), -1)
         chosen = score.argmax(1)
