@@ -144,13 +144,6 @@ def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
         assert loaded.OUTPUT_DIR == cfg.OUTPUT_DIR and (teacher is None) == (len(networks) == 1)
 
 
-def test_a_single_set_keeps_the_short_names(tiny_cfg):
-    cfg = tiny_cfg("daformer", *SHORT)
-    results = train(cfg)._last_eval_results
-    assert set(results) == {"sem_seg", "sem_seg_student"}
-    assert last_row(cfg)["sem_seg/mIoU-3"] == pytest.approx(results["sem_seg"]["mIoU-3"])
-
-
 def test_the_best_checkpoint_is_kept_on_request_and_called_selection_on_labels(
     tiny_cfg, monkeypatch, caplog
 ):

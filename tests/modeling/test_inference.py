@@ -54,13 +54,6 @@ def test_windows_average_as_in_the_slow_loop(size, crop, stride, batch_size):
     torch.testing.assert_close(found, slow_sliding_window(images, crop, stride))
 
 
-@pytest.mark.parametrize("crop", [(40, 56), (64, 64)])
-def test_one_window_equals_the_whole_image(crop):
-    images = torch.randn(2, 3, 40, 56)
-    one = sliding_window(network, images, crop=crop, stride=crop, batch_size=4)
-    torch.testing.assert_close(one, whole_image(network, images))
-
-
 def test_whole_image_is_one_bilinear_resize():
     images = torch.randn(2, 3, 18, 30)
     expected = F.interpolate(network(images), size=(18, 30), mode="bilinear", align_corners=False)
