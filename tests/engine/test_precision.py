@@ -9,6 +9,7 @@ from processes import checkpoint, train
 from test_guards import kept, not_finite
 
 from mpcl.config import get_cfg_from
+from mpcl.engine.job import precision_in_words
 from mpcl.prototypes.base import Prototypes
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -205,3 +206,15 @@ def test_run_goes_on_in_another_precision(tiny_cfg):
         trainer = train(tiny_cfg("source_only", *short, iteration + 1, *precision(name)))
         assert trainer.start_iter == iteration
         assert trainer.grad_scaler.is_enabled() == (name == "float16")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_log_says_where_float32_is_rounded_to_tf32(monkeypatch, allowed):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    opts = ["SOLVER.AMP.ENABLED", False]
+    cfg = get_cfg_from(str(CONFIGS / "source_only.yaml"), [*opts, "MODEL.DEVICE", "cuda"])
+    assert ("TF32" in precision_in_words(cfg)) == allowed
+    cfg.MODEL.DEVICE = "cpu"
+    assert precision_in_words(cfg) == "float32"
+    cfg.SOLVER.AMP.ENABLED = True
+    assert precision_in_words(cfg).startswith("bfloat16 autocast")

@@ -114,15 +114,20 @@ def set_up(args: Namespace, held: ExitStack) -> CfgNode:
     start_process(cfg, eval_only=args.eval_only)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
-    amp = cfg.SOLVER.AMP
-    half = f"{amp.PRECISION} autocast forward, float32 losses and prototypes"
-    precision = half if amp.ENABLED else "float32"
-    logger.info(f"Device {cfg.MODEL.DEVICE}, {precision}; output in {cfg.OUTPUT_DIR}")
+    logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:
         logger.warning(note)
     if comm.is_main_process() and not args.eval_only:
         record_session(cfg, args.config_file, resume=args.resume)
     return cfg
+
+
+def precision_in_words(cfg: CfgNode) -> str:
+    """What the log says about the arithmetic of the forward passes."""
+    if cfg.SOLVER.AMP.ENABLED:
+        return f"{cfg.SOLVER.AMP.PRECISION} autocast forward, float32 losses and prototypes"
+    tf32 = cfg.MODEL.DEVICE != "cpu" and torch.backends.cudnn.allow_tf32
+    return "float32" + (" (convolutions in TF32, where the GPU has it)" if tf32 else "")
 
 
 def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
