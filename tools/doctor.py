@@ -100,12 +100,12 @@ def check_module(name: str, remedy: str) -> Finding:
 
 def check_detectron2() -> Iterator[Finding]:
     try:
-        _, file = install_detectron2.run_check()
-    except install_detectron2.InstallError as error:
+        _, file = install_detectron2.trial()
+    except (Exception, SystemExit) as error:
         remedy = "python tools/install_detectron2.py"
         if importlib.util.find_spec("detectron2") is not None:
             remedy += " --force (after the other remedies)"
-        yield Finding(STOP, "detectron2", str(error), remedy)
+        yield Finding(STOP, "detectron2", reason(error), remedy)
         return
     yield Finding(OK, "detectron2", f"{distribution_version('detectron2')}, {Path(file).parent}")
     compiled = check_module("detectron2._C", "")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 
 WHEEL = "sal-detectron2"
@@ -31,20 +31,19 @@ OFFICIAL = (
     "git+https://github.com/facebookresearch/detectron2.git"
 )
 
-# Imports what MPCL builds on; v0.6, for one, imports but fails here with Pillow >= 10.
-CHECK = """
-import json
-import detectron2
-from detectron2.config import get_cfg
-from detectron2.data import transforms
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import SemSegEvaluator
-from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import ImageList
-import torch
-batch = ImageList.from_tensors([torch.ones(3, 5, 7)], size_divisibility=4)
-assert tuple(batch.tensor.shape) == (1, 3, 8, 8), batch.tensor.shape
-print(json.dumps([detectron2.__version__, detectron2.__file__]))
+# What MPCL builds on, by module.
+PARTS = {
+    "config": "get_cfg",
+    "data": "transforms",
+    "engine": "DefaultTrainer",
+    "evaluation": "SemSegEvaluator",
+    "modeling": "META_ARCH_REGISTRY",
+}
+TRIAL = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from install_detectron2 import trial
+print(json.dumps(trial()))
 """
 
 
@@ -52,14 +51,30 @@ class InstallError(RuntimeError):
     """Something the user can put right; the message says how."""
 
 
-def run_check() -> tuple[str, str]:
-    """Version and file of the detectron2 that a fresh Python process finds, after a small trial.
+def trial() -> tuple[str, str]:
+    """Version and file of this process's detectron2, after a small trial.
 
-    Raises: InstallError: it cannot be imported, or the trial fails; the message is its last line.
+    Raises: Exception: whatever stops it; v0.6, for one, is imported but fails with Pillow >= 10.
     """
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHECK], capture_output=True, text=True
-    )
+    import detectron2
+    import torch
+
+    for module, name in PARTS.items():
+        getattr(import_module(f"detectron2.{module}"), name)
+    from detectron2.structures import ImageList
+
+    batch = ImageList.from_tensors([torch.ones(3, 5, 7)], size_divisibility=4)
+    assert tuple(batch.tensor.shape) == (1, 3, 8, 8), batch.tensor.shape
+    return detectron2.__version__, detectron2.__file__
+
+
+def run_check() -> tuple[str, str]:
+    """:func:`trial` in a fresh process, which knows what has just been installed.
+
+    Raises: InstallError: it fails; the message is its last line.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", TRIAL, str(Path(__file__).parent)]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise InstallError(lines[-1])
