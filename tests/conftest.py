@@ -169,7 +169,7 @@ def report_of_runs(trained_runs, tmp_path_factory) -> Path:
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("needs a CUDA device, where tools/gpu_check.py runs it")
 
 
 @pytest.fixture(autouse=True)

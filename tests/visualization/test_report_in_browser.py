@@ -20,7 +20,8 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     binary = os.getenv("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if binary is None:
-        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is on the PATH")
+        names = ", ".join(NAMES)
+        pytest.skip(f"needs Chromium: set CHROMIUM=FILE, or put one of {names} on the PATH")
     with playwright.sync_playwright() as driver:
         # Containers run tests as root, where Chromium's sandbox does not start.
         launched = driver.chromium.launch(executable_path=binary, args=["--no-sandbox"])
