@@ -40,6 +40,7 @@ REQUIRED = [
     "tensorboard>=2.14",
     "matplotlib>=3.8",
     "jinja2>=3.1",
+    "markupsafe>=2.1",
 ]
 
 # An encoder trained on ImageNet (docs/BACKBONES.md); mpcl/checkpoint/packages.py checks its hash.

@@ -217,7 +217,10 @@ def _there_and_back(convolve: Callable[[Tensor], Tensor], grid: Tensor, flags: d
 
 def resume(stage: Stage) -> Figures:
     """A run that goes on from its middle ends as the one that was not stopped: with the key for it
-    to the last bit, else nearly. (Tiny: with the key; a CPU's bits are equal anyway.)"""
+    to the last bit, else nearly. (Tiny: with the key; a CPU's bits are equal anyway.)
+
+    Both are in one process, so the second has the first's workspace of cuBLAS, too.
+    """
     figures: Figures = {}
     for deterministic in (True,) if stage.tiny else (True, False):
         whole, resumed = (dict(_tensors(end)) for end in _both_ends(stage, deterministic))
@@ -246,7 +249,6 @@ def _both_ends(stage: Stage, deterministic: bool) -> list[dict]:
     (resumed / "model_final.pth").unlink()
     for checkpoint in sorted(resumed.glob("model_*.pth"))[1:]:
         checkpoint.unlink()
-    (resumed / "last_checkpoint").write_text("model_0000002.pth")
     stage.train("daformer_gauss", resumed, *opts)
     return [torch.load(folder / "model_final.pth", "cpu") for folder in (whole, resumed)]
 

@@ -52,14 +52,14 @@ def look(networks: Networks, number: int) -> Pixels:
     cfg, student = networks.cfg, networks.student
     if networks.teacher is None or student.prototype_head is None:
         raise ValueError(f"{cfg.OUTPUT_DIR}: expected a run with a teacher and prototypes")
+    student.predict_by_prototypes = True
     found = []
     for scene in load_scenes(cfg, first_test_set(cfg), number):
         images = student.normalize([scene.record])
-        features = student.encode(images)
-        fused = student.sem_seg_head.fuse(features)
-        similarity = student.prototype_head.class_scores(features, fused)
-        logits = networks.teacher.model.score(images), similarity / cfg.PROTOTYPES.TEMPERATURE
-        found.append(_pixels(*logits, torch.from_numpy(scene.truth).long()))
+        logits = networks.teacher.model.score(images)
+        similarity = student.score(images)
+        truth = torch.from_numpy(scene.truth).long()
+        found.append(_pixels(logits, similarity / cfg.PROTOTYPES.TEMPERATURE, truth))
     return Pixels(*(torch.cat(column) for column in zip(*found)))
 
 

@@ -68,7 +68,7 @@ def test_a_slim_file_holds_one_network_its_config_and_nothing_of_this_machine(ti
 
 
 def test_a_slim_file_can_be_made_slim_again(tiny_cfg, tmp_path):
-    save_slim(load_networks(save_run(tiny_cfg("daformer"))), tmp_path / "one.pth")
+    save_slim(load_networks(save_run(tiny_cfg("daformer"))), str(tmp_path / "one.pth"))
     save_slim(load_networks(tmp_path / "one.pth"), tmp_path / "two.pth")
     image, _ = draw_scene(np.random.default_rng(0), "target")
     one, two = (mpcl.Predictor(tmp_path / f"{name}.pth") for name in ("one", "two"))

@@ -182,6 +182,8 @@ def test_a_slim_file_with_odd_parts_is_refused_by_name(run, tmp_path):
         {"classes": None},
         {"classes": {"names": ["a"], "colors": []}},
         {"classes": {"names": ["a"], "colors": [[0, 0, 256]]}},
+        {"classes": {"names": "a", "colors": [[0, 0, 0]]}},
+        {"classes": {"names": ["a"], "colors": [[0, 0, 0]], "label_map": [[7, 0.0]]}},
         {"role": "judge"},
         {"config": 5},
         {"config": "a: &a [*a]"},

@@ -32,6 +32,12 @@ def test_a_one_bit_mask_has_the_ids_0_and_1(tmp_path):
     assert (counts[0], counts[1], counts.sum()) == (3, 3, 6)
 
 
+@pytest.mark.parametrize("label_map", [{-1: 0}, {256: 0}, {0: 256}, {0: -1}])
+def test_a_map_outside_8_bits_is_refused(label_map):
+    with pytest.raises(ValueError, match=r"label_map expects ids and class indices in \[0, 255\]"):
+        lookup_table(label_map)
+
+
 def test_the_map_is_applied_and_unnamed_ids_are_ignored(tmp_path):
     path = write_label(tmp_path / "a.png", IDS)
     expected = [[255, 0, 1], [18, 255, 2]]

@@ -281,6 +281,15 @@ def test_target_images_do_not_depend_on_the_label_files_beside_them(tmp_path, mo
     assert set(after) == {"image", "file_name", "height", "width"}
 
 
+def test_a_source_without_labels_and_a_target_with_some_are_refused_by_name(tmp_path):
+    labelled = write(tmp_path, noise(), stripes())
+    with pytest.raises(ValueError, match=r"target record of .*a\.png names a label file"):
+        target_mapper()(labelled, Draw(0, 0))
+    del labelled["sem_seg_file_name"]
+    with pytest.raises(ValueError, match=r"source record of .*a\.png names no label file.*TRAIN"):
+        source_mapper()(labelled, Draw(0, 0))
+
+
 def test_pixels_without_data_and_those_that_they_are_mixed_into_are_not_valid(tmp_path):
     image = noise(64, 64) // 2 + 1
     image[:, :21] = 0  # halved, columns 0..9 are bare and column 10 is a mixture

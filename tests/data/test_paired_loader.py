@@ -327,7 +327,12 @@ def test_a_corrupt_label_is_skipped_where_classes_are_counted_and_not_forgotten(
     for _ in range(2):  # not cached: the second start names it again
         assert list(build_paired_loader(cfg).bad_files.counts) == [str(label)]
     label.write_bytes(whole)
-    assert not build_paired_loader(cfg).bad_files.counts
+    loader = build_paired_loader(cfg)
+    assert not loader.bad_files.counts
+    # Known from a run with a higher limit, and repaired since: good images do not end it.
+    loader.bad_files.limit = 0
+    loader.bad_files.load_state_dict({str(label): [1, "cut"]})
+    take(loader, 1)
 
 
 def test_a_label_with_an_unknown_id_is_refused_where_no_class_is_counted(cfg, tmp_path):

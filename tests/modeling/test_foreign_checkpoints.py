@@ -167,6 +167,8 @@ def test_a_part_that_is_not_there_is_refused(released, tmp_path):
     path = write(tmp_path / "latest.pth", prefixed(released, "model."))
     with pytest.raises(ValueError, match="no teacher, only the student"):
         convert_checkpoint(path, tmp_path / "ours.pth", part="teacher")
+    with pytest.raises(ValueError, match=r"part is 'ema'.*both, student, teacher"):
+        convert_checkpoint(path, tmp_path / "ours.pth", part="ema")
     assert list(tmp_path.glob("ours*")) == []
 
 

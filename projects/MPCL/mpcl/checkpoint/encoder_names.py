@@ -80,7 +80,7 @@ class Conversion(NamedTuple):
     """An encoder read from a foreign file, and what became of the file's tensors."""
 
     state: State  # our names, without "backbone."
-    source: str  # a value of _STEMS
+    source: str  # SegFormer, OpenMMLab SegFormer, Hugging Face, or MPCL
     left_out: tuple[str, ...]  # the file's other tensors: classifier, decode head, teacher
 
 

@@ -114,9 +114,11 @@ def convert_checkpoint(
             the model and the teacher, where there is one, its teacher.
         timm_name: the encoder of timm that the file is of; "" = told by a folder's config.json.
     Returns: what was written.
-    Raises: ValueError: ``dst`` does not end in .pth, the file has no such part, or is none that is
-        known.
+    Raises: ValueError: ``part`` is another, ``dst`` does not end in .pth, the file has no such
+        part, or is none that is known.
     """
+    if part not in ("both", STUDENT, TEACHER):
+        raise ValueError(f"part is {part!r}; expected one of both, {STUDENT}, {TEACHER}")
     if Path(dst).suffix != ".pth":
         raise ValueError(f"dst must end in .pth, got {dst}")
     path = find_weight_file(src)

@@ -58,11 +58,18 @@ def lookup_table(label_map: LabelMap | None) -> NDArray[np.uint8]:
     """(256,) table: raw id -> class index; 255 for the ids that the map does not name.
 
     Without a map, or with one from colours, ids are class indices already.
+
+    Raises: ValueError: an id or index lies outside [0, 255].
     """
     if label_map is None or maps_colors(label_map):
         return np.arange(256, dtype=np.uint8)
     table = np.full(256, IGNORE_LABEL, dtype=np.uint8)
-    table[list(label_map)] = list(label_map.values())
+    for raw, index in label_map.items():
+        if not (0 <= raw <= 255 and 0 <= index <= 255):
+            raise ValueError(
+                f"label_map expects ids and class indices in [0, 255], got {raw}: {index}"
+            )
+        table[raw] = index
     return table
 
 

@@ -163,7 +163,12 @@ class SourceMapper(_CropMapper):
         return {**result, "sem_seg": torch.from_numpy(label)}
 
     def _read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        image_file, label_file = record["file_name"], record["sem_seg_file_name"]
+        image_file, label_file = record["file_name"], record.get("sem_seg_file_name")
+        if label_file is None:
+            raise ValueError(
+                f"the source record of {image_file} names no label file: put labelled data sets "
+                "into DATASETS.TRAIN"
+            )
         image = read_image(image_file)
         label = read_label(label_file, self.label_maps.get(record.get("dataset", "")))
         check_pair(image_file, label_file, image.shape[:2], label.shape)

@@ -171,9 +171,9 @@ class PairedLoader:
 
     def _count_bad_files(self, batch: Batch) -> None:
         for record in (record for records in batch.values() for record in records):
-            skipped = record.pop(_SKIPPED, {})
-            for file in self.bad_files.add(skipped):
-                logger.warning(f"Skipped: {file} {skipped[file]}")
+            if skipped := record.pop(_SKIPPED, None):
+                for file in self.bad_files.add(skipped):
+                    logger.warning(f"Skipped: {file} {skipped[file]}")
 
     def _positions(self, iteration: int) -> range:
         return rank_positions(iteration, self.batch_size, self.rank, self.world_size)
@@ -306,7 +306,8 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
         max_bad_files=cfg.DATALOADER.MAX_BAD_FILES,
     )
     for known in statistics:
-        loader.bad_files.add(known.bad, skipped=0)
+        if known.bad:
+            loader.bad_files.add(known.bad, skipped=0)
     return loader
 
 

@@ -90,7 +90,7 @@ def save_slim(networks: Networks, path: str | Path) -> int:
     }
     if networks.selection:
         content["selection"] = networks.selection
-    write_checkpoint(content, path)
+    write_checkpoint(content, Path(path))
     return len(state)
 
 

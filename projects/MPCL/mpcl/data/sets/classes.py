@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from numpy.typing import NDArray
 
 from ...utils.atomic_write import write_atomically
 from ...utils.foreign_files import read_json
@@ -74,35 +72,44 @@ def from_plain(content: Any, place: str) -> Metadata:
         place: of the content, for messages.
     Raises: ValueError: it is something else.
     """
-    try:
-        names, colors = content["names"], _levels(content["colors"])
-        if colors.shape != (len(names), 3) or not all(isinstance(name, str) for name in names):
-            raise ValueError
-        pairs = content.get("label_map")
-        label_map = None if pairs is None else _label_map(pairs, len(names))
-    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+    if not isinstance(content, dict) or not _are_classes(content):
         raise ValueError(
             f"{place}: the classes are {short(content)}; expected names, as many colors of three "
             "values in 0..255, and a label_map of pairs, or none"
-        ) from None
-    return _metadata(names, colors.tolist(), label_map)
+        )
+    pairs = content.get("label_map")
+    raw = [(tuple(key) if isinstance(key, (list, tuple)) else key) for key, _ in pairs or ()]
+    label_map = None if pairs is None else dict(zip(raw, (index for _, index in pairs)))
+    return _metadata(content["names"], content["colors"], label_map)
 
 
-def _label_map(pairs: Any, number: int) -> LabelMap:
-    """Raw id, or colour, -> class index below ``number``, or IGNORE_LABEL."""
-    raw, indices = [key for key, _ in pairs], [index for _, index in pairs]
-    keys = _levels(raw)
-    if keys.shape[1:] not in ((), (3,)) or not {*indices} <= {*range(number), IGNORE_LABEL}:
-        raise ValueError
-    return dict(zip([tuple(key) if keys.ndim == 2 else key for key in keys.tolist()], indices))
+def _are_classes(content: dict[str, Any]) -> bool:
+    names, colors, pairs = (content.get(key) for key in ("names", "colors", "label_map"))
+    if not isinstance(names, (list, tuple)) or not isinstance(colors, (list, tuple)):
+        return False
+    named = len(names) == len(colors) and all(isinstance(name, str) for name in names)
+    return (
+        named and all(map(_is_color, colors)) and (pairs is None or _are_pairs(pairs, len(names)))
+    )
 
 
-def _levels(values: Any) -> NDArray[np.integer]:
-    """Whole numbers in 0..255, as an array; ValueError for anything else."""
-    array = np.array(values)
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise ValueError
-    return array
+def _is_color(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_level, value))
+
+
+def _is_level(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= 255
+
+
+def _are_pairs(pairs: Any, number: int) -> bool:
+    """Whether these are raw ids, or colours, with a class index or IGNORE_LABEL."""
+    if not isinstance(pairs, (list, tuple)):
+        return False
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        return False
+    raw, indices = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    known = all(_is_level(i) and (i < number or i == IGNORE_LABEL) for i in indices)
+    return known and (all(map(_is_level, raw)) or all(map(_is_color, raw)))
 
 
 def _metadata(
