@@ -175,6 +175,17 @@ def test_rare_classes_are_drawn_from_the_images_that_show_them(cfg):
     assert {image["file_name"][-5] for batch in batches for image in batch["source"]} == {"0"}
 
 
+def test_statistics_and_records_of_several_sets_stay_in_step(cfg, tmp_path, register):
+    cfg.DATASETS.TRAIN = (
+        register(write_images(tmp_path / "none_of_class_2", num_classes=2)),
+        *cfg.DATASETS.TRAIN,
+    )
+    cfg.DATALOADER.RARE_CLASS.TEMPERATURE = 1e-6  # the rarest class alone
+    batches = take(build_paired_loader(cfg), 2)
+    drawn = {image["file_name"] for batch in batches for image in batch["source"]}
+    assert drawn == {str(tmp_path / "source" / "0.png")}
+
+
 def test_sets_with_shares_are_drawn_in_them_and_the_log_says_so(cfg, tmp_path, register, caplog):
     more = register(write_images(tmp_path / "none_of_class_2", num_classes=2))
     target = register(write_images(tmp_path / "more", labelled=False))

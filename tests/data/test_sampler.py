@@ -73,6 +73,7 @@ def test_draws_change_with_seed_and_stream(build):
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert [d.index for d in runs[i]] != [d.index for d in runs[j]]
         assert not {d.seed for d in runs[i]} & {d.seed for d in runs[j]}
+    assert len({draw.seed for draw in take(build(), 1000)}) == 1000
 
 
 def test_rare_class_draws_name_a_class_that_their_image_shows():

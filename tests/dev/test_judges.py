@@ -7,6 +7,7 @@ import pytest
 import torch
 from judges import Pixels
 
+from mpcl.engine.evaluate import evaluate_networks
 from mpcl.predict.loading import load_networks
 
 # Two classes: the teacher is wrong twice, of which it is sure once; there the prototypes disagree.
@@ -34,6 +35,19 @@ def test_labels_and_judges_are_scored_as_by_hand():
     assert [row[1] for row in judges.judged_by(PIXELS)] == pytest.approx(expected)
 
 
+def test_pixels_hold_what_both_say_of_labelled_ones():
+    teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).log_softmax(0)
+    prototypes = torch.tensor([[0.0, 3.0], [2.5, 0.0]]).log_softmax(0)
+    truth = torch.tensor([[0, 1, 255]])
+    maps = (torch.cat([x, x[:, :1]], 1)[None, :, None] for x in (teacher, prototypes))
+    found = judges._pixels(*maps, truth)
+    assert [column.tolist() for column in found[:4]] == [[0, 1], [0, 1], [1, 0], [1, 0]]
+    torch.testing.assert_close(found.confidence, torch.stack([teacher[0, 0], teacher[1, 1]]).exp())
+    torch.testing.assert_close(
+        found.posterior, torch.stack([prototypes[0, 0], prototypes[1, 1]]).exp()
+    )
+
+
 def test_agreement_leaves_out_what_it_should():
     first, second, third, total = judges.trusted(PIXELS, 0.968, ["a", "b", "c"])
     assert first == ["a", *map(pytest.approx, (100, 200 / 3, 100 / 3, 100))]
@@ -47,9 +61,11 @@ def test_command_judges_a_run_as_its_evaluation_does(trained_runs, capsys):
     judges.main([str(run), "--images", "3"])
     printed = capsys.readouterr().out
     pixels = judges.look(load_networks(run), number=3)
-    (by_teacher, *_) = judges.labels_by(pixels, num_classes=4)
+    by_teacher, by_prototypes, _ = judges.labels_by(pixels, num_classes=4)
     last = json.loads((run / "metrics.json").read_text().splitlines()[-1])
     assert by_teacher[1] == pytest.approx(last["sem_seg/mIoU"], abs=0.05)
+    found = evaluate_networks(load_networks(run, opts=["TEST.OUTPUT", "prototypes"]))
+    assert by_prototypes[1] == pytest.approx(found["sem_seg_student"]["mIoU"], abs=1e-3)
     assert f"{by_teacher[1]:.2f}" in printed and "ground" in printed
 
 

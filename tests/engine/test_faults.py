@@ -41,7 +41,8 @@ def test_run_killed_at_any_moment_ends_in_the_same_weights(tiny_cfg, tiny_world,
     last = 10 + 2 * others
     opts = (*EVERY_ITERATION, *SMALLEST, "SOLVER.MAX_ITER", last, "LOG_PERIOD", 4, "OUTPUT_DIR")
     undisturbed, killed = (
-        tiny_cfg("source_only", *opts, str(tmp_path / name)) for name in ("undisturbed", "killed")
+        tiny_cfg("daformer_centroid", *opts, str(tmp_path / name))
+        for name in ("undisturbed", "killed")
     )
     (reference,) = start(undisturbed, tiny_world)
     moments, kills = random_moments(seed=0, others=others), 0

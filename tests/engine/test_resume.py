@@ -27,7 +27,7 @@ CASES = [
     ("mic", 0, BEFORE + AFTER, SMALLEST),
     ("daformer_gauss", 0, AT, ()),  # Mix Transformer
 ]
-RANKS_CASES = [("daformer_gauss", 2, BEFORE)]
+RANKS_CASES = [("daformer_gauss", 2, BEFORE + AFTER)]
 if os.getenv("MPCL_TEST_FULL"):
     METHODS = [f"{m}{p}" for m in ("daformer", "hrda", "mic") for p in ("", "_centroid", "_gauss")]
     RANKS_CASES = list(product(METHODS, (0, 2), (BEFORE + AT + AFTER,)))

@@ -20,7 +20,7 @@ from mpcl.checkpoint.encoder_names import convert, infer_variant
 from mpcl.checkpoint.foreign import convert_checkpoint
 from mpcl.checkpoint.weight_files import find_weight_file, read, unwrap
 from mpcl.checkpoint.weights import WeightsCheckpointer
-from mpcl.modeling.mit import MixTransformer
+from mpcl.modeling.mit import VARIANTS, MixTransformer
 
 
 class Segmentor(nn.Module):
@@ -204,6 +204,12 @@ def test_a_key_without_its_value_is_refused(hugging_face):
     del source["segformer.stages.1.blocks.0.attention.v_proj.bias"]
     with pytest.raises(ValueError, match="value projection"):
         convert(source)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_variant_is_told_by_widths_and_depths(variant):
+    with torch.device("meta"):
+        assert infer_variant(MixTransformer(variant=variant).state_dict()) == variant
 
 
 def test_an_encoder_of_no_known_variant_is_refused():

@@ -316,6 +316,16 @@ def _grid(truth):
     return truth[2::4, 2::4]  # the pixel in the middle of each cell
 
 
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_projection_keeps_two_far_groups_apart(method):
+    points = np.random.default_rng(0).normal(0, 0.1, (20, 6)).astype(np.float32)
+    points[::2] += 20
+    plane = project(points, method)
+    assert plane.shape == (20, 2)
+    inner = max(np.ptp(plane[::2], axis=0).max(), np.ptp(plane[1::2], axis=0).max())
+    assert np.linalg.norm(plane[::2].mean(0) - plane[1::2].mean(0)) > inner
+
+
 def test_projection_refuses_unknown_methods_and_too_few_points():
     with pytest.raises(ValueError, match=r"tsne.*pca"):
         project(np.zeros((9, 3), np.float32), "umap")

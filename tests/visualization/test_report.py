@@ -264,10 +264,11 @@ def test_dice_precision_and_recall_have_tables_where_a_run_has_them(tmp_path):
     rows = [{"iteration": 40, **{f"sem_seg/{kind}-a": v for kind, v in values.items()}}]
     found = class_tables(read_contents([write_run(tmp_path / "new", rows)]), "a_val", ["a"])
     for table, (kind, value) in zip(found, values.items(), strict=True):
-        assert table.caption.startswith(kind) and table.rows == [["a", f"{value:.1f}"]]
+        assert table.caption == f"{kind} of each class on a_val, %"
+        assert table.rows == [["a", f"{value:.1f}"]]
     earlier = [{"iteration": 40, "sem_seg/IoU-a": 41.0}]
     (table,) = class_tables(read_contents([write_run(tmp_path / "old", earlier)]), "a_val", ["a"])
-    assert table.caption.startswith("IoU")
+    assert table.caption == "IoU of each class on a_val, %"
 
 
 def test_runs_with_nothing_in_them_are_shown(tmp_path):
