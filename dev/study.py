@@ -47,8 +47,8 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "streets": Benchmark(800, 300, 2000, 200),
-    "camvid": Benchmark(800, 300, 400, 100, ceiling=("oracle",)),
+    "streets": Benchmark(800, 300, 3000, 200),
+    "camvid": Benchmark(800, 300, 3000, 100, ceiling=("oracle",)),
 }
 ONE_SCALE = (
     "source_only",
