@@ -104,13 +104,13 @@ def config_of(name: str) -> str:
     return others.get(name, name)
 
 
-def options(name: str, benchmark: str, folder: Path) -> list[str]:
+def options(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
     """What a run sets differently from its config."""
-    sizes = BENCHMARKS[benchmark]
+    sizes = BENCHMARKS[args.benchmark]
     if name == START:
         balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True"]
         return [*balanced, "SOLVER.MAX_ITER", str(sizes.start), "TEST.EVAL_PERIOD", "0"]
-    start, iterations, period = START, sizes.one_scale_run, 500
+    start, iterations, period = START, args.iterations or sizes.one_scale_run, 500
     if name == START_TWO_SCALES:
         iterations, period = sizes.start_two_scales, 0
     elif name in TWO_SCALES:  # inference takes too long to look more than once
@@ -128,7 +128,7 @@ def command(name: str, seed: int, args: argparse.Namespace) -> list[str]:
     file = CONFIGS / args.benchmark / f"{config_of(name)}.yaml"
     line = [sys.executable, str(TOOLS / "run_seeds.py"), "--config-file", str(file)]
     line += ["--seeds", str(seed), "--output", str(folder / name)]
-    line += options(name, args.benchmark, folder)
+    line += options(name, args, folder)
     return [*line, "PROTOTYPES.GRADIENT_SHARE_PERIOD", "50", "VIS_PERIOD", "0", *args.set]
 
 
@@ -185,13 +185,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=TOOLS.parent / "output" / "study",
         help="default: output/study; each benchmark has a folder there",
     )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        help="of the runs at one scale, with another --output (default: the benchmark's)",
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and run none")
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY VALUE",
-        help="config keys of every run; with another --output: finished runs are not run again",
+        help="config keys of every run and start; with another --output: finished runs are not "
+        "run again",
     )
     args = parser.parse_args(argv)
     known = experiments(args.benchmark)

@@ -59,6 +59,17 @@ def test_every_run_has_a_valid_config_and_goes_on_from_the_start_of_its_resoluti
             assert iterations == cfg.SOLVER.MAX_ITER
 
 
+def test_runs_can_be_shorter_and_their_start_stays():
+    args = tool.parse_args(["streets", "--only", "daformer_gauss", "--iterations", "400"])
+    start, run = (
+        run_seeds.parse_args(tool.command(name, 0, args)[2:])
+        for name in ("start", "daformer_gauss")
+    )
+    start, run = (get_cfg_from(words.config_file, words.opts) for words in (start, run))
+    assert tool.BENCHMARKS["streets"].start == start.SOLVER.MAX_ITER
+    assert run.SOLVER.MAX_ITER == 400 and run.PROTOTYPES.INIT.ITER == 40
+
+
 def test_an_ablation_changes_its_own_keys_only():
     runs = planned("streets")
     full = runs["daformer_gauss"][0]
