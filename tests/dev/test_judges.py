@@ -56,7 +56,7 @@ def test_agreement_leaves_out_what_it_should():
     assert total == ["all", *map(pytest.approx, (400 / 6, 75, 200 / 6, 100))]
 
 
-def test_command_judges_a_run_as_its_evaluation_does(trained_runs, capsys):
+def test_command_judges_a_run_as_its_evaluation_does(trained_runs, tmp_path, capsys):
     run = trained_runs["daformer_gauss"]
     judges.main([str(run), "--images", "3"])
     printed = capsys.readouterr().out
@@ -64,7 +64,9 @@ def test_command_judges_a_run_as_its_evaluation_does(trained_runs, capsys):
     by_teacher, by_prototypes, _ = judges.labels_by(pixels, num_classes=4)
     last = json.loads((run / "metrics.json").read_text().splitlines()[-1])
     assert by_teacher[1] == pytest.approx(last["sem_seg/mIoU"], abs=0.05)
-    found = evaluate_networks(load_networks(run, opts=["TEST.OUTPUT", "prototypes"]))
+    networks = load_networks(run, opts=["TEST.OUTPUT", "prototypes"])
+    networks.cfg.OUTPUT_DIR = str(tmp_path)  # other tests read what the run's evaluation left
+    found = evaluate_networks(networks)
     assert by_prototypes[1] == pytest.approx(found["sem_seg_student"]["mIoU"], abs=1e-3)
     assert f"{by_teacher[1]:.2f}" in printed and "ground" in printed
 
