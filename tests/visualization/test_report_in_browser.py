@@ -95,6 +95,24 @@ def test_charts_are_drawn_and_nothing_sticks_out(page):
     assert page.query_selector("#confusion .heatmaplayer image, #confusion .heatmaplayer .hm")
 
 
+def test_a_lowest_tick_at_the_border_leaves_the_margins_alone(browser, report_of_runs):
+    """Seconds of a step whose scale plotly once gave up on: "Too many auto-margin redraws"."""
+    with opened(browser, report_of_runs, 1280, 900) as page:
+        ticks = page.evaluate(
+            """async () => {
+              const place = document.querySelector('[data-chart="time"]');
+              const traces = [[0.060819, 0.057343], [0.15272, 0.13651]];
+              const data = place.data.map((trace, i) => ({ ...trace, y: traces[i] }));
+              const layout = structuredClone(place.layout);
+              for (const axis of [layout.xaxis, layout.yaxis]) delete axis.range;
+              Plotly.purge(place);
+              await Plotly.newPlot(place, data, layout, { responsive: true });
+              return [...place.querySelectorAll(".ytick text")].map((text) => text.textContent);
+            }"""
+        )
+        assert ticks[0] == "0.06"
+
+
 def test_names_from_outside_become_no_links_in_charts(browser, evil_page):  # noqa: F811
     page = browser.new_page()
     page.set_default_timeout(120_000)

@@ -68,6 +68,8 @@
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
   const font = { family: "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size: 12, color: "#1c1f23" };
   const axis = { exponentformat: "power", gridcolor: "#e4e7eb", zerolinecolor: "#c5cad0", automargin: true };
+  // To the left alone: a lowest tick at the border would ask for more room below, which moves the tick.
+  const yAxis = { ...axis, automargin: "left" };
   const layoutOf = (extra) => ({
     font, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 48, r: 12, t: 8, b: 36 }, hovermode: "closest", hoverlabel: { namelength: -1 },
@@ -86,7 +88,7 @@
       const layout = layoutOf({
         height: 230,
         xaxis: { ...axis, title: { text: "iteration", standoff: 6 }, rangemode: "tozero" },
-        yaxis: { ...axis, title: { text: plain(chart.unit) }, rangemode: "normal" },
+        yaxis: { ...yAxis, title: { text: plain(chart.unit) }, rangemode: "normal" },
       });
       Plotly.react(place, traces, layout, config);
     }
@@ -113,7 +115,7 @@
     Plotly.react(byId("iou"), traces, layoutOf({
       height, bargap: 0.25, bargroupgap: 0.05, margin: { l: 20, r: 12, t: 8, b: 40 },
       xaxis: { ...axis, range: [0, 100], title: { text: "IoU in %", standoff: 6 }, fixedrange: true },
-      yaxis: { ...axis, fixedrange: true, dtick: 1 },
+      yaxis: { ...yAxis, fixedrange: true, dtick: 1 },
     }), config);
   }
 
@@ -148,7 +150,7 @@
     }], layoutOf({
       height: size, margin: { l: 20, r: 8, t: 8, b: 20 }, font: { ...font, size: small ? 9 : 11 },
       xaxis: { ...axis, showgrid: false, tickangle: -90, fixedrange: true, dtick: 1, title: { text: "prediction" } },
-      yaxis: { ...axis, showgrid: false, autorange: "reversed", fixedrange: true, dtick: 1, title: { text: "ground truth" } },
+      yaxis: { ...yAxis, showgrid: false, autorange: "reversed", fixedrange: true, dtick: 1, title: { text: "ground truth" } },
     }), config);
   }
 
