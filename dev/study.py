@@ -205,6 +205,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.benchmark} has no {unknown[0]}; expected some of {', '.join(known)}")
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}, expected at least 1")
+    if args.iterations is not None and args.iterations < 1:
+        parser.error(f"--iterations is {args.iterations}, expected at least 1")
     if len(args.set) % 2:
         parser.error(f"--set expects pairs of KEY and VALUE, got {len(args.set)} words")
     return args

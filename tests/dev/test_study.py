@@ -140,6 +140,7 @@ def test_listing_runs_nothing(study, tmp_path, capsys):
     [
         (["--only", "oracle"], "streets has no oracle; expected some of source_only, "),
         (["--jobs", "0"], "--jobs is 0, expected at least 1"),
+        (["--iterations", "0"], "--iterations is 0, expected at least 1"),
         (["--set", "SEED"], "--set expects pairs of KEY and VALUE, got 1 words"),
     ],
 )
