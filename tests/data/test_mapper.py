@@ -278,7 +278,15 @@ def test_target_images_do_not_depend_on_the_label_files_beside_them(tmp_path, mo
     monkeypatch.setattr(mapper_module, "read_label", lambda *a: opened.append(a))
     after = target_mapper()(record, Draw(0, 0))
     assert torch.equal(before["image"], after["image"]) and not opened
-    assert set(after) == {"image", "file_name", "height", "width"}
+    assert set(after) == {"image", "valid", "file_name", "height", "width"}
+
+
+def test_the_padding_of_a_target_is_not_valid(tmp_path):
+    item = target_mapper(size=(32, 24), crop_size=(48, 40))(
+        write(tmp_path, noise(48, 64)), Draw(0, 0)
+    )
+    assert item["image"].shape == (3, 48, 40) and item["valid"].sum() == 24 * 32
+    assert item["valid"][:24, :32].all()
 
 
 def test_a_source_without_labels_and_a_target_with_some_are_refused_by_name(tmp_path):

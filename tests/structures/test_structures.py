@@ -98,10 +98,8 @@ def test_labels_of_any_integer_type_are_the_same_on_the_device(dtype, ids):
     assert not found.trusted[0, 0, 0] and found.trusted.sum() == (label != IGNORED).sum()
 
 
-def test_targets_without_a_mask_are_valid_and_source_only_has_none():
+def test_source_only_has_no_target():
     batch = make_batch()
-    del batch["target"][0]["valid"]
-    assert Step.from_batch(0, batch, normalize).target.weight.all()
     del batch["target"]
     step = Step.from_batch(0, batch, normalize)
     assert step.target is None and step.files == ("s.png", "ss.png")

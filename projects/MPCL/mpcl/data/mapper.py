@@ -197,16 +197,12 @@ class SourceMapper(_CropMapper):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetMapper(_CropMapper):
-    """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label.
-
-    Without margins, nodata and masks the result has no ``valid``.
-    """
+    """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label."""
 
     # Top, bottom, left and right shares of the image that pseudo-labels are not to be trusted in.
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     # RGB of pixels that show nothing, by the name of the data set.
     nodata: Mapping[str, Color] = field(default_factory=dict)
-    masked: bool = False  # whether some records name a file of the pixels that show something
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TargetMapper":
@@ -214,7 +210,6 @@ class TargetMapper(_CropMapper):
             size=tuple(cfg.INPUT.TARGET_SIZE),
             margins=tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
             nodata=_described(cfg.DATASETS.TRAIN_TARGET, "nodata"),
-            masked=any(_described(cfg.DATASETS.TRAIN_TARGET, "masked").values()),
             **_crop_settings(cfg),
         )
 
@@ -240,15 +235,13 @@ class TargetMapper(_CropMapper):
         if flip:
             crop = cv2.flip(crop, 1)
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
-        if any(self.margins) or self.nodata or self.masked:
-            valid = _inside_margins(size, self.margins)
-            for empty in self._empty(record, image):
-                # Bilinear as the image: a pixel into which one without data is mixed shows neither.
-                valid &= resize(empty, size) == 0
-            valid = valid[box]
-            valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
-            result["valid"] = torch.from_numpy(valid.astype(bool))
-        return result
+        valid = _inside_margins(size, self.margins)
+        for empty in self._empty(record, image):
+            # Bilinear as the image: a pixel into which one without data is mixed shows neither.
+            valid &= resize(empty, size) == 0
+        valid = valid[box]
+        valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
+        return {**result, "valid": torch.from_numpy(valid.astype(bool))}
 
     def _empty(self, record: Record, image: np.ndarray) -> Iterator[np.ndarray]:
         """(H, W) uint8, not 0 where the image shows nothing, by its colour and by its mask."""

@@ -114,10 +114,7 @@ class Step:
         if "target" not in batch:
             return cls(iteration, source, files=files)
         images = normalize(batch["target"])
-        if "valid" in batch["target"][0]:
-            valid = stacked(batch["target"], "valid", images)
-        else:
-            valid = torch.ones_like(images[:, 0], dtype=torch.bool)
+        valid = stacked(batch["target"], "valid", images)
         return cls(iteration, source, View.of_target(images, valid), files)
 
     @property

@@ -111,7 +111,7 @@ def _register(file: Path, content: object) -> list[str]:
         if registered not in DatasetCatalog:
             DatasetCatalog.register(registered, split.records)
             described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
-            set_metadata(registered, classes, colors, *described, split.nodata, bool(split.valid))
+            set_metadata(registered, classes, colors, *described, split.nodata)
             _registered[registered] = (file, description)
     return list(splits)
 

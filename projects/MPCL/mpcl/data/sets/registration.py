@@ -113,7 +113,6 @@ def set_metadata(
     label_map: LabelMap | None,
     absent: Sequence[str] = (),
     nodata: Color | None = None,
-    masked: bool = False,
 ) -> None:
     """Describes a set in ``MetadataCatalog``.
 
@@ -123,7 +122,6 @@ def set_metadata(
             indices.
         absent: classes that may have no pixel in the set; of others that is a fault.
         nodata: RGB of the pixels of unlabelled images that show nothing.
-        masked: whether files say which pixels show something (``valid_file_name`` of records).
     """
     MetadataCatalog.get(name).set(
         stuff_classes=list(classes),
@@ -133,7 +131,6 @@ def set_metadata(
         label_map=None if label_map is None else dict(label_map),
         absent=tuple(absent),
         nodata=nodata,
-        masked=masked,
     )
 
 
