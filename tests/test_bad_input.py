@@ -123,6 +123,10 @@ def other_classes(world: World) -> list[str]:
     return ["MODEL.WEIGHTS", str(path)]
 
 
+DISTANCE = ("SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1")
+DISTANCE += ("SELF_TRAINING.FEATURE_DISTANCE.CLASSES", "(1,)")
+
+
 def other_variant(world: World) -> list[str]:
     return ["MODEL.WEIGHTS", str(world.checkpoint("b1.pth", "MODEL.MIT.VARIANT", "b1"))]
 
@@ -287,9 +291,11 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     # unknown names
     ("an unknown prototype", key("PROTOTYPES.TYPE", "gaussian"), r"'gaussian'; expected one of none, centroid, gauss"),
     ("an unknown architecture", key("MODEL.META_ARCHITECTURE", "HRDA"), r"'HRDA'.*HRDASegmentor.*MPCLSegmentor|'HRDA'.*MPCLSegmentor.*HRDASegmentor"),
+    ("an architecture that cannot be adapted", key("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"), r"'GeneralizedRCNN'; expected one of (MPCLSegmentor, HRDASegmentor|HRDASegmentor, MPCLSegmentor)\n"),
     ("an unknown backbone", key("MODEL.BACKBONE.NAME", "mit_b5"), r"'mit_b5'.*MixTransformer"),
     ("an unknown variant", key("MODEL.MIT.VARIANT", "b6"), r"VARIANT is 'b6'; expected one of b0, b1"),
     ("an unknown head", key("MODEL.SEM_SEG_HEAD.NAME", "SegFormer"), r"'SegFormer'.*DAFormerHead"),
+    ("a head without features to cluster", key("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"), r"'SemSegFPNHead'; expected one of DAFormerHead\n"),
     ("an unknown encoder of timm", lambda w: ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "vit_smal"], r"vit_smal"),
     ("an unknown data set", sets("DATASETS.TRAIN", "('{w}_sem_seg_sauce',)"), r"TRAIN names '.*sauce'.*known: .*_sem_seg_source"),
     ("an unknown way with bad files", key("DATALOADER.ON_BAD_FILE", "ignore"), r"'ignore'; expected one of error, skip"),
@@ -374,6 +380,7 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("a checkpoint of fewer classes", other_classes, r"three\.pth.*classifier.*\(3, .*expected \(4, .*NUM_CLASSES.*ALLOW_UNMATCHED"),
     ("a checkpoint of another encoder", other_variant, r"b1\.pth.*MiT-b1.*MODEL\.MIT\.VARIANT is tiny.*ALLOW_UNMATCHED"),
     ("a checkpoint without a backbone", headless, r"head\.pth.*no backbone.*ALLOW_UNMATCHED"),
+    ("an incomplete encoder to compare with", lambda w: [*other_variant(w), *DISTANCE, "MODEL.ALLOW_UNMATCHED", "True"], r"b1\.pth.*FEATURE_DISTANCE needs all of its weights(?!.*ALLOW_UNMATCHED)"),
     ("a file of pycls", weights("r.pyth", ARRAY), r"pycls are not read.*as \.pth"),
     # the machine and the job
     ("an output folder below a file", output_is_a_file, r"OUTPUT_DIR.*taken.*(cannot be written).*choose another"),
@@ -500,6 +507,12 @@ def test_a_crop_larger_than_the_images_is_noted_with_what_it_costs(world):
     # 64 x 96 pixels of 128 x 128 are 37.5 percent
     notes = flawless(world, "INPUT.CROP.SIZE", "(128, 128)")
     assert len(notes) == 2 and all("62% of its crops is padding" in note for note in notes)
+
+
+def test_a_run_that_ends_before_its_prototypes_start_is_noted(world):
+    (note,) = flawless(world, "PROTOTYPES.INIT.ITER", "9", "SOLVER.MAX_ITER", "9")
+    assert "no prototype starts" in note and "INIT.ITER is 9" in note
+    assert flawless(world, "PROTOTYPES.INIT.ITER", "8", "SOLVER.MAX_ITER", "9") == []
 
 
 def test_a_corrupt_file_is_noted_where_it_will_be_skipped(world):

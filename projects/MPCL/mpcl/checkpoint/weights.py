@@ -21,10 +21,6 @@ from .weight_files import CAFFE2, State, find_weight_file, read, read_zoo, unwra
 _TIMM = "timm."
 _PROTOTYPES = "prototype_head."
 _NOT_IN_ZOO = ("num_batches_tracked", "running_mean", "running_var")  # 0 and 1 where it has none
-_TO_ALLOW = (
-    "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train what "
-    "does not match from its initial values"
-)
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
@@ -48,6 +44,10 @@ class WeightsCheckpointer(DetectionCheckpointer):
     """
 
     initial: tuple[str, ...] = ()
+    remedy = (
+        "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train "
+        "what does not match from its initial values"
+    )
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, allow_unmatched: bool = False, **kwargs: Any
@@ -94,7 +94,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
                 expected = {name: t for name, t in expected.items() if name.startswith(_TIMM)}
             self._check_backbone(backbone, expected)
         elif _backbone(model) and not self.allow_unmatched:
-            raise ValueError(f"it holds no backbone, but {some(state)}. {_TO_ALLOW}")
+            raise ValueError(f"it holds no backbone, but {some(state)}. {self.remedy}")
         return self._load_some(checkpoint)
 
     def _check_backbone(self, backbone: State, expected: State) -> None:
@@ -102,7 +102,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
             check_backbone_state(backbone, expected)
         except ValueError as error:
             if not self.allow_unmatched:
-                raise ValueError(f"{error}. {_TO_ALLOW}") from error
+                raise ValueError(f"{error}. {self.remedy}") from error
             self.logger.warning("%s", error)
 
     def _load_zoo(self, checkpoint: dict[str, Any]) -> Any:
@@ -119,7 +119,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         ]
         if lacking and not self.allow_unmatched:
             raise ValueError(
-                f"it lacks {len(lacking)} of the backbone: {some(lacking)}. {_TO_ALLOW}"
+                f"it lacks {len(lacking)} of the backbone: {some(lacking)}. {self.remedy}"
             )
         return incompatible
 
@@ -163,7 +163,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         has_prototypes = any(_PROTOTYPES in name for name in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes and not self.allow_unmatched:
-            raise ValueError(_misshapen(incompatible.incorrect_shapes))
+            raise ValueError(f"{_misshapen(incompatible.incorrect_shapes)} {self.remedy}")
         misshapen = [name for name, *_ in incompatible.incorrect_shapes]
         self.initial = tuple(dict.fromkeys([*incompatible.missing_keys, *misshapen]))
         if len(self.initial) >= len(self.model.state_dict()):
@@ -182,20 +182,26 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
 
 def load_encoder_(encoder: nn.Module, path: str) -> None:
-    """Gives an encoder alone the weights that a model with this backbone would start from.
+    """Gives a frozen encoder, which learns nothing that it lacks, the weights that a model with
+    this backbone would start from.
 
     Raises: ValueError: see :class:`WeightsCheckpointer`.
     """
     holder = nn.Module()
     holder.backbone = encoder
-    WeightsCheckpointer(holder).load(path)
+    checkpointer = WeightsCheckpointer(holder)
+    checkpointer.remedy = (
+        "The encoder of SELF_TRAINING.FEATURE_DISTANCE needs all of its weights: name those that "
+        "belong to the config in MODEL.WEIGHTS, or set FEATURE_DISTANCE.WEIGHT 0.0"
+    )
+    checkpointer.load(path)
 
 
 def _misshapen(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
     listed = [f"{name} has {tuple(file)}, expected {tuple(model)}" for name, file, model in shapes]
     classes = any("classifier" in name for name, *_ in shapes)
     hint = " Does MODEL.SEM_SEG_HEAD.NUM_CLASSES differ from the checkpoint's?" if classes else ""
-    return f"{len(listed)} tensors have another shape: {some(listed)}.{hint} {_TO_ALLOW}"
+    return f"{len(listed)} tensors have another shape: {some(listed)}.{hint}"
 
 
 def _backbone(state: Mapping[str, Tensor]) -> State:

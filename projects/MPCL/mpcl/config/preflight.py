@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
-from ..checkpoint.weights import WeightsCheckpointer
+from ..checkpoint.weights import WeightsCheckpointer, load_encoder_
 from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
@@ -86,7 +86,8 @@ def find_faults(
         checks += sets.checks(_TARGET) if cfg.SELF_TRAINING.ENABLED else []
     checks += sets.checks(_TEST)
     faults = [fault for check in checks if (fault := _fault(check))]
-    return faults, sets.notes + _scale_notes(sets.scales)
+    notes = [*sets.notes, *_scale_notes(sets.scales)]
+    return faults, notes if eval_only else notes + _length_notes(cfg)
 
 
 def _fault(check: Callable[[], object]) -> str:
@@ -155,22 +156,18 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
     if eval_only:
         path = resumed if resume else path
         refuse_nothing(path, resume, cfg.OUTPUT_DIR)
-    starts = {resumed or path}
-    if not eval_only and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0:
-        starts.add(path)  # of the encoder to compare with, also of a resumed run
-    for start in sorted(starts - {""}):
-        _compare_weights(cfg, start, eval_only)
-
-
-def _compare_weights(cfg: CfgNode, path: str, eval_only: bool) -> None:
     meta = cfg.clone()
     meta.defrost()
     meta.MODEL.DEVICE = "meta"
     with _silence():
         with torch.device("meta"):
             model = build_model(meta)  # names and shapes, no memory
-        checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
-        checkpointer.load(path, checkpointables=[])
+        if start := resumed or path:
+            checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
+            checkpointer.load(start, checkpointables=[])
+        distance = cfg.SELF_TRAINING.ENABLED and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0
+        if distance and not eval_only:  # compares with it, also in a resumed run
+            load_encoder_(model.backbone, path)
     if eval_only:
         refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
 
@@ -311,6 +308,17 @@ def _records(role: _Role, name: str) -> list[Record]:
             "see; name a set <name>_images_<split>"
         )
     return records
+
+
+def _length_notes(cfg: CfgNode) -> list[str]:
+    """Says so where a short trial run ends before the prototypes begin."""
+    start, end = cfg.PROTOTYPES.INIT.ITER, cfg.SOLVER.MAX_ITER
+    if cfg.PROTOTYPES.TYPE == "none" or start < end:
+        return []
+    return [
+        f"no prototype starts in this run: PROTOTYPES.INIT.ITER is {start}, and SOLVER.MAX_ITER "
+        f"{end}. It trains as without prototypes"
+    ]
 
 
 def _scale_notes(scales: dict[str, list[float]]) -> list[str]:

@@ -154,9 +154,10 @@ def _check_shares(sets: _Group) -> None:
 
 def _check_model(cfg: CN) -> None:
     model, head = _Group(cfg, "MODEL."), _Group(cfg, "MODEL.SEM_SEG_HEAD.")
-    model.one_of("META_ARCHITECTURE", (name for name, _ in META_ARCH_REGISTRY))
+    # Not detectron2's own, which cannot be adapted.
+    model.one_of("META_ARCHITECTURE", _with(META_ARCH_REGISTRY, "forward_views", "score"))
     model.one_of("BACKBONE.NAME", (name for name, _ in BACKBONE_REGISTRY))
-    head.one_of("NAME", (name for name, _ in SEM_SEG_HEADS_REGISTRY))
+    head.one_of("NAME", _with(SEM_SEG_HEADS_REGISTRY, "fuse", "classify"))
     if model["BACKBONE.NAME"] == "MixTransformer":
         model.one_of("MIT.VARIANT", VARIANTS)
     for key in ("PIXEL_MEAN", "PIXEL_STD"):
@@ -306,6 +307,11 @@ def _check_test(cfg: CN) -> None:
     test.one_of("OUTPUT", ("classifier", "prototypes"))
     if test["OUTPUT"] == "prototypes" and cfg.PROTOTYPES.TYPE == "none":
         raise ValueError(f"TEST.OUTPUT prototypes needs PROTOTYPES.TYPE {' or '.join(TYPES)}")
+
+
+def _with(registry: Iterable[tuple[str, object]], *methods: str) -> list[str]:
+    """The names under which objects with these methods are registered."""
+    return [name for name, made in registry if all(hasattr(made, method) for method in methods)]
 
 
 def _are_whole(values: Sequence[Any], least: int, most: int) -> bool:
