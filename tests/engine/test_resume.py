@@ -187,6 +187,29 @@ def test_changed_run_is_refused_or_resumed_deliberately(tiny_cfg, caplog, opts, 
     assert message in caplog.text
 
 
+def test_a_resumed_run_has_the_rates_of_its_config_at_its_place_in_the_schedule(tiny_cfg):
+    """A smaller rate is what helps a run that has diverged."""
+    opts = (*SMALLEST, *SHORT, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER")
+    train(tiny_cfg("source_only", *opts, 2))
+    changed = ("SOLVER.BASE_LR", 1e-5, "SOLVER.HEAD_LR_FACTOR", 7.0, "SOLVER.WEIGHT_DECAY", 0.5)
+    trainer = AdaptationTrainer(tiny_cfg("source_only", *opts, 4, *changed))
+    trainer.resume_or_load(resume=True)
+    groups = trainer.optimizer.param_groups
+    # Two of four iterations are done: half of the rate is left.
+    assert sorted({group["lr"] for group in groups}) == pytest.approx([0.5e-5, 3.5e-5])
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    trainer.train()
+    assert metrics(trainer.cfg.OUTPUT_DIR)[3]["lr"] == pytest.approx(0.25e-5)
+
+
+def test_a_checkpoint_without_a_teacher_is_not_resumed_with_a_random_one(tiny_cfg):
+    opts = (*SMALLEST, *SHORT, "SOLVER.MAX_ITER", 2)
+    train(tiny_cfg("source_only", *opts))
+    trainer = AdaptationTrainer(tiny_cfg("daformer", *opts))
+    with pytest.raises(ValueError, match=r"model_final\.pth.*state of teacher.*SELF_TRAINING"):
+        trainer.resume_or_load(resume=True)
+
+
 def test_stop_restores_the_signals_and_leaves_no_half_line_and_no_temporary_file(tiny_cfg):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     cfg = tiny_cfg("source_only", *SMALLEST, *SHORT)

@@ -177,6 +177,51 @@ def test_each_scale_has_a_bank_of_its_own(tiny_cfg, scales):
     assert all(bank.fill.sum() > 0 for bank in banks.values())
     assert len({bank.features.sum().item() for bank in banks.values()}) == len(scales)
     assert all(set(views) == {"source", "mixed"} for views in step.pixels.values())
+    embedded = step.outputs["source"].detail.embeddings is not None
+    assert embedded == ("detail" in scales)  # what nobody clusters costs nothing
+
+
+def test_a_run_that_starts_from_a_runs_weights_starts_its_prototypes_anew(tiny_cfg, tmp_path):
+    first = train(tiny_cfg("daformer_gauss", *SMALLEST, *QUIET))
+    weights = str(Path(first.cfg.OUTPUT_DIR, "model_final.pth"))
+    opts = (*SMALLEST, *QUIET, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path / "second"))
+    second = AdaptationTrainer(tiny_cfg("daformer_gauss", *opts))
+    second.resume_or_load(resume=False)
+    head, before = second.student.prototype_head, first.student.prototype_head
+    assert torch.equal(head.projection.weight, before.projection.weight)
+    assert before.prototypes.started.all() and not head.prototypes.started.any()
+    second.train()
+    rows, start = written_metrics(second.cfg), second.cfg.PROTOTYPES.INIT.ITER
+    assert rows[start - 1]["loss_consistency"] == rows[start - 1]["loss_contrast"] == 0
+    assert rows[start]["loss_consistency"] > 0
+    assert head.prototypes.started.all()
+    assert all(
+        bank.fill.sum() < 2 * before.banks[name].fill.sum() for name, bank in head.banks.items()
+    )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_gradients_are_compared_where_an_encoder_is_frozen(tiny_cfg, whole):
+    short = (*SMALLEST, *QUIET, "SOLVER.MAX_ITER", 1)
+    trainer = AdaptationTrainer(tiny_cfg("daformer_gauss", *short))
+    frozen = trainer.student.backbone if whole else trainer.student.backbone.timm.patch_embed
+    frozen.requires_grad_(False)
+    trainer.train()
+    row = written_metrics(trainer.cfg)[0]
+    assert "gradient_share/fused/contrast" in row
+    assert ("gradient_share/encoder/contrast" in row) == (not whole)
+
+
+def test_gradients_are_compared_as_the_scaler_of_half_precision_scales_them(tiny_cfg, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "mpcl.engine.trainer.gradient_share", lambda losses, _: given.update(losses) or {}
+    )
+    trainer = AdaptationTrainer(tiny_cfg("daformer_gauss", *SMALLEST, *QUIET, "SOLVER.MAX_ITER", 1))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.train()
+    row = written_metrics(trainer.cfg)[0]
+    assert given["loss_sem_seg"].item() == pytest.approx(1024 * row["loss_sem_seg"], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["mic_daformer", "mic"])

@@ -20,6 +20,7 @@ POINTER = "last_checkpoint"  # written for other tools of detectron2; nothing he
 FINAL = "model_final.pth"
 SELECTED = "model_selected_on_labels.pth"
 """The one that a labelled set has chosen, where it was asked to; no run goes on from it."""
+_WITHOUT_TEACHER = ", as of a run without SELF_TRAINING.ENABLED"
 _PERIODIC = re.compile(r"model_\d{7,}\.pth")
 
 
@@ -84,7 +85,8 @@ class TrainingCheckpointer(WeightsCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As fvcore's. All ranks must call it.
 
-        Raises: ValueError: the ranks do not find the same checkpoint, and would go different ways.
+        Raises: ValueError: the ranks do not find the same checkpoint, and would go different ways;
+            or the checkpoint lacks a part of the training state, which would start at random.
         """
         newest = self.take_newest() if resume else ""
         if resume:
@@ -95,7 +97,15 @@ class TrainingCheckpointer(WeightsCheckpointer):
                     f"{', '.join(name or 'none' for name in found)}, in the order of their ranks; "
                     "expected OUTPUT_DIR to be one folder that all machines share"
                 )
-        return self.load(newest) if newest else self.load(path, checkpointables=[])
+        if not newest:
+            return self.load(path, checkpointables=[])
+        if lacking := sorted(self.checkpointables.keys() - read(newest, mmap=True)):
+            raise ValueError(
+                f"{newest} cannot be resumed: it lacks the state of {' and '.join(lacking)}"
+                f"{_WITHOUT_TEACHER if 'teacher' in lacking else ''}. Start a new run from its "
+                "weights, with MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
+        return self.load(newest)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:

@@ -83,3 +83,22 @@ def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LambdaLR:
         return warmup * (1 - iteration / solver.MAX_ITER) ** solver.POLY_POWER
 
     return LambdaLR(optimizer, multiplier)
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """What the config says of each parameter group; see :func:`set_rates_`."""
+    keys = ("initial_lr", "weight_decay")  # the scheduler has noted the former
+    return [{key: group[key] for key in keys} for group in optimizer.param_groups]
+
+
+def set_rates_(
+    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, rates: list[dict[str, float]]
+) -> None:
+    """Gives a resumed run the rates of its config, at the place of the schedule where it is.
+
+    A checkpoint brings the rates that it was trained with, as it brings Adam's moments: a smaller
+    SOLVER.BASE_LR, which is what helps a run that has diverged, would be forgotten in silence.
+    """
+    scheduler.base_lrs = [rate["initial_lr"] for rate in rates]
+    for group, rate, multiplier in zip(optimizer.param_groups, rates, scheduler.lr_lambdas):
+        group.update(rate, lr=rate["initial_lr"] * multiplier(scheduler.last_epoch))

@@ -35,7 +35,7 @@ from .evaluate import EvaluationHook, evaluate_models, headline_key
 from .guards import StepGuard
 from .metrics import DeviceMetrics, start_metrics
 from .run_identity import check_same_run, run_identity
-from .solver import build_lr_scheduler, build_optimizer
+from .solver import build_lr_scheduler, build_optimizer, rates_of, set_rates_
 from .training_pictures import TrainingPictures
 from .wandb_writer import WandbWriter
 
@@ -141,11 +141,14 @@ class AdaptationTrainer(SimpleTrainer):
             step: of the main forward, whose gradients are compared every GRADIENT_SHARE_PERIOD.
         Returns: the losses without their graph.
         """
+        # Scaled one by one: small gradients would vanish in float16 from the shares, too.
+        scaled = {name: self.grad_scaler.scale(loss) for name, loss in losses.items()}
         period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
         if step is not None and step.pixels and period and step.iteration % period == 0:
-            where = {"fused": step.fused, "encoder": list(self.student.backbone.parameters())}
-            self.metrics.add(gradient_share(losses, where))
-        self.grad_scaler.scale(sum(losses.values())).backward()
+            encoder = [each for each in self.student.backbone.parameters() if each.requires_grad]
+            where = {"fused": step.fused} | ({"encoder": encoder} if encoder else {})
+            self.metrics.add(gradient_share(scaled, where))
+        sum(scaled.values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
@@ -266,10 +269,16 @@ class AdaptationTrainer(SimpleTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Starts from MODEL.WEIGHTS; with ``resume`` goes on from the newest checkpoint of
-        OUTPUT_DIR, if there is one."""
+        OUTPUT_DIR, if there is one.
+
+        A start from a checkpoint of this project takes its weights, and not its prototypes: they
+        start at PROTOTYPES.INIT.ITER, from this run's embeddings.
+        """
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # the checkpoint's iteration is done
+        elif self.student.prototype_head is not None:
+            self.student.prototype_head.forget_()
         self.data_loader.seek(self.start_iter)
 
     def state_dict(self) -> dict:
@@ -284,7 +293,9 @@ class AdaptationTrainer(SimpleTrainer):
         """Raises ValueError where the random streams of the resumed run would differ from the saved
         one's."""
         check_same_run(state_dict["run"], self.cfg)
+        rates = rates_of(self.optimizer)
         super().load_state_dict(state_dict)
+        set_rates_(self.optimizer, self.scheduler, rates)
         if state_dict["grad_scaler"]:  # empty after a run in another precision than float16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.guard.load_state_dict(state_dict["guard"])

@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from ..structures import Box, Detail, Outputs
+from ..structures.step import DETAIL
 from .daformer_head import LevelFusion, conv_norm_relu, pixel_classifier
 from .inference import sliding_window
 from .scale_fusion import CONTEXT_CELL, DETAIL_CELL, context_image, fuse_scales, sample_detail_box
@@ -87,6 +88,11 @@ class HRDASegmentor(MPCLSegmentor):
             "detail_size": cfg.MODEL.HRDA.DETAIL_SIZE,
         }
 
+    @property
+    def embeds_detail(self) -> bool:
+        """Whether the detail is clustered, too (PROTOTYPES.SCALES)."""
+        return self.prototype_head is not None and DETAIL in self.prototype_head.banks
+
     def encoder_input(self, images: Tensor) -> Tensor:
         """The context: (B, 3, H/2, W/2)."""
         return context_image(images)
@@ -105,7 +111,7 @@ class HRDASegmentor(MPCLSegmentor):
         self, box: Box, features: dict[str, Tensor], detail_features: dict[str, Tensor], embed: bool
     ) -> Outputs:
         context = self.forward_features(features, embed)
-        detail = self.forward_features(detail_features, embed)
+        detail = self.forward_features(detail_features, embed and self.embeds_detail)
         attention = self.scale_attention(features)
         return Outputs(
             fuse_scales(context.logits, detail.logits, attention, box),

@@ -1,11 +1,11 @@
 """Auxiliary prototype head: pixel embeddings, the prototypes and the feature banks. Used in
-training only."""
+training, and for predictions by prototypes."""
 
 from collections.abc import Mapping
 
+import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..prototypes import TYPES
@@ -15,7 +15,6 @@ from ..prototypes.embedding import normalize_embeddings
 from .daformer_head import ContextAwareFusion
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
 class PrototypeHead(nn.Module):
     """Projects fused features to the prototype space and owns what lives there (h_proto of the
     paper).
@@ -84,6 +83,16 @@ class PrototypeHead(nn.Module):
         if self.fusion is not None:
             fused = self.fusion(features)
         return normalize_embeddings(self.projection(fused), self.normalize)
+
+    @torch.no_grad()
+    def forget_(self) -> None:
+        """No class has prototypes, and the banks are empty, as before the first iteration; the
+        weights stay."""
+        self.prototypes.started.zero_()
+        self.prototypes.idle.zero_()
+        for bank in self.banks.values():
+            bank.fill.zero_()
+            bank.cursor.zero_()
 
     def class_scores(self, features: dict[str, Tensor], fused: Tensor) -> Tensor:
         """max_k sim(p_k^(c), F) of Eq. (10), (B, C, h, w); classes without prototypes never win."""

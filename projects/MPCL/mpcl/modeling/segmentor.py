@@ -24,7 +24,7 @@ Inference = Callable[..., Tensor]
 
 @META_ARCH_REGISTRY.register()
 class MPCLSegmentor(nn.Module):
-    """MiT backbone, DAFormer head and an auxiliary prototype head.
+    """A backbone (of the paper: MiT), a DAFormer head and an auxiliary prototype head.
 
     Knows nothing of teachers, mixing or losses between domains: those are the trainer's.
     """

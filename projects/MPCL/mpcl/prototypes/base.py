@@ -25,9 +25,8 @@ class Prototypes(nn.Module, ABC):
     A type of prototypes says how it is described (``_description``), how pixels compare with that
     (``_compare``), and how moments of pixels move it (``_moments``, ``_move_``).
 
-    Buffers: mean (C, K, D) float32; start_mean (C, K, D), where they started, from which drift is
-    measured; started (C,) bool, False until :meth:`start_`; idle (C, K) int64, updates since the
-    last pixel.
+    Buffers: mean (C, K, D) float32; start_mean (C, K, D), where they started; started (C,) bool,
+    False until :meth:`start_`; idle (C, K) int64, updates since the last pixel.
 
     Args:
         num_classes: C.
@@ -199,8 +198,8 @@ class Prototypes(nn.Module, ABC):
 
     def _statistics(self, count: Tensor, drift: Tensor) -> dict[str, Tensor]:
         """``started`` classes; ``usage_entropy``, see :func:`usage_entropy`; ``dead`` prototypes;
-        ``drift``, the root-mean-square step of a channel, averaged over the prototypes that got
-        pixels.
+        ``drift``, the root-mean-square step of a channel in this update, averaged over the
+        prototypes that got pixels.
 
         Args:
             count: (C, K) pixels of the update.
