@@ -288,6 +288,9 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("K above the bank", key("PROTOTYPES.NUM_PER_CLASS", "201"), r"NUM_PER_CLASS is 201.*BANK\.SIZE 200"),
     ("no class at all", key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "0"), r"NUM_CLASSES is 0; expected from 1 to 255"),
     ("a thing that is no class", lambda w: ["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", "0.1", "SELF_TRAINING.FEATURE_DISTANCE.CLASSES", "(6,)", "MODEL.WEIGHTS", "x"], r"CLASSES is \(6,\).*below.*4"),
+    ("an option behind the keys", lambda w: ["SEED", "1", "--num-gpus", "2"], r"--num-gpus stands behind KEY VALUE pairs"),
+    ("a config without its option", lambda w: ["mine.yaml"], r"mine\.yaml stands where a KEY was expected; a config is named by --config-file"),
+    ("a key twice in a config", lambda w: w.config_file("SOLVER: {MAX_ITER: 2}\nSOLVER: {BASE_LR: 0.1}\n"), r"mine\.yaml is no valid YAML.*a key twice: SOLVER"),
     # unknown names
     ("an unknown prototype", key("PROTOTYPES.TYPE", "gaussian"), r"'gaussian'; expected one of none, centroid, gauss"),
     ("an unknown architecture", key("MODEL.META_ARCHITECTURE", "HRDA"), r"'HRDA'.*HRDASegmentor.*MPCLSegmentor|'HRDA'.*MPCLSegmentor.*HRDASegmentor"),
@@ -442,10 +445,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+DESCRIPTION = ("config.yaml", "classes.json", "run.json", "metrics.json")
 OTHER_RUNS = {
     "SOLVER.MAX_ITER 1": r"model_final\.pth has done 2 iterations.*MAX_ITER is 1.*--eval-only",
     "SEED 5": r"SEED was 0 and is 5.*SOLVER\.RESUME_CHANGED True",
     "SOLVER.IMS_PER_BATCH 4": r"IMS_PER_BATCH was 2 and is 4",
+    "PROTOTYPES.TYPE centroid": r"PROTOTYPES\.TYPE was gauss and is centroid",
+    "SELF_TRAINING.ENABLED False PROTOTYPES.TYPE none": r"SELF_TRAINING\.ENABLED was True and is",
     "PROTOTYPES.NUM_PER_CLASS 2": r"model_final\.pth.*another shape.*prototype",
     "MODEL.BACKBONE.NAME MixTransformer": r"model_final\.pth.*ALLOW_UNMATCHED",
 }
@@ -472,6 +478,30 @@ def test_another_run_in_a_runs_folder_is_refused_and_changes_nothing(world, caps
         world.output / "model_final.pth"
     ]
     assert torch.load(world.output / "model_final.pth")["iteration"] == 0
+
+
+def test_neither_a_late_refusal_nor_an_evaluation_changes_what_a_run_says_of_itself(world, capsys):
+    train(world, "SOLVER.MAX_ITER", "2")
+    described = {name: (world.output / name).read_bytes() for name in DESCRIPTION}
+    weights = ("MODEL.WEIGHTS", str(world.output / "model_final.pth"))
+    world.flags = ["--eval-only"]
+    other = ("INPUT.TARGET_SIZE", "(48, 32)", "PROTOTYPES.TYPE", "none")
+    train_net.cli(world.command(*SMALLEST, *other, *weights))
+    world.flags = ["--resume"]
+    # Only the optimizer's state tells, when it is loaded.
+    late = ("SOLVER.MAX_ITER", "3", "SOLVER.LAYER_DECAY", "0.5")
+    message = refuse(lambda: train_net.cli(world.command(*SMALLEST, *late)), capsys)
+    assert re.search(r"model_final\.pth: .*groups of parameters.*SOLVER\.LAYER_DECAY", message)
+    assert {name: (world.output / name).read_bytes() for name in DESCRIPTION} == described
+
+
+def test_a_resumed_run_says_in_what_it_differs_from_before(world):
+    train(world, "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.01")
+    world.flags = ["--resume"]
+    notes = flawless(world, *SMALLEST, "SOLVER.MAX_ITER", "9", "VIS_PERIOD", "0")
+    assert "the run goes on with SOLVER.MAX_ITER 9; it was 2" in notes
+    assert any("SOLVER.BASE_LR" in note and "it was 0.01" in note for note in notes)
+    assert len(notes) == 2
 
 
 def test_processes_of_one_machine_say_it_once_and_end_alike(world, capsys, monkeypatch):

@@ -95,7 +95,9 @@ def main(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
     rate = f"{count / seconds:.2f} images/s" if count else "nothing to do"
-    print(f"{predictor.role}: {count} images predicted ({rate}), {skipped} inputs skipped")
+    rest = f", {len(faults)} could not be read" * bool(faults)
+    rest += f", {skipped} were there already" * bool(skipped)
+    print(f"{predictor.role}: {count} images predicted ({rate}){rest}")
     for kind in writer.kinds:
         videos = f", {len(streams)} videos" if kind == "overlay" and streams else ""
         print(f"  {kind:<10} {writer.written[kind]} files{videos} in {args.output / kind}")

@@ -100,6 +100,28 @@ def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path, world):
     assert [r["image_id"] for r in DatasetCatalog.get("plants_sem_seg_lab")] == ["p", "q"]
 
 
+def test_labels_beside_their_images_are_no_images_of_any_split(tmp_path, world):
+    for key in ("x", "y"):
+        write_image(tmp_path / f"flat/{key}.png", (2, 3))
+        write_label(tmp_path / f"flat/{key}_mask.png", [[0, 1, 1], [7, 255, 0]])
+    write_image(tmp_path / "flat/z_mask.png")  # there is no z.png: an image of this name
+    lab = {"images": "flat", "labels": "flat", "label_suffix": "_mask.png"}
+    world["splits"] = {"lab": lab, "field": {"images": "flat"}}
+    register_from_yaml(write(tmp_path, world))
+    names = [record["image_id"] for record in DatasetCatalog.get("plants_images_field")]
+    assert names == ["x", "y", "z_mask"]
+    (tmp_path / "flat/z_mask.png").unlink()
+    assert len(DatasetCatalog.get("plants_sem_seg_lab")) == 2
+
+
+def test_an_ending_of_labels_that_was_forgotten_is_guessed(tmp_path, world):
+    for key in ("a", "deep/b"):
+        (tmp_path / f"masks/{key}.png").rename(tmp_path / f"masks/{key}_mask.png")
+    register_from_yaml(write(tmp_path, world))
+    with pytest.raises(ValueError, match=r"a_mask\.png.*Did you mean label_suffix: _mask\.png\?"):
+        DatasetCatalog.get("plants_sem_seg_lab")
+
+
 def test_a_label_map_takes_names_indices_and_ignore(tmp_path, world):
     del world["ignore"]
     world["label_map"] = {0: "leaf", 80: 0, 9: "ignore", 10: 255}

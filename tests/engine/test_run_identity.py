@@ -14,7 +14,11 @@ def config(label_map, classes=("a", "b"), changed=False):
     set_metadata(name, list(classes), [(0, 0, 0)] * len(classes), label_map)
     solver = SimpleNamespace(IMS_PER_BATCH=2, RESUME_CHANGED=changed)
     return SimpleNamespace(
-        SEED=0, SOLVER=solver, DATASETS=SimpleNamespace(TRAIN=(name,), SHARES=())
+        SEED=0,
+        SOLVER=solver,
+        DATASETS=SimpleNamespace(TRAIN=(name,), SHARES=()),
+        SELF_TRAINING=SimpleNamespace(ENABLED=True),
+        PROTOTYPES=SimpleNamespace(TYPE="gauss"),
     )
 
 
@@ -25,6 +29,17 @@ def test_labels_that_mean_something_else_make_another_run():
         with pytest.raises(ValueError, match=r"classes and label_map of DATASETS\.TRAIN was"):
             check_same_run(saved, config(*changed))
         check_same_run(saved, config(*changed, **{"changed": True}))
+
+
+def test_another_method_makes_another_run():
+    cfg = config(None)
+    saved = run_identity(cfg)
+    cfg.PROTOTYPES.TYPE = "centroid"
+    with pytest.raises(ValueError, match=r"PROTOTYPES\.TYPE was gauss and is centroid"):
+        check_same_run(saved, cfg)
+    cfg.PROTOTYPES.TYPE, cfg.SELF_TRAINING.ENABLED = "gauss", False
+    with pytest.raises(ValueError, match=r"SELF_TRAINING\.ENABLED was True and is False"):
+        check_same_run(saved, cfg)
 
 
 def test_other_shares_of_the_sets_make_another_run():

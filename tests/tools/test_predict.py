@@ -236,7 +236,9 @@ def test_existing_outputs_are_kept_unless_asked_otherwise(run, photos, tmp_path,
     assert "2 outputs exist already" in capsys.readouterr().err
     assert files(out) == {"overlay/a.jpg", "train_ids/a.png"}
     predict(run, out, photos, more=("--existing", "skip"))
-    assert "2 images predicted" in (said := capsys.readouterr().out) and "1 inputs skipped" in said
+    assert (
+        "2 images predicted" in (said := capsys.readouterr().out) and "1 were there already" in said
+    )
     assert read(mine).shape == (2, 2)
     predict(run, out, photos, more=("--existing", "overwrite"))
     assert read(mine).shape == (64, 96)

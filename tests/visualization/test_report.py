@@ -166,10 +166,14 @@ NAMES = ["<!--<script>", LINK, "</script><script>alert(2)</script>", "a&lt;b"]
 def evil_page(tmp_path) -> Path:
     """Of a run by someone else, whose names are markup and whose numbers are none."""
     scores = {f"sem_seg/IoU-{name}": float("nan") if name == LINK else 50.0 for name in NAMES}
-    rows = [{"iteration": i, "sem_seg/mIoU": 40.0, "<b>": 1.0, **scores} for i in (1, 40)]
+    means = {"sem_seg/mIoU": 40.0, "sem_seg/mDice": 100.0}
+    rows = [{"iteration": i, **means, "<b>": 1.0, **scores} for i in (1, 40)]
     folder = write_run(tmp_path / "<img src=x onerror=alert(1)>", rows, **{"<i>": LINK})
     confusion = {"classes": NAMES, "matrix": np.eye(4, dtype=int).tolist(), "seconds": 1.0}
     (folder / "inference/a_val").mkdir(parents=True)
+    (folder / "inference/a_val/confusion_student.json").write_text(json.dumps(confusion))
+    # Of an evaluation of other weights, which left the run's scores alone:
+    confusion["matrix"] = np.ones((4, 4), int).tolist()
     (folder / "inference/a_val/confusion_teacher.json").write_text(json.dumps(confusion))
     session = dict.fromkeys(("started", "device", "processes"), LINK) | {"versions": {LINK: LINK}}
     record = {"sessions": [session | {"command": NAMES, "config_file": LINK, "changed": {}}]}
@@ -184,6 +188,7 @@ def test_names_from_outside_are_text_not_markup(evil_page):
     assert not found.all("img") and not found.all("i")
     assert [a["href"][0] for a in found.all("a")] == ["#"] * len(found.all("a"))
     assert len(found.all("script")) == 3
+    assert [c["network"] for c in found.data["confusions"]] == ["student"]
     assert found.data["confusions"][0]["classes"] == NAMES
     assert "<" not in re.search(r'id="data">(.*?)</script>', text, re.S)[1]
 

@@ -44,7 +44,10 @@ def find_weight_file(path: str | Path) -> str:
         found = [file for name in _WEIGHT_FILES if (file := Path(path) / name).is_file()]
         if not found:
             names = ", ".join(_WEIGHT_FILES)
-            raise ValueError(f"no weights in folder {path}: expected one of {names}")
+            raise ValueError(
+                f"no weights in folder {path}: expected one of {names}; of a run, name its "
+                "model_final.pth"
+            )
         return str(found[0])
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -209,5 +212,6 @@ def refuse_random_layers(path: str, initial: Iterable[str], output: str) -> None
     if needed := [name for name in initial if not name.startswith(unused)]:
         raise ValueError(
             f"{path} lacks {len(needed)} tensors that the config's model predicts with "
-            f"({some(needed)}); they would be random. Is it of another config, or an encoder only?"
+            f"({some(needed)}); they would be random. Is it of another config, or an encoder "
+            "only? To evaluate a run: --resume, or MODEL.WEIGHTS <its folder>/model_final.pth"
         )

@@ -38,6 +38,14 @@ def merge_options(cfg: CN, options: Sequence[Any]) -> None:
     Raises: ValueError: a word without a partner, an unknown key, or a value of the wrong type.
     """
     words = list(options)
+    if late := [word for word in map(str, words) if word.startswith("--")]:
+        raise ValueError(
+            f"{late[0]} stands behind KEY VALUE pairs ({words[0]} ...); put options before them"
+        )
+    if files := [word for word in map(str, words[::2]) if word.endswith((".yaml", ".yml"))]:
+        raise ValueError(
+            f"{files[0]} stands where a KEY was expected; a config is named by --config-file"
+        )
     if len(words) % 2:
         raise ValueError(
             f"expected KEY VALUE pairs, got an odd number of words: {' '.join(map(str, words))} "

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -26,9 +27,11 @@ from ..config.preflight import preflight
 from ..config.reading import get, leaves
 from ..data.sets.classes import classes_of, write_classes
 from ..evaluation.run_record import record_session, versions
+from ..evaluation.runs import differences
 from ..predict.loading import load_networks
 from ..utils.atomic_write import write_atomically
 from ..utils.cli import user_errors, without_traceback
+from ..utils.foreign_files import read_yaml
 from ..utils.host_memory import keep_freed_memory
 from .evaluate import evaluate_networks
 from .guards import EXIT_DIVERGED, Diverged
@@ -40,6 +43,7 @@ from .trainer import AdaptationTrainer
 logger = logging.getLogger(__name__)
 
 _PROGRAM = "train_net.py"
+_CONFIG = "config.yaml"
 
 
 def run_job(args: Namespace) -> None:
@@ -70,7 +74,21 @@ def check(args: Namespace) -> list[str]:
     )
     if resumed and not args.eval_only:
         notes += check_checkpoint(resumed, cfg, processes)
+        notes += changed_settings(cfg)
     return notes
+
+
+def changed_settings(cfg: CfgNode) -> list[str]:
+    """A note on each key in which a resumed run's ``config.yaml`` says something else."""
+    file = Path(cfg.OUTPUT_DIR) / _CONFIG
+    if not file.is_file():
+        return []
+    changed = differences(read_yaml(file), yaml.safe_load(cfg.dump()))
+    return [
+        f"the run goes on with {key} {now}; it was {then}"
+        for key, (then, now) in changed.items()
+        if then is not None  # of an earlier version the file has fewer keys
+    ]
 
 
 def refuse_to_overwrite(folder: str) -> None:
@@ -98,6 +116,9 @@ def run_process(args: Namespace):
                 trainer = AdaptationTrainer(cfg)
                 trainer.resume_or_load(resume=args.resume)
                 run = trainer.train
+            # Only now: a start that is refused changes nothing of the run that is there.
+            if comm.is_main_process():
+                describe(cfg, args)
         with user_errors(_PROGRAM, args.debug):  # such as a bad file, which one process meets
             try:
                 return run()
@@ -117,9 +138,22 @@ def set_up(args: Namespace, held: ExitStack) -> CfgNode:
     logger.info(f"Device {cfg.MODEL.DEVICE}, {precision_in_words(cfg)}; output in {cfg.OUTPUT_DIR}")
     for note in args.notes:
         logger.warning(note)
-    if comm.is_main_process() and not args.eval_only:
-        record_session(cfg, args.config_file, resume=args.resume)
     return cfg
+
+
+def describe(cfg: CfgNode, args: Namespace) -> None:
+    """Leaves what ran in OUTPUT_DIR: ``config.yaml``, ``classes.json`` and, of a training, its
+    entry in ``run.json``. An evaluation leaves the description of a run as it is."""
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _CONFIG
+    if args.eval_only and file.exists():
+        return
+    write_atomically(file, cfg.dump().encode())
+    write_classes(folder, classes_of(cfg))
+    logger.info(f"The whole config is in {file}")
+    if not args.eval_only:
+        record_session(cfg, args.config_file, resume=args.resume)
 
 
 def precision_in_words(cfg: CfgNode) -> str:
@@ -131,11 +165,10 @@ def precision_in_words(cfg: CfgNode) -> str:
 
 
 def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Detectron2's ``default_setup`` with a log for people: loggers, ``config.yaml``, random
-    numbers.
+    """Detectron2's ``default_setup`` with a log for people: loggers and random numbers.
 
-    The whole config is in OUTPUT_DIR/config.yaml alone; the log shows where it differs from the
-    project's defaults.
+    The log shows where the config differs from the project's defaults; :func:`describe` writes all
+    of it.
     """
     for name in ("fvcore", "detectron2", "mpcl"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
@@ -146,12 +179,6 @@ def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
     logger.info(f"Process {comm.get_rank()} of {comm.get_world_size()}")
     changed = "\n".join(f"  {key}: {value!r}" for key, value in changed_keys(cfg))
     logger.info(f"Config, where it differs from the defaults (docs/CONFIG.md):\n{changed}")
-    if comm.is_main_process():
-        file = Path(cfg.OUTPUT_DIR) / "config.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, cfg.dump().encode())
-        write_classes(file.parent, classes_of(cfg))
-        logger.info(f"The whole config is in {file}")
     seed_all_rng(cfg.SEED + comm.get_rank())
     if not eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

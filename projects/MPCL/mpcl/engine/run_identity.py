@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 
 
 def run_identity(cfg, world_size: int | None = None) -> dict[str, int | str]:
-    """What decides, beside the files, which images and labels each iteration draws on each rank.
+    """What decides, beside the files, which images and labels each iteration draws on each rank;
+    and the method.
 
     Args:
         world_size: processes of the job; None = as many as there are.
@@ -24,6 +25,8 @@ def run_identity(cfg, world_size: int | None = None) -> dict[str, int | str]:
         "number of processes": comm.get_world_size() if world_size is None else world_size,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
         "DATASETS.SHARES": repr([(name, float(share)) for name, share in cfg.DATASETS.SHARES]),
+        "SELF_TRAINING.ENABLED": cfg.SELF_TRAINING.ENABLED,
+        "PROTOTYPES.TYPE": cfg.PROTOTYPES.TYPE,
         "digest of classes and label_map of DATASETS.TRAIN": _labels(cfg.DATASETS.TRAIN),
     }
 
@@ -69,10 +72,10 @@ def check_same_run(saved: Mapping[str, Any], cfg, world_size: int | None = None)
     ]
     if changed and not cfg.SOLVER.RESUME_CHANGED:
         raise ValueError(
-            f"Cannot resume: {'; '.join(changed)}. The run would draw other images, or label them "
-            "otherwise, than the one it goes on from. Restore these values; or go on all the same "
-            "with SOLVER.RESUME_CHANGED True; or start a new run from its weights with "
-            "MODEL.WEIGHTS and another OUTPUT_DIR."
+            f"Cannot resume: {'; '.join(changed)}. The run would draw other images, label them "
+            "otherwise or learn by another method than the one it goes on from. Restore these "
+            "values; or go on all the same with SOLVER.RESUME_CHANGED True; or start a new run "
+            "from its weights with MODEL.WEIGHTS and another OUTPUT_DIR."
         )
     if changed:
         logger.warning(f"Resuming although {'; '.join(changed)} (SOLVER.RESUME_CHANGED)")

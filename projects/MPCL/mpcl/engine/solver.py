@@ -85,6 +85,20 @@ def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LambdaLR:
     return LambdaLR(optimizer, multiplier)
 
 
+def check_groups(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Raises ValueError where a saved optimizer's state is of other groups of parameters."""
+
+    def sizes(groups: list[dict]) -> list[int]:
+        return [len(group["params"]) for group in groups]
+
+    ours, theirs = sizes(optimizer.param_groups), sizes(saved["param_groups"])
+    if ours != theirs:
+        raise ValueError(
+            f"the optimizer's state is of groups of parameters of the sizes {theirs}, expected "
+            f"{ours}: SOLVER.LAYER_DECAY, MODEL.BACKBONE.FREEZE_AT or the network is another"
+        )
+
+
 def rates_of(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
     """What the config says of each parameter group; see :func:`set_rates_`."""
     keys = ("initial_lr", "weight_decay")  # the scheduler has noted the former

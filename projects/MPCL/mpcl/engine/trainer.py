@@ -35,7 +35,7 @@ from .evaluate import EvaluationHook, evaluate_models, headline_key
 from .guards import StepGuard
 from .metrics import DeviceMetrics, start_metrics
 from .run_identity import check_same_run, run_identity
-from .solver import build_lr_scheduler, build_optimizer, rates_of, set_rates_
+from .solver import build_lr_scheduler, build_optimizer, check_groups, rates_of, set_rates_
 from .training_pictures import TrainingPictures
 from .wandb_writer import WandbWriter
 
@@ -293,6 +293,7 @@ class AdaptationTrainer(SimpleTrainer):
         """Raises ValueError where the random streams of the resumed run would differ from the saved
         one's."""
         check_same_run(state_dict["run"], self.cfg)
+        check_groups(self.optimizer, state_dict["optimizer"])
         rates = rates_of(self.optimizer)
         super().load_state_dict(state_dict)
         set_rates_(self.optimizer, self.scheduler, rates)

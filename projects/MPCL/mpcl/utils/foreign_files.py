@@ -66,23 +66,35 @@ def read_text(path: AnyPath, *, most: int = _MAX_TEXT) -> str:
         raise ValueError(f"{shown(path)} is no text file; expected text in UTF-8") from None
 
 
-def read_yaml(path: AnyPath, loader: type = yaml.SafeLoader) -> Any:
+def read_yaml(path: AnyPath) -> Any:
     """Content of a YAML file, by :func:`parse_yaml`."""
-    return parse_yaml(read_text(path, most=MAX_YAML), shown(path), loader)
+    return parse_yaml(read_text(path, most=MAX_YAML), shown(path))
 
 
-def parse_yaml(text: str, name: str, loader: type = yaml.SafeLoader) -> Any:
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win in silence; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            line = node.start_mark.line + 1
+            raise ValueError(f"the mapping at line {line} has a key twice: {', '.join(twice)}")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, name: str) -> Any:
     """Content of a YAML document, which aliases cannot unfold to more than ``_MAX_NODES`` values.
 
     Args:
         name: of the document in messages.
-        loader: a safe one, of plain values.
-    Raises: ValueError: it is no YAML, too deep, too large, or has tags that would run Python.
+    Raises: ValueError: it is no YAML, too deep, too large, has a key twice, or tags that would run
+        Python.
     """
     try:
         if (node := yaml.compose(text, yaml.SafeLoader)) is not None:
             _measure(node, {})
-        return yaml.load(text, loader)
+        return yaml.load(text, _UniqueKeyLoader)
     except yaml.constructor.ConstructorError as error:
         problem = str(error.problem).strip().partition("\n")[0]
         hint = ". Tags such as !!python would run code; write plain values"

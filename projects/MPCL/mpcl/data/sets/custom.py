@@ -14,10 +14,10 @@ Relative paths start at the folder of the YAML file. ``datasets/README.md`` expl
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.data import DatasetCatalog
 from matplotlib import colormaps
 
@@ -32,18 +32,6 @@ from .splits import Split
 _KEYS = ("name", "classes", "colors", "label_map", "label_colors", "ignore", "absent", "splits")
 _SPLIT = ("images", "labels", "valid", "image_suffix", "label_suffix", "root", "absent", "nodata")
 _registered: dict[str, tuple[Path, Any]] = {}  # name -> its file and what the file said
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win in silence; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            line = node.start_mark.line + 1
-            raise ValueError(f"the mapping at line {line} has a key twice: {', '.join(twice)}")
-        return super().construct_mapping(node, deep)
 
 
 def register_from_yaml(path: str | Path) -> list[str]:
@@ -63,7 +51,7 @@ def register_from_yaml(path: str | Path) -> list[str]:
     file = Path(path).expanduser().resolve()
     if not file.exists():
         raise FileNotFoundError(f"data set description {file} does not exist")
-    content = read_yaml(file, _UniqueKeyLoader)
+    content = read_yaml(file)
     try:
         return _register(file, content)
     except _Fault as fault:
@@ -229,7 +217,10 @@ def _class_index(raw: int, target: object, classes: Sequence[str]) -> int:
 def _splits(file: Path, value: object, classes: Sequence[str]) -> dict[str, Split]:
     if not isinstance(value, dict) or not value:
         raise _Fault("splits", value, "a mapping from names of splits to their folders")
-    return {_word("splits", key): _split(file, key, one, classes) for key, one in value.items()}
+    splits = {_word("splits", key): _split(file, key, one, classes) for key, one in value.items()}
+    # Such as _mask.png, in the folder of the images, whichever split is made of that.
+    ends = {split.label_suffix for split in splits.values()} - {*IMAGE_SUFFIXES}
+    return {key: replace(split, of_labels=tuple(sorted(ends))) for key, split in splits.items()}
 
 
 def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Split:
@@ -259,6 +250,7 @@ def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Spli
         **beside,
         image_suffixes=(entry["image_suffix"],) if "image_suffix" in entry else IMAGE_SUFFIXES,
         label_suffix=entry.get("label_suffix", ".png"),
+        of_labels=(),
         root=root and root.resolve(),
         absent=_absent(f"{key}.absent", entry.get("absent"), classes),
         nodata=_color(f"{key}.nodata", entry["nodata"]) if "nodata" in entry else None,

@@ -23,6 +23,7 @@ class Split:
     valid: tuple[Path, ...]  # likewise, of masks that are 0 where an image shows nothing; () = none
     image_suffixes: tuple[str, ...]  # ends of the names in folders
     label_suffix: str  # of masks as well
+    of_labels: tuple[str, ...]  # the label_suffix of all splits, where it says more than .png
     root: Path | None  # of the files that lists name; None = the folder of each list
     absent: tuple[str, ...]  # classes that may have no pixel
     nodata: Color | None  # RGB of pixels of unlabelled images that show nothing
@@ -64,16 +65,31 @@ class Split:
                 numbers = f"{len(images)} images and {len(found)} {kind}"
                 raise ValueError(f"{numbers}; expected lists of the same length")
             return dict(zip(images, found.values()))
-        if unused := [path for key, path in found.items() if key not in images]:
+        if unused := [key for key in found if key not in images]:
             raise ValueError(
-                f"{len(unused)} {kind} without an image, for instance {shown(unused[0])}; expected "
-                f"an image in {image_place} for each of them"
+                f"{len(unused)} {kind} without an image, for instance {shown(found[unused[0]])}; "
+                f"expected an image in {image_place} for each of them"
+                f"{self._advice(unused[0], images)}"
             )
         return found
 
+    def _without_labels(self, files: dict[str, str]) -> dict[str, str]:
+        """Without those that lie beside an image and are called like its label."""
+        stems = {os.path.splitext(path)[0] for path in files.values()}
+        labels = {stem + end for stem in stems for end in self.of_labels}
+        return {key: path for key, path in files.items() if path not in labels}
+
+    def _advice(self, label: str, images: Mapping[str, str]) -> str:
+        """What a label of no image would need to be called like one of the images."""
+        endings = [label.removeprefix(key) for key in images if label.startswith(key)]
+        if not endings:
+            return ""
+        return f". Did you mean label_suffix: {min(endings, key=len)}{self.label_suffix}?"
+
     def _listing(self, kind: str, path: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         if is_folder(path):
-            return list_files(path, suffixes)
+            found = list_files(path, suffixes)
+            return self._without_labels(found) if kind == "images" else found
         if not path.exists():
             raise FileNotFoundError(
                 f"{kind} {shown(path)} does not exist; expected a folder, also in a zip archive, "

@@ -1,19 +1,25 @@
 """What the output folder of a run holds, read for the report."""
 
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from detectron2.config import get_cfg
 
 from ...config import add_mpcl_config
+from ...evaluation.evaluator import class_scores
 from ...evaluation.run_record import read_sessions
 from ...evaluation.runs import Run, Scores, differences, is_number, read_run, shortest_names
 from ...evaluation.tables import NETWORKS
 from ...utils.foreign_files import read_json
 from ...utils.short import short
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class RunContents(Run):
     Attributes:
         name: tells it apart from the others of the report.
         sessions: processes that trained it, see :mod:`mpcl.evaluation.run_record`.
-        confusions: the last evaluations.
+        confusions: of the evaluation whose scores are :attr:`latest`.
     """
 
     name: str
@@ -106,7 +112,22 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
 def _read(folder: Path, name: str) -> RunContents:
     run = read_run(folder)
     more = name, read_sessions(folder), _confusions(folder)
-    return RunContents(run.folder, run.config, run.rows, *more)
+    contents = RunContents(run.folder, run.config, run.rows, *more)
+    return replace(contents, confusions=[c for c in contents.confusions if _is_of(contents, c)])
+
+
+def _is_of(run: RunContents, confusion: Confusion) -> bool:
+    """Whether a matrix is of the run's last scores: an ``--eval-only`` of other weights or settings
+    leaves its own in the same folder."""
+    score = run.score(confusion.dataset, confusion.network, "mDice")
+    own = class_scores(np.array(confusion.matrix), confusion.classes)["mDice"]
+    if score is not None and math.isclose(own, score, abs_tol=1e-3):
+        return True
+    logger.warning(
+        f"{run.folder}: the confusion matrix of {confusion.dataset}, {confusion.network}, is not "
+        "of the scores in metrics.json, but of a later --eval-only; left out"
+    )
+    return False
 
 
 def _confusions(folder: Path) -> list[Confusion]:
