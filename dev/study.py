@@ -69,7 +69,7 @@ ABLATIONS = {
     "contrast_only": ("PROTOTYPES.CONSISTENCY_WEIGHT", "0.0"),  # (IV)
     "consistency_only": ("PROTOTYPES.CONTRAST_WEIGHT", "0.0"),
     "no_in_class_negatives": ("PROTOTYPES.IN_CLASS_NEGATIVES", "False"),  # (VI)
-    "separate_head": ("PROTOTYPES.HEAD", "separate"),
+    "shared_head": ("PROTOTYPES.HEAD", "shared"),
     "source_and_mixed_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('source', 'mixed')"),
     "source_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('source',)"),  # (VII)
     "target_contrast": ("PROTOTYPES.CONTRAST_VIEWS", "('target',)"),

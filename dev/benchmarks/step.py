@@ -91,15 +91,16 @@ class _SyntheticLoader:
         height, width = cfg.INPUT.CROP.SIZE
         count, classes = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
-        def record():
+        def record(**pixels):
             shape = (3, height, width)
             image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-            return {"image": image, "file_name": "noise"}
+            return {"image": image, "file_name": "noise", **pixels}
 
         blobs = torch.randint(0, classes, (count, 1, 8, 8), generator=generator).float()
         label = nn.functional.interpolate(blobs, size=(height, width)).byte()[:, 0]
-        source = [{**record(), "sem_seg": each} for each in label]
-        self.batch = {"source": source, "target": [record() for _ in range(count)]}
+        source = [record(sem_seg=each) for each in label]
+        valid = torch.ones(height, width, dtype=torch.bool)
+        self.batch = {"source": source, "target": [record(valid=valid) for _ in range(count)]}
 
     def seek(self, iteration: int) -> None:
         """The batch is the same everywhere."""

@@ -117,9 +117,11 @@ def test_prediction_by_prototypes_picks_the_nearest_class(tiny_cfg):
     assert torch.equal(scores.argmax(1).flatten(), nearest)
 
 
-def test_separate_prototype_head_leaves_the_decoder_alone(tiny_cfg):
-    model = build(tiny_cfg, "daformer_gauss", "PROTOTYPES.HEAD", "separate")
+@pytest.mark.parametrize("head", ["separate", "shared"])
+def test_separate_prototype_head_leaves_the_decoder_alone(tiny_cfg, head):
+    model = build(tiny_cfg, "daformer_gauss", "PROTOTYPES.HEAD", head)
     model({"source": torch.randn(2, 3, 64, 64)})["source"].embeddings.square().sum().backward()
-    assert all(p.grad is None for p in model.sem_seg_head.parameters())
+    reached = [p.grad is not None for p in model.sem_seg_head.fusion.parameters()]
+    assert all(reached) if head == "shared" else not any(reached)
     assert all(p.grad is not None for p in model.prototype_head.parameters())
     assert model.backbone.stages[0].patch_embed.proj.weight.grad is not None

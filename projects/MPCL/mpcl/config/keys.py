@@ -237,9 +237,9 @@ def _add_prototype_config(cfg: CN) -> None:
     p.TYPE = "none"  # none | centroid (5) | gauss (7)
     p.NUM_PER_CLASS = 5  # K, prototypes a class (Table IX)
     p.DIM = 256  # D, channels of the embedding
-    # shared: 1x1 convolution on the decode head's fused features; separate: a context-aware fusion
-    # of its own.
-    p.HEAD = "shared"
+    # separate: a context-aware fusion of its own; shared: 1x1 convolution on the decode head's
+    # fused features.
+    p.HEAD = "separate"
     # layer | l2 | none: of the embedding over its channels, without affine parameters.
     p.NORMALIZE = "layer"
     p.DISTANCE = "squared"  # squared | euclidean: reading of (8), for centroids

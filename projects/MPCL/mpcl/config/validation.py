@@ -236,7 +236,7 @@ def _check_feature_distance(cfg: CN, st: _Group) -> None:
 def _check_prototypes(cfg: CN) -> None:
     proto = _Group(cfg, "PROTOTYPES.")
     proto.one_of("TYPE", ("none", *TYPES))
-    proto.one_of("HEAD", ("shared", "separate"))
+    proto.one_of("HEAD", ("separate", "shared"))
     proto.one_of("NORMALIZE", NORMALIZATIONS)
     proto.one_of("DISTANCE", DISTANCES)
     proto.one_of("SIMILARITY_SCALE", SIMILARITY_SCALES)
