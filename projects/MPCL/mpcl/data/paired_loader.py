@@ -273,7 +273,8 @@ def _stream(
             words += f"; {scales_in_words('scaled by', factors)}"
         if statistics:
             classes = zip(MetadataCatalog.get(name).stuff_classes, statistics[i].counts.sum(axis=0))
-            words += f"; no pixel of {', '.join(c for c, n in classes if not n) or 'no class'}"
+            lacking = ", ".join(c for c, n in classes if not n)
+            words += f"; no pixel of {lacking}" if lacking else "; pixels of every class"
         logger.info(words)
     skip_bad = cfg.DATALOADER.ON_BAD_FILE == "skip"
     return DomainStream(list(chain(*records)), draws, mapper, skip_bad)
