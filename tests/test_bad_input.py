@@ -22,6 +22,7 @@ import pytest
 import torch
 import train_net
 from conftest import CONFIGS, SMALLEST, TINY, draw_scene
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from mistakes import CLASSES, World, cut, refuse
@@ -31,6 +32,7 @@ from tiny_files import write_tiff
 from mpcl.config import get_cfg_from
 from mpcl.config.preflight import preflight
 from mpcl.engine import job
+from mpcl.evaluation.evaluator import SegmentationEvaluator
 from mpcl.utils import cli
 
 ROOT = Path(__file__).parents[1]
@@ -543,6 +545,20 @@ def test_a_run_that_ends_before_its_prototypes_start_is_noted(world):
     (note,) = flawless(world, "PROTOTYPES.INIT.ITER", "9", "SOLVER.MAX_ITER", "9")
     assert "no prototype starts" in note and "INIT.ITER is 9" in note
     assert flawless(world, "PROTOTYPES.INIT.ITER", "8", "SOLVER.MAX_ITER", "9") == []
+
+
+def test_a_set_that_ignores_another_label_is_refused(world):
+    flawless(world)  # it is registered now
+    name = f"{world.name}_sem_seg_source"
+    described = MetadataCatalog.get(name).as_dict()
+    for value in (0, None):
+        MetadataCatalog.remove(name)
+        MetadataCatalog.get(name).set(**{**described, "ignore_label": value})
+        said = rf"{name}: ignore_label of its metadata is {value}; expected 255"
+        with pytest.raises(ValueError, match=said):
+            flawless(world)
+        with pytest.raises(ValueError, match=said):
+            SegmentationEvaluator(name)
 
 
 def test_a_corrupt_file_is_noted_where_it_will_be_skipped(world):

@@ -77,3 +77,10 @@ def test_two_ranks_normalise_as_one_process(ranks, name):
             atol=tolerance,
             msg=lambda message, key=key: f"{key}: {message}",
         )
+
+
+def test_frozen_parameters_stay_frozen():
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    network[0].requires_grad_(False)
+    replaced = synchronise_batch_norm(network)
+    assert [p.requires_grad for p in replaced.parameters()] == [False, False, True, True]

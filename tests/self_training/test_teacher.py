@@ -234,3 +234,22 @@ def test_target_statistics_are_those_of_the_labelled_images():
     teacher.update_(student, iteration=0)
     assert torch.equal(norm.running_mean, before[0])
     torch.testing.assert_close(teacher.model[0].weight, before[1] + 0.5)
+
+
+class NormEval(nn.Module):
+    """An encoder that keeps its batch norm as it was trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.free = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+
+def test_the_teacher_keeps_in_evaluation_what_the_student_keeps_there():
+    teacher = EMATeacher(NormEval(), momentum=0.9)
+    assert not teacher.model.frozen.training and teacher.model.free.training

@@ -97,6 +97,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
                     f"{', '.join(name or 'none' for name in found)}, in the order of their ranks; "
                     "expected OUTPUT_DIR to be one folder that all machines share"
                 )
+        self.with_prototypes = bool(newest)
         if not newest:
             return self.load(path, checkpointables=[])
         if lacking := sorted(self.checkpointables.keys() - read(newest, mmap=True)):

@@ -20,6 +20,7 @@ from .weight_files import CAFFE2, State, find_weight_file, read, read_zoo, unwra
 
 _TIMM = "timm."
 _PROTOTYPES = "prototype_head."
+_LEARNED = (f"{_PROTOTYPES}prototypes.", f"{_PROTOTYPES}banks.")  # by clustering, not by gradients
 _NOT_IN_ZOO = ("num_batches_tracked", "running_mean", "running_var")  # 0 and 1 where it has none
 
 
@@ -35,6 +36,8 @@ class WeightsCheckpointer(DetectionCheckpointer):
     Args:
         allow_unmatched: tensors of another shape than the model's, and a backbone that is missing
             or another one, keep their initial values instead of being refused.
+        with_prototypes: whether the prototypes and the feature banks of a checkpoint are loaded: a
+            new run that starts from its weights begins them anew.
     Attributes:
         initial: names of the model's tensors that the last load left as they were.
 
@@ -50,10 +53,17 @@ class WeightsCheckpointer(DetectionCheckpointer):
     )
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, allow_unmatched: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow_unmatched: bool = False,
+        with_prototypes: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, save_dir, **kwargs)
         self.allow_unmatched = allow_unmatched
+        self.with_prototypes = with_prototypes
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -160,6 +170,10 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     def _load_some(self, checkpoint: dict[str, Any]) -> Any:
         """Loads as detectron2 does, but refuses to load nothing, and other shapes."""
+        if not self.with_prototypes:
+            state = checkpoint["model"]
+            learned = [name for name in state if any(part in name for part in _LEARNED)]
+            checkpoint["model"] = {n: t for n, t in state.items() if n not in learned}
         has_prototypes = any(_PROTOTYPES in name for name in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes and not self.allow_unmatched:
@@ -178,6 +192,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
         if not has_prototypes:  # then none of them is meant to be there
             missing = incompatible.missing_keys
             missing[:] = [name for name in missing if not name.startswith(_PROTOTYPES)]
+        elif not self.with_prototypes:
+            missing = incompatible.missing_keys
+            missing[:] = [name for name in missing if not name.startswith(_LEARNED)]
         return incompatible
 
 

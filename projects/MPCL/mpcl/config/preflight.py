@@ -21,7 +21,7 @@ from ..checkpoint.weights import WeightsCheckpointer, load_encoder_
 from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
-from ..data.sets.registration import load_records, registered_names
+from ..data.sets.registration import check_ignore_label, load_records, registered_names
 from .reading import get
 
 _SETS = "See datasets/README.md; tools/check_data.py --list shows the names"
@@ -156,14 +156,22 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
     if eval_only:
         path = resumed if resume else path
         refuse_nothing(path, resume, cfg.OUTPUT_DIR)
-    meta = cfg.clone()
-    meta.defrost()
-    meta.MODEL.DEVICE = "meta"
+    meta, cpu = cfg.clone(), cfg.clone()
+    for clone in (meta, cpu):
+        clone.defrost()
+    meta.MODEL.DEVICE, cpu.MODEL.DEVICE = "meta", "cpu"
     with _silence():
-        with torch.device("meta"):
-            model = build_model(meta)  # names and shapes, no memory
+        try:
+            with torch.device("meta"):
+                model = build_model(meta)  # names and shapes, no memory
+        except RuntimeError:  # such as of a backbone that reads a number from a tensor
+            model = build_model(cpu)
         if start := resumed or path:
-            checkpointer = WeightsCheckpointer(model, allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED)
+            checkpointer = WeightsCheckpointer(
+                model,
+                allow_unmatched=cfg.MODEL.ALLOW_UNMATCHED,
+                with_prototypes=eval_only or bool(resumed),
+            )
             checkpointer.load(start, checkpointables=[])
         distance = cfg.SELF_TRAINING.ENABLED and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0
         if distance and not eval_only:  # compares with it, also in a resumed run
@@ -206,6 +214,8 @@ class _Sets:
         records = _records(role, name)
         metadata, num_classes = MetadataCatalog.get(name), self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         classes = metadata.get("stuff_classes") if role.labelled else None
+        if role.labelled:
+            check_ignore_label(name)
         if classes is not None:
             if len(classes) != num_classes:
                 raise ValueError(

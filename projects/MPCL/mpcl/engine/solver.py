@@ -33,10 +33,12 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     undecayed = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
     lr, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY
     groups: dict[object, dict] = {}
+    seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(path, recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:  # of tied layers, the first
                 continue
+            seen.add(parameter)
             if not key.startswith(prefix):
                 kind, rate, shrink = "head", lr * cfg.SOLVER.HEAD_LR_FACTOR, decay
             else:

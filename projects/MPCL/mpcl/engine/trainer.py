@@ -141,15 +141,26 @@ class AdaptationTrainer(SimpleTrainer):
             step: of the main forward, whose gradients are compared every GRADIENT_SHARE_PERIOD.
         Returns: the losses without their graph.
         """
+        checkpointed = self.cfg.MODEL.BACKBONE.CHECKPOINT
+        statistics = [each.clone() for each in self.guard.statistics] if checkpointed else []
         # Scaled one by one: small gradients would vanish in float16 from the shares, too.
         scaled = {name: self.grad_scaler.scale(loss) for name, loss in losses.items()}
         period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
-        if step is not None and step.pixels and period and step.iteration % period == 0:
-            encoder = [each for each in self.student.backbone.parameters() if each.requires_grad]
-            where = {"fused": step.fused} | ({"encoder": encoder} if encoder else {})
+        due = step is not None and step.pixels and period and step.iteration % period == 0
+        if due and (where := self.watched(step)):
             self.metrics.add(gradient_share(scaled, where))
         sum(scaled.values()).backward()
+        if statistics:  # the backward has shown the encoder's blocks their images once more
+            torch._foreach_copy_(self.guard.statistics, statistics)
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def watched(self, step: Step) -> dict[str, list[Tensor]]:
+        """Where the gradients of segmentation and prototypes meet: what both heads read of the
+        decoder, if they share it, and the encoder's weights that learn."""
+        encoder = [each for each in self.student.backbone.parameters() if each.requires_grad]
+        shared = self.student.prototype_head.fusion is None
+        places = {"fused": step.fused if shared else [], "encoder": encoder}
+        return {place: tensors for place, tensors in places.items() if tensors}
 
     def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the
@@ -277,8 +288,6 @@ class AdaptationTrainer(SimpleTrainer):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1  # the checkpoint's iteration is done
-        elif self.student.prototype_head is not None:
-            self.student.prototype_head.forget_()
         self.data_loader.seek(self.start_iter)
 
     def state_dict(self) -> dict:

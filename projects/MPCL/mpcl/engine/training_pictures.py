@@ -4,11 +4,11 @@ mixed, what comes out."""
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 
 from ..data.canvas import fit, grid, with_legend
 from ..data.labels import colorize
+from ..data.sets.classes import classes_of
 
 _WIDTH = 256  # of each picture of the strip
 
@@ -19,7 +19,7 @@ class TrainingPictures(HookBase):
 
     def __init__(self, cfg) -> None:
         self.period = cfg.VIS_PERIOD
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        self.classes = classes_of(cfg)
 
     def after_step(self) -> None:
         last = self.trainer.iter + 1 == self.trainer.max_iter
@@ -27,14 +27,14 @@ class TrainingPictures(HookBase):
             return
         pictures = self.pictures()
         strip = grid([[fit(p, _WIDTH, nearest=True) for p in pictures.values()]], list(pictures))
-        named = with_legend(strip, self.metadata.stuff_classes, self.metadata.stuff_colors)
+        named = with_legend(strip, self.classes.stuff_classes, self.classes.stuff_colors)
         self.trainer.storage.put_image("training step", np.asarray(named).transpose(2, 0, 1))
 
     @torch.no_grad()
     def pictures(self) -> dict[str, np.ndarray]:
         """(H, W, 3) uint8 RGB pictures by caption."""
         step, student = self.trainer.last_step, self.trainer.student
-        colors = self.metadata.stuff_colors
+        colors = self.classes.stuff_colors
         pictures = {
             "source": student.denormalize(step.source.images[0]),
             "source label": colorize(step.source.label[0], colors),

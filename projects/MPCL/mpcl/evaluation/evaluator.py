@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config.validation import ClassSubsets, check_class_subsets
 from ..data.decoding import check_pair
 from ..data.labels import check_label, read_label
+from ..data.sets.registration import check_ignore_label
 
 logger = logging.getLogger(__name__)
 # The stock evaluator logs its dictionary of numbers in one line; the table says the same.
@@ -59,10 +60,12 @@ class SegmentationEvaluator(SemSegEvaluator):
         network: "teacher" or "student", for the log; whoever evaluates several sets it.
         confusion: after :meth:`evaluate`, on the main process: (C, C) int64 pixels of the whole
             set; rows are the ground truth, columns the prediction.
-    Raises: ValueError: a subset names a class that the set does not know.
+    Raises: ValueError: a subset names a class that the set does not know, or the set ignores
+        another label than 255.
     """
 
     def __init__(self, dataset_name: str, class_subsets: ClassSubsets = ()) -> None:
+        check_ignore_label(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         super().__init__(dataset_name)
         check_class_subsets(class_subsets, self._class_names)

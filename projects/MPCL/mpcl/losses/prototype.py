@@ -103,7 +103,8 @@ class PrototypeLosses:
             )
 
         mixed = views["mixed"]
-        weight = mixed.weight if self.consistency_weighted else torch.ones_like(mixed.weight)
+        # Unweighted, the margins still take no part.
+        weight = mixed.weight if self.consistency_weighted else (mixed.weight > 0).float()
         consistency = prototype_consistency(
             similarity["mixed"],
             mixed.label.flatten(),

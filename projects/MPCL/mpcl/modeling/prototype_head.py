@@ -3,7 +3,6 @@ training, and for predictions by prototypes."""
 
 from collections.abc import Mapping
 
-import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -83,16 +82,6 @@ class PrototypeHead(nn.Module):
         if self.fusion is not None:
             fused = self.fusion(features)
         return normalize_embeddings(self.projection(fused), self.normalize)
-
-    @torch.no_grad()
-    def forget_(self) -> None:
-        """No class has prototypes, and the banks are empty, as before the first iteration; the
-        weights stay."""
-        self.prototypes.started.zero_()
-        self.prototypes.idle.zero_()
-        for bank in self.banks.values():
-            bank.fill.zero_()
-            bank.cursor.zero_()
 
     def class_scores(self, features: dict[str, Tensor], fused: Tensor) -> Tensor:
         """max_k sim(p_k^(c), F) of Eq. (10), (B, C, h, w); classes without prototypes never win."""

@@ -93,6 +93,8 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
             child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
         )
         norm.load_state_dict(child.state_dict())
+        for name_of, parameter in child.named_parameters():
+            norm.get_parameter(name_of).requires_grad_(parameter.requires_grad)
         norm.train(child.training)
         if with_activation:
             norm.drop, norm.act = child.drop, child.act

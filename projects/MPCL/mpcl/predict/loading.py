@@ -16,6 +16,7 @@ from torch import nn
 from ..checkpoint.training import TrainingCheckpointer
 from ..checkpoint.weight_files import read, refuse_nothing, refuse_random_layers
 from ..config import get_cfg_from
+from ..config.reading import merge_options
 from ..data.sets.classes import classes_of, from_plain, read_classes
 from ..self_training.teacher import EMATeacher
 from ..utils.foreign_files import parse_yaml
@@ -103,7 +104,7 @@ def load_networks(
     if isinstance(source, CfgNode):
         cfg = source.clone()
         cfg.defrost()
-        cfg.merge_from_list(opts)
+        merge_options(cfg, opts)
     else:
         opts = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *opts]
         path = Path(source)

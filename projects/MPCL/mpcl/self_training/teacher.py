@@ -67,8 +67,14 @@ class EMATeacher(nn.Module):
         # "copied" to None.
         self.model: nn.Module = copy.deepcopy(student, {id(module): None for module in without})
         self.model.requires_grad_(False)
-        for module in self.model.modules():
-            if statistics == "student" and isinstance(module, _BatchNorm):
+        # Not those that the student keeps in evaluation mode.
+        self._batch_norms = [
+            module
+            for module in self.model.modules()
+            if isinstance(module, _BatchNorm) and module.training
+        ]
+        for module in self._batch_norms:
+            if statistics == "student":
                 # In training mode these layers would mix batch statistics of unlabelled target
                 # images into running statistics that update_() takes from the student. torch's
                 # layers, and ours, leave them alone when they do not track; detectron2's
@@ -99,9 +105,8 @@ class EMATeacher(nn.Module):
         """Sets batch norm to training (True) or evaluation mode; everything else evaluates."""
         super().train(False)
         self.training = mode
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train(mode)
+        for module in self._batch_norms:
+            module.train(mode)
         return self
 
     def momentum_at(self, iteration: int) -> float:

@@ -28,8 +28,10 @@ def classes_of(cfg: CfgNode) -> Metadata:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in MetadataCatalog and len(MetadataCatalog.get(name).get("stuff_classes", ())):
             known = MetadataCatalog.get(name)
-            if len(known.stuff_classes) == number and known.get("stuff_colors"):
-                return known
+            if len(known.stuff_classes) == number:
+                names = known.stuff_classes
+                colors = known.get("stuff_colors") or class_colors(names)
+                return _metadata(names, colors, known.get("label_map"))
     if number == len(CITYSCAPES_CLASSES):
         return _metadata(CITYSCAPES_CLASSES, CITYSCAPES_COLORS)
     names = [f"class {i}" for i in range(number)]

@@ -134,6 +134,17 @@ def set_metadata(
     )
 
 
+def check_ignore_label(name: str) -> None:
+    """Raises ValueError where a labelled set ignores another label than losses and scores do."""
+    value = MetadataCatalog.get(name).get("ignore_label")
+    if value != IGNORE_LABEL:
+        raise ValueError(
+            f"{name}: ignore_label of its metadata is {value}; expected {IGNORE_LABEL}, the label "
+            f"that losses and scores leave out: MetadataCatalog.get({name!r}).set(ignore_label="
+            f"{IGNORE_LABEL}), with a label_map, or label files, that say so of pixels of no class"
+        )
+
+
 def registered_names() -> list[str]:
     """Names of all sets that this package describes, users' own among them, in order."""
     return [n for n in sorted(DatasetCatalog) if hasattr(MetadataCatalog.get(n), "label_map")]
