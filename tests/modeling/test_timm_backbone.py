@@ -490,3 +490,19 @@ def test_resnet_refuses_files_of_other_kinds(tmp_path):
     path = save(published("test_vit")[1], tmp_path / "vit.pth")
     with pytest.raises(ValueError, match=r"vit\.pth: ResNet starts from detectron2's \.pkl"):
         WeightsCheckpointer(build_model(cfg)).load(path)
+
+
+def test_a_pyramid_may_learn_from_random_layers_and_none_is_compared_with(tmp_path):
+    plain = get_cfg_from("", ["MODEL.DEVICE", "cpu", *resnet_options()])
+    zoo_file(plain, tmp_path / "R-18.pkl", "torchvision")
+    state = pickle.loads((tmp_path / "R-18.pkl").read_bytes())
+    state["model"] = {f"bottom_up.{key}": value for key, value in state["model"].items()}
+    (tmp_path / "R-18.pkl").write_bytes(pickle.dumps(state))
+    pyramid = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    pyramid += ("MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"])
+    pyramid += ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3", "p4", "p5"])
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "R-18.pkl"))
+    cfg = get_cfg_from("", ["MODEL.DEVICE", "cpu", *resnet_options(*pyramid, *weights)])
+    WeightsCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match=r"lacks .*fpn_.*FEATURE_DISTANCE needs all"):
+        build_reference_encoder(cfg)

@@ -47,6 +47,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
     """
 
     initial: tuple[str, ...] = ()
+    learns = True  # a frozen encoder needs the layers as well that others have at random
     remedy = (
         "Name the weights that belong to the config; or set MODEL.ALLOW_UNMATCHED True to train "
         "what does not match from its initial values"
@@ -125,7 +126,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
         lacking = [
             name
             for name in self.initial
-            if name.startswith(BACKBONE) and "fpn_" not in name and not name.endswith(_NOT_IN_ZOO)
+            if name.startswith(BACKBONE)
+            and not (self.learns and "fpn_" in name)
+            and not name.endswith(_NOT_IN_ZOO)
         ]
         if lacking and not self.allow_unmatched:
             raise ValueError(
@@ -207,6 +210,7 @@ def load_encoder_(encoder: nn.Module, path: str) -> None:
     holder = nn.Module()
     holder.backbone = encoder
     checkpointer = WeightsCheckpointer(holder)
+    checkpointer.learns = False
     checkpointer.remedy = (
         "The encoder of SELF_TRAINING.FEATURE_DISTANCE needs all of its weights: name those that "
         "belong to the config in MODEL.WEIGHTS, or set FEATURE_DISTANCE.WEIGHT 0.0"
