@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # (launching operators, GiB alive) of torch 2.14, at most. A change that raises them is to be meant.
-CEILINGS = {"source_only": (770, 1.85), "daformer_centroid": (1850, 3.95), "mic_gauss": (4370, 5.8)}
+CEILINGS = {"source_only": (770, 1.85), "daformer_centroid": (2060, 6.1), "mic_gauss": (4730, 8.5)}
 SMALL = ["MODEL.MIT.VARIANT", "tiny", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "PROTOTYPES.DIM", 16]
 
 
@@ -47,7 +47,7 @@ def assert_below(ceilings: tuple[int, float], traced: fake_cuda.FakeCuda) -> Non
 def test_the_start_of_the_prototypes_and_blocks_computed_again_are_traced():
     opts = ["MODEL.BACKBONE.CHECKPOINT", "True"]
     traced = trace(CONFIGS / "daformer_centroid.yaml", opts, start=True)
-    assert_below((6050, 3.5), traced)
+    assert_below((6350, 5.65), traced)
     assert traced.launches["exponential_"] == 5  # K-means draws a point for each prototype
     # Forward, and again in the backward, of each block of the student; once of the frozen ones.
     assert traced.launches["_scaled_dot_product_flash_attention"] == 5 * (2 + 1 + 1)

@@ -16,7 +16,8 @@ HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Between a step in bfloat16 and the same in float32; float16 has three more bits: a quarter.
 TOLERANCE = {
     "losses": 1e-2,  # relative
-    "gradient": 1e-2,  # 1 - cosine, and relative length
+    # 1 - cosine, and relative length; pixels with another prototype pull elsewhere.
+    "gradient": 2e-2,
     "pseudo-labels": 5e-3,  # share of pixels with another label
     "assignments": 3e-2,  # share of pixels with another prototype
     "embeddings": 1e-2,  # root mean square; they have 1
