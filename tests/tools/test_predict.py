@@ -254,6 +254,14 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_predicted(
     assert len(files(tmp_path / "out")) == 6
 
 
+def test_a_file_without_a_header_is_named_where_images_are_resized(run, photos, tmp_path, capsys):
+    (photos / "text.png").write_text("no image")
+    size = ("INPUT.TARGET_SIZE", "(96,64)")
+    assert predict(run, tmp_path / "out", photos, more=size) == 1
+    out = capsys.readouterr().out
+    assert "text.png" in out.split("FAULT")[-1] and "1 could not be read" in out
+
+
 def test_globs_find_what_they_match_and_keep_folders(photos):
     found = {(image.name, Path(image.path).name) for image in find_images([f"{photos}/**/*.png"])}
     assert found == {("a", "a.png"), ("deep/c", "c.png")}

@@ -51,7 +51,8 @@ def predict_images(
 
     Returns: what is wrong with each image that could not be predicted.
     """
-    large = [image for image in images if predictor.is_large(image.size[::-1])]
+    # What has no size cannot be read: the batches say so of it.
+    large = [i for i in images if any(i.size) and predictor.is_large(i.size[::-1])]
     others = [image for image in images if image not in large]
     with tqdm(total=len(images), unit="image", desc=predictor.role, disable=None) as progress:
         faults = _predict_batches(predictor, writer, others, threads, progress)
