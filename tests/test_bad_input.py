@@ -452,7 +452,7 @@ OTHER_RUNS = {
     "SOLVER.MAX_ITER 1": r"model_final\.pth has done 2 iterations.*MAX_ITER is 1.*--eval-only",
     "SEED 5": r"SEED was 0 and is 5.*SOLVER\.RESUME_CHANGED True",
     "SOLVER.IMS_PER_BATCH 4": r"IMS_PER_BATCH was 2 and is 4",
-    "PROTOTYPES.TYPE centroid": r"PROTOTYPES\.TYPE was gauss and is centroid",
+    "PROTOTYPES.TYPE centroid": r"prototype head differs.*PROTOTYPES\.TYPE as it was trained",
     "SELF_TRAINING.ENABLED False PROTOTYPES.TYPE none": r"SELF_TRAINING\.ENABLED was True and is",
     "PROTOTYPES.NUM_PER_CLASS 2": r"model_final\.pth.*another shape.*prototype",
     "MODEL.BACKBONE.NAME MixTransformer": r"model_final\.pth.*ALLOW_UNMATCHED",
@@ -565,6 +565,20 @@ def test_a_corrupt_file_is_noted_where_it_will_be_skipped(world):
     cut("target/0.png")(world)
     (note,) = flawless(world, "DATALOADER.ON_BAD_FILE", "skip")
     assert "target/0.png cannot be decoded" in note and "skipped" in note
+
+
+def test_a_network_that_cannot_be_built_without_memory_is_built_with_some(world, monkeypatch):
+    """Such as of detectron2's Swin Transformers, which read numbers from tensors."""
+
+    def build(cfg):
+        if cfg.MODEL.DEVICE == "meta":
+            raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+        return build_model(cfg)
+
+    monkeypatch.setattr("mpcl.config.preflight.build_model", build)
+    flawless(world, "MODEL.WEIGHTS", str(world.checkpoint("own.pth")))
+    with pytest.raises(ValueError, match=r"three\.pth.*classifier"):
+        flawless(world, *other_classes(world))
 
 
 def test_unmatched_weights_are_taken_where_it_is_asked_for(world):

@@ -79,6 +79,8 @@ def main(args: argparse.Namespace) -> int:
 
     cfg = get_cfg_from(args.config_file, args.opts)
     output = args.output or Path(cfg.OUTPUT_DIR)
+    if (output / "config.yaml").is_file():
+        raise ValueError(f"{output} holds a run itself; name a folder of the seeds with --output")
     for seed in args.seeds:
         folder = output / f"seed_{seed}"
         if is_finished(folder, cfg):

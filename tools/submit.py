@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     from detectron2.utils.logger import setup_logger
 
-    from mpcl.predict.loading import load_networks
+    from mpcl.predict.loading import load_networks, refuse_other_classes
     from mpcl.predict.submission import (
         NAMES,
         check_submission,
@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         setup_logger(name="mpcl")
         networks = load_networks(**args.network)
+        refuse_other_classes(networks, args.dataset)
         names = args.names or NAMES
         faults = write_submission(package, networks.cfg, networks.network, args.dataset, names)
     print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))

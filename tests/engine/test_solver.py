@@ -175,3 +175,12 @@ def test_layer_decay_of_unknown_layers_is_refused():
     for wrong in (0.0, 1.5):
         with pytest.raises(ValueError, match=r"SOLVER\.LAYER_DECAY is"):
             make_cfg("SOLVER.LAYER_DECAY", wrong)
+
+
+def test_a_tied_parameter_is_optimised_once():
+    model = nn.Module()
+    model.backbone, model.head = nn.Linear(2, 2), nn.Linear(2, 2)
+    model.head.weight = model.backbone.weight
+    groups = build_optimizer(get_cfg_from(""), model).param_groups
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert len(listed) == len({id(parameter) for parameter in listed}) == 3

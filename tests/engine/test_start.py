@@ -7,9 +7,11 @@ from argparse import Namespace
 import pytest
 import torch
 import yaml
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mpcl.checkpoint.weights import WeightsCheckpointer
+from mpcl.data.sets.classes import classes_of
 from mpcl.engine import job
 
 
@@ -46,7 +48,7 @@ def test_the_log_shows_what_differs_and_the_file_has_all(tiny_cfg, monkeypatch, 
     assert torch.equal(first, torch.rand(3))
 
 
-@pytest.mark.parametrize("dropped", ["prototype_head.", "prototype_head.projection."])
+@pytest.mark.parametrize("dropped", ["prototype_head.", "prototype_head.banks."])
 def test_only_prototypes_that_are_partly_there_are_missed(tiny_cfg, tmp_path, caplog, dropped):
     model = build_model(tiny_cfg("daformer_gauss"))
     state = model.state_dict()
@@ -58,3 +60,29 @@ def test_only_prototypes_that_are_partly_there_are_missed(tiny_cfg, tmp_path, ca
     assert missed == (dropped != "prototype_head.")
     lacking = {name for name in state.keys() - kept.keys() if "num_batches" not in name}
     assert set(checkpointer.initial) == lacking  # (torch never misses that counter)
+
+
+@pytest.mark.parametrize("head, other", [("shared", "separate"), ("separate", "shared")])
+def test_a_prototype_head_of_another_kind_is_refused(tiny_cfg, tmp_path, head, other):
+    saved = build_model(tiny_cfg("daformer_gauss", "PROTOTYPES.HEAD", head))
+    torch.save({"model": saved.state_dict()}, tmp_path / "weights.pth")
+    for options in ((), ("SELF_TRAINING.ENABLED", False, "PROTOTYPES.TYPE", "none")):
+        cfg = tiny_cfg("daformer_gauss", "PROTOTYPES.HEAD", other, *options)
+        checkpointer = WeightsCheckpointer(build_model(cfg))
+        if options:  # the classifier alone
+            checkpointer.load(str(tmp_path / "weights.pth"))
+            continue
+        with pytest.raises(ValueError, match=rf"weights\.pth.*Set PROTOTYPES\.HEAD {head}"):
+            checkpointer.load(str(tmp_path / "weights.pth"))
+    centroid = build_model(tiny_cfg("daformer_centroid", "PROTOTYPES.HEAD", head))
+    with pytest.raises(ValueError, match=r"prototypes\.variance"):
+        WeightsCheckpointer(centroid).load(str(tmp_path / "weights.pth"))
+    # A new run begins its prototypes anew, of whatever type.
+    WeightsCheckpointer(centroid, with_prototypes=False).load(str(tmp_path / "weights.pth"))
+
+
+def test_a_set_without_colours_keeps_its_names(tiny_cfg):
+    MetadataCatalog.get("colourless").set(stuff_classes=["a", "b", "c", "d"])
+    found = classes_of(tiny_cfg("source_only", "DATASETS.TRAIN", ("colourless",)))
+    MetadataCatalog.remove("colourless")
+    assert found.stuff_classes == ["a", "b", "c", "d"] and len(set(found.stuff_colors)) == 4

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALLEST
+from detectron2.data import Metadata
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_backbone
 from packaging.version import Version
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mpcl.data.canvas import GAP
+from mpcl.data.sets.classes import classes_of, write_classes
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.evaluate import evaluate_networks
 from mpcl.engine.training_pictures import TrainingPictures
@@ -138,6 +140,18 @@ def test_eval_only_gives_the_scores_of_the_run(tiny_cfg):
         evaluate_networks(load_networks(tiny_cfg("daformer_gauss", *SMALLEST, *weights)))
         == expected
     )
+
+
+def test_eval_only_refuses_a_set_whose_classes_have_changed_places(tiny_cfg):
+    cfg = tiny_cfg("source_only", *SMALLEST, "SOLVER.MAX_ITER", 1, "VIS_PERIOD", 0)
+    train(cfg)
+    kept = classes_of(cfg)
+    swapped = [*kept.stuff_classes[1::-1], *kept.stuff_classes[2:]]
+    write_classes(cfg.OUTPUT_DIR, Metadata(stuff_classes=swapped, stuff_colors=kept.stuff_colors))
+    with pytest.raises(
+        ValueError, match=r"class 0 is 'ground', which .* to call 1; expected .*hed"
+    ):
+        evaluate_networks(load_networks(cfg, resume=True))
 
 
 def test_eval_only_without_a_checkpoint_says_what_is_missing(tiny_cfg):

@@ -9,7 +9,13 @@ import pytest
 from run_fixtures import write_run
 from scipy import stats
 
-from mpcl.evaluation.runs import read_experiment, read_experiments, read_run, scores_by_dataset
+from mpcl.evaluation.runs import (
+    find_runs,
+    read_experiment,
+    read_experiments,
+    read_run,
+    scores_by_dataset,
+)
 from mpcl.evaluation.tables import compare, mean_and_sd, summary
 
 SUBSETS = [["16", ["road", "wall"]], ["13", ["road"]]]
@@ -189,6 +195,15 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path):
         write_scores(tmp_path / parent / "daformer", 0, flat(40.0, 39.0))
     folders = [tmp_path / parent / "daformer" for parent in ("one", "two")]
     assert [e.name for e in read_experiments(folders)] == list(map(str, folders))
+
+
+def test_a_run_that_holds_others_is_refused(two_methods):
+    folder = two_methods[0]
+    run = next(folder.glob("*/config.yaml"))
+    (folder / "config.yaml").write_text(run.read_text())
+    for read in (read_experiments, find_runs):
+        with pytest.raises(ValueError, match=rf"{folder.name} is a run, and holds others, such as"):
+            read([folder])
 
 
 def test_wrong_folders_are_named(tmp_path, capsys):

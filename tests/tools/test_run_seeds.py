@@ -108,3 +108,13 @@ def test_options_may_stand_between_seeds_and_settings():
         ["--config-file", "c.yaml", "--seeds", "0", "1", "--num-gpus", "2", "A.B", "-1"]
     )
     assert (args.seeds, args.num_gpus, args.opts) == ([0, 1], 2, ["A.B", "-1"])
+
+
+def test_a_folder_that_is_a_run_itself_takes_no_seeds(start, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.yaml").write_text("SEED: 7")
+    with pytest.raises(SystemExit, match="2"):
+        start(0)
+    said = capsys.readouterr().err
+    assert "out holds a run itself" in said and "--output" in said
+    assert not (tmp_path / "out/seed_0").exists()

@@ -1,19 +1,23 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
 from mpcl.data.canvas import CAPTION_HEIGHT, GAP
-from mpcl.predict.loading import Networks
+from mpcl.data.sets.classes import classes_of
+from mpcl.predict.loading import Networks, load_networks
+from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison
+from mpcl.visualization.feature_map import feature_figure
+from mpcl.visualization.prototype_inspection import inspect
 
 COLORS = [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]  # of the tiny world
 
 
 def loaded(cfg, network) -> Networks:
-    return Networks(cfg, network, None, MetadataCatalog.get("tiny_val"))
+    return Networks(cfg, network, None, classes_of(cfg))
 
 
 @pytest.fixture
@@ -107,3 +111,17 @@ def other_world():
     MetadataCatalog.get("other_world").set(stuff_classes=["a", "b", "c", "d"])
     yield "other_world"
     MetadataCatalog.remove("other_world")
+
+
+def test_figures_of_prototypes_refuse_a_set_whose_classes_have_changed_places(trained_runs):
+    networks = load_networks(trained_runs["daformer_gauss"])
+    names = list(networks.metadata.stuff_classes)
+    swapped = Metadata(stuff_classes=names[::-1], stuff_colors=networks.metadata.stuff_colors)
+    networks = networks._replace(metadata=swapped)
+    for figure in (
+        lambda: activation_figure(networks, "tiny_val", names[0]),
+        lambda: feature_figure(networks, method="pca"),
+        lambda: inspect(networks),
+    ):
+        with pytest.raises(ValueError, match="it knows box, sky, hedge, ground; tiny_"):
+            figure()

@@ -276,6 +276,21 @@ def test_dice_precision_and_recall_have_tables_where_a_run_has_them(tmp_path):
     assert table.caption == "IoU of each class on a_val, %"
 
 
+def test_each_headline_has_a_column_and_a_chart_of_its_own(tmp_path):
+    plain = [{"iteration": i, "sem_seg/mIoU": 40.0} for i in (20, 40)]
+    both = [{**row, "sem_seg/mIoU-two": 50.0} for row in plain]
+    subsets = {"CLASS_SUBSETS": [["two", ["a", "b"]]]}
+    runs = read_contents(
+        [write_run(tmp_path / "one", plain), write_run(tmp_path / "two", both, TEST=subsets)]
+    )
+    table = summary(runs)
+    at = {name: table.headers.index(f"student, {name} %") for name in ("mIoU", "mIoU-two")}
+    assert [re.sub("<.*?>", "", row[at["mIoU"]]) for row in table.rows] == ["40.00", "40.00"]
+    assert [re.sub("<.*?>", "", row[at["mIoU-two"]]) for row in table.rows] == ["–", "50.00"]
+    charts = {chart["title"]: len(chart["traces"]) for chart in quality_charts(runs)}
+    assert charts == {"mIoU on a_val": 2, "mIoU-two on a_val": 1}
+
+
 def test_runs_with_nothing_in_them_are_shown(tmp_path):
     runs = read_contents([write_run(tmp_path / "run", [])])
     assert quality_charts(runs) == [] and training_charts(runs) == {}

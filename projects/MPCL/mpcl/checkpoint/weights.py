@@ -5,7 +5,7 @@ Files of others are told apart and renamed by :mod:`~mpcl.checkpoint.encoder_nam
 detectron2 does it for its ResNets. Opening a file never runs code from it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -171,12 +171,33 @@ class WeightsCheckpointer(DetectionCheckpointer):
         state = {name: tensor for name, tensor in state.items() if name in model}
         return state, foreign.kind, [*foreign.left_out, *elsewhere]
 
+    def _check_prototype_head(self, state: State) -> None:
+        """Refuses a prototype head of another kind than the model's: a part of it would be random,
+        or read other features, and whatever is shown of the prototypes wrong."""
+        begin_anew = ("banks.", *(() if self.with_prototypes else ("prototypes.",)))
+
+        def parts(names: Iterable[str]) -> set[str]:
+            found = {name.partition(_PROTOTYPES)[2] for name in names if _PROTOTYPES in name}
+            return {n for n in found if not n.startswith(begin_anew) and "num_batches" not in n}
+
+        file, model = parts(state), parts(self.model.state_dict())
+        if file and model and file != model:
+            head = "separate" if any(name.startswith("fusion.") for name in file) else "shared"
+            raise ValueError(
+                f"its prototype head differs from the config's ({some(sorted(file ^ model))}). Set "
+                f"PROTOTYPES.HEAD {head}, and PROTOTYPES.TYPE as it was trained, or "
+                "PROTOTYPES.TYPE none to predict by the classifier alone; or set "
+                "MODEL.ALLOW_UNMATCHED True"
+            )
+
     def _load_some(self, checkpoint: dict[str, Any]) -> Any:
         """Loads as detectron2 does, but refuses to load nothing, and other shapes."""
         if not self.with_prototypes:
             state = checkpoint["model"]
             learned = [name for name in state if any(part in name for part in _LEARNED)]
             checkpoint["model"] = {n: t for n, t in state.items() if n not in learned}
+        if not self.allow_unmatched:
+            self._check_prototype_head(checkpoint["model"])
         has_prototypes = any(_PROTOTYPES in name for name in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if incompatible.incorrect_shapes and not self.allow_unmatched:
@@ -201,6 +222,16 @@ class WeightsCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
+class _WholeEncoder(WeightsCheckpointer):
+    """Of a network that is one encoder and learns nothing that it lacks."""
+
+    learns = False
+    remedy = (
+        "The encoder of SELF_TRAINING.FEATURE_DISTANCE needs all of its weights: name those that "
+        "belong to the config in MODEL.WEIGHTS, or set FEATURE_DISTANCE.WEIGHT 0.0"
+    )
+
+
 def load_encoder_(encoder: nn.Module, path: str) -> None:
     """Gives a frozen encoder, which learns nothing that it lacks, the weights that a model with
     this backbone would start from.
@@ -209,13 +240,7 @@ def load_encoder_(encoder: nn.Module, path: str) -> None:
     """
     holder = nn.Module()
     holder.backbone = encoder
-    checkpointer = WeightsCheckpointer(holder)
-    checkpointer.learns = False
-    checkpointer.remedy = (
-        "The encoder of SELF_TRAINING.FEATURE_DISTANCE needs all of its weights: name those that "
-        "belong to the config in MODEL.WEIGHTS, or set FEATURE_DISTANCE.WEIGHT 0.0"
-    )
-    checkpointer.load(path)
+    _WholeEncoder(holder).load(path)
 
 
 def _misshapen(shapes: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:

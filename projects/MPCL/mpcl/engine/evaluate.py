@@ -120,7 +120,18 @@ class _Evaluators(DatasetEvaluator):
 
 
 def evaluate_networks(networks: Networks) -> OrderedDict:
-    """``--eval-only``: :func:`evaluate_models` of what a checkpoint holds."""
+    """``--eval-only``: :func:`evaluate_models` of what a checkpoint holds.
+
+    Raises: ValueError: a test set has the run's classes in another order.
+    """
+    own = list(networks.metadata.stuff_classes)
+    for name in networks.cfg.DATASETS.TEST:
+        for index, known in enumerate(MetadataCatalog.get(name).get("stuff_classes", ())):
+            if known in own and own.index(known) != index:
+                raise ValueError(
+                    f"{name}: class {index} is {known!r}, which the checkpoint was trained to call "
+                    f"{own.index(known)}; expected the classes in its order: {', '.join(own)}"
+                )
     results = evaluate_models(networks.cfg, networks.student, networks.teacher)
     if networks.selection and comm.is_main_process():
         logger.warning(f"Selection on labels: these weights were chosen by {networks.selection}")

@@ -170,14 +170,9 @@ def _check_config(config: Any, file: Path) -> None:
 def read_experiment(folder: Path) -> Experiment:
     """A run, or the runs in the folder's sub-folders (``seed_0``, ...).
 
-    Raises: ValueError: there is no run, or two have the same seed.
+    Raises: ValueError: there is no run, or there are two of one seed, or a run has others below it.
     """
-    single = (folder / "config.yaml").is_file()
-    folders = [folder] if single else sorted(p.parent for p in folder.glob("*/config.yaml"))
-    if not folders:
-        raise ValueError(
-            f"{folder} holds no run of train_net.py: expected config.yaml, in it or in sub-folders"
-        )
+    folders = _runs_in(folder, ("", "*/"))
     runs = sorted((read_run(path) for path in folders), key=lambda run: run.seed)
     for one, other in pairwise(runs):
         if one.seed == other.seed:
@@ -201,18 +196,28 @@ def read_experiments(folders: Sequence[Path]) -> list[Experiment]:
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The runs in folders: each folder itself, or else its sub-folders, or theirs.
 
-    Raises: ValueError: a folder holds no run.
+    Raises: ValueError: a folder holds no run, or is one and holds others.
     """
-    found = []
-    for folder in folders:
-        levels = (sorted(folder.glob(f"{above}config.yaml")) for above in ("", "*/", "*/*/"))
-        files = next(filter(None, levels), None)
-        if files is None:
-            raise ValueError(
-                f"{folder} holds no run of train_net.py: expected config.yaml, in it or below it"
-            )
-        found += [file.parent for file in files]
-    return found
+    return [run for folder in folders for run in _runs_in(folder, ("", "*/", "*/*/"))]
+
+
+def _runs_in(folder: Path, levels: Sequence[str]) -> list[Path]:
+    """The runs of the highest of some levels that has any.
+
+    Raises: ValueError: none has; or the folder is a run, and others lie in it: which is meant?
+    """
+    found = [sorted(file.parent for file in folder.glob(f"{up}config.yaml")) for up in levels]
+    if not any(found):
+        raise ValueError(
+            f"{folder} holds no run of train_net.py: expected config.yaml, in it or below it"
+        )
+    if found[0] and any(found[1:]):
+        below = next(filter(None, found[1:]))
+        raise ValueError(
+            f"{folder} is a run, and holds others, such as {below[0]}: name the runs themselves, "
+            "or move one of them"
+        )
+    return next(filter(None, found))
 
 
 def shortest_names(folders: Sequence[Path]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -76,6 +76,21 @@ class Networks(NamedTuple):
         return self.student
 
 
+def refuse_other_classes(networks: Networks, dataset: str) -> None:
+    """Raises ValueError where a set has other classes than the networks, or another order of them.
+
+    These are the classes that the run has kept; of networks without them their number counts.
+    """
+    if dataset not in MetadataCatalog:
+        return  # whoever reads it says so
+    own = list(networks.metadata.stuff_classes)
+    expected = list(MetadataCatalog.get(dataset).get("stuff_classes", own))
+    unknown = own == [f"class {i}" for i in range(len(own))]
+    if len(own) != len(expected) or not (unknown or own == expected):
+        named = f"{len(own)} classes" if unknown else ", ".join(own)
+        raise ValueError(f"it knows {named}; {dataset} has {', '.join(expected)}")
+
+
 def load_networks(
     source: Source,
     weights: str | os.PathLike[str] = "",
@@ -115,29 +130,31 @@ def load_networks(
             cfg = get_cfg_from(str(source), opts)  # an address is no path
         else:
             cfg, classes, role = _config_of_weights(path, opts)
-    *networks, selection = _load(cfg, resume)
+    *networks, selection, folder = _load(cfg, resume)
     for network in networks:
         if network is not None:
             network.eval().requires_grad_(False)
-    return Networks(cfg, *networks, classes or classes_of(cfg), student, role, selection)
+    classes = classes or read_classes(folder) or classes_of(cfg)
+    return Networks(cfg, *networks, classes, student, role, selection)
 
 
-def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str]:
+def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str, Path]:
+    """Student, teacher, what selected them, and the folder of their checkpoint."""
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.take_newest() if resume else cfg.MODEL.WEIGHTS
     refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
-    selection = short(rest["selection"]) if "selection" in rest else ""
+    selection, folder = short(rest["selection"]) if "selection" in rest else "", Path(path).parent
     if "teacher" not in rest:
-        return student, None, selection
+        return student, None, selection, folder
     teacher = EMATeacher.from_config(cfg, student)
     try:
         teacher.model.load_state_dict(rest["teacher"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: its teacher is none of the config's model: {error}") from error
-    return student, teacher, selection
+    return student, teacher, selection, folder
 
 
 def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.canvas import Picture, blend, fit, grid, heat, with_legend, with_scale
-from ..predict.loading import Networks
+from ..predict.loading import Networks, refuse_other_classes
 from .scenes import Scene, embed, load_scenes
 
 _CANDIDATES = 40  # images in which a class is looked for
@@ -39,6 +39,7 @@ def activation_figure(
     names = list(networks.metadata.stuff_classes)
     if class_name not in names:
         raise ValueError(f"unknown class {class_name!r}; expected one of {', '.join(names)}")
+    refuse_other_classes(networks, dataset)
     index = names.index(class_name)
     head = networks.student.prototype_head
     if head is None or not bool(head.prototypes.started[index]):

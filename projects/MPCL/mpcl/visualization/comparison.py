@@ -8,8 +8,8 @@ from PIL import Image
 
 from ..data.canvas import ERROR_COLORS, Picture, error_map, fit, grid, with_legend
 from ..data.labels import colorize
-from ..predict.loading import Networks
-from .scenes import first_test_set, predicted_scenes, refuse_other_classes
+from ..predict.loading import Networks, refuse_other_classes
+from .scenes import first_test_set, predicted_scenes
 
 
 def comparison(
@@ -28,7 +28,7 @@ def comparison(
     dataset = first_test_set(next(iter(networks.values())).cfg)
     for name, each in networks.items():
         try:
-            refuse_other_classes(each.cfg, dataset)
+            refuse_other_classes(each, dataset)
         except ValueError as error:
             raise ValueError(f"{name} cannot be compared: {error}") from None
     meta = MetadataCatalog.get(dataset)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import nn
 
-from ..predict.loading import Networks
+from ..predict.loading import Networks, refuse_other_classes
 from .scenes import Scene, first_test_set, labels_on_grid, load_scenes, pixel_features
 
 METHODS = ("tsne", "pca")
@@ -106,6 +106,8 @@ def feature_figure(
         ValueError: a class is unknown, no chosen class has prototypes, or DATASETS.TEST is empty.
     """
     student, names = networks.student, list(networks.metadata.stuff_classes)
+    for dataset in (networks.cfg.DATASETS.TRAIN[0], first_test_set(networks.cfg)):
+        refuse_other_classes(networks, dataset)
     domains = load_domains(networks.cfg, number)
     if student.prototype_head is None:
         chosen = choose_classes(names, classes, domains, range(len(names)))

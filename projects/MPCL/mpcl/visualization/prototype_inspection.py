@@ -15,7 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..checkpoint.weight_files import read
-from ..predict.loading import Networks
+from ..predict.loading import Networks, refuse_other_classes
 from ..prototypes.base import Prototypes
 from .scenes import Scene, embed, labels_on_grid, load_scenes
 
@@ -116,6 +116,8 @@ def inspect(
     if head is None or not bool(head.prototypes.started.any()):
         raise ValueError("the checkpoint has no prototypes, or was saved before they started")
     sets = dict(zip(("source", "target"), (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST[:1])))
+    for name in sets.values():
+        refuse_other_classes(networks, name)
     seen = {role: _look(networks, load_scenes(cfg, name, number)) for role, name in sets.items()}
     names = list(networks.metadata.stuff_classes)
     started = head.prototypes.started.cpu()

@@ -96,22 +96,6 @@ def _mapper(cfg: CfgNode, dataset: str) -> TestMapper:
     return TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
 
 
-def refuse_other_classes(cfg: CfgNode, dataset: str) -> None:
-    """Raises ValueError where a set has other classes than the network of a config.
-
-    These are its source set's; of one that is not registered here only their number is known.
-    """
-    if dataset not in MetadataCatalog:
-        return  # whoever reads it says so
-    expected = list(MetadataCatalog.get(dataset).stuff_classes)
-    known = [name for name in cfg.DATASETS.TRAIN[:1] if name in MetadataCatalog]
-    found = [list(MetadataCatalog.get(name).get("stuff_classes", expected)) for name in known]
-    number = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if number != len(expected) or found not in ([], [expected]):
-        own = ", ".join(found[0]) if found else f"{number} classes"
-        raise ValueError(f"it knows {own}; {dataset} has {', '.join(expected)}")
-
-
 @torch.no_grad()
 def pixel_features(student: nn.Module, record: dict[str, Any]) -> Tensor:
     """(D, h, w) float32: the embeddings of :func:`embed`; of a network without prototypes the

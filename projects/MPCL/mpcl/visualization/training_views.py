@@ -15,13 +15,13 @@ from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
 from ..data.labels import IGNORED_COLOR, colorize
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
-from ..predict.loading import Networks
+from ..predict.loading import Networks, refuse_other_classes
 from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
 from ..structures import Step, View
 from ..utils.ignore_label import IGNORE_LABEL
 from ..utils.seeding import fold_seed
-from .scenes import Scene, check_number, load_scenes, refuse_other_classes
+from .scenes import Scene, check_number, load_scenes
 
 
 def _teacher_of(networks: Networks):
@@ -113,7 +113,7 @@ def pseudo_label_figure(
         sure = np.where(confident[..., None], picture, IGNORED_COLOR).astype(np.uint8)
         shown = [scene.image, picture, heat(probability[0].cpu().numpy()), sure]
         if scene.truth is not None:
-            refuse_other_classes(cfg, dataset)
+            refuse_other_classes(networks, dataset)
             shown.append(colorize(scene.truth, colors))
             known, right = scene.truth != IGNORE_LABEL, label == scene.truth
             counts += [m.sum() for m in (known, known & confident, right, right & confident)]

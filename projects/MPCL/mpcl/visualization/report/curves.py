@@ -55,12 +55,12 @@ _COST = ("time", "data_time", "gpu/", "[metric]", "rank_data_time")
 
 
 def quality_charts(runs: Sequence[RunContents]) -> list[Chart]:
-    """Mean IoU of teacher and student over the evaluations, one chart a data set."""
-    metric = " / ".join(dict.fromkeys(run.metrics[0] for run in runs))
+    """Mean IoU of teacher and student over the evaluations, one chart for each data set and
+    headline."""
     datasets = dict.fromkeys(name for run in runs for _, s in run.evaluations for name in s)
     return [
         {
-            "id": f"miou-{dataset}",
+            "id": f"{metric.lower()}-{dataset}",
             "title": f"{metric} on {dataset}",
             "unit": "%",
             "help": "● solid: teacher, ◇ dashed: student",
@@ -68,16 +68,17 @@ def quality_charts(runs: Sequence[RunContents]) -> list[Chart]:
                 _trace(index, f"{run.name}, {network}", points, dashed=network == "student")
                 for index, run in enumerate(runs)
                 for network in NETWORKS
-                if (points := _means(run, dataset, network))
+                if (points := _means(run, dataset, network, metric))
             ],
         }
         for dataset in datasets
+        for metric in dict.fromkeys(run.metrics[0] for run in runs)
     ]
 
 
-def _means(run: RunContents, dataset: str, network: str) -> list[tuple[int, float]]:
+def _means(run: RunContents, dataset: str, network: str, metric: str) -> list[tuple[int, float]]:
     found = [(i, scores.get(dataset, {}).get(network, {})) for i, scores in run.evaluations]
-    return [(i, scores[run.metrics[0]]) for i, scores in found if run.metrics[0] in scores]
+    return [(i, scores[metric]) for i, scores in found if metric in scores]
 
 
 def _trace(run: int, name: str, points: list[tuple[int, float]], dashed: bool = False) -> Chart:

@@ -11,11 +11,10 @@ from typing import Any
 import jinja2
 
 from ...evaluation.tables import scored_classes
-from ...predict.loading import Networks, load_networks
+from ...predict.loading import Networks, load_networks, refuse_other_classes
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import Inspection, Prototype, inspect
 from ..prototype_pictures import strip
-from ..scenes import refuse_other_classes
 from . import tables
 from .contents import RunContents, read_contents
 from .curves import Chart, quality_charts, training_charts
@@ -140,7 +139,7 @@ def _samples(
         with _noted(notes, f"{runs[index].name}: no predictions, "):
             if dataset is None or dataset != first:
                 raise ValueError(f"it is tested on {dataset or 'no set'}")
-            refuse_other_classes(networks.cfg, dataset)
+            refuse_other_classes(networks, dataset)
             shown[index] = networks
     with _noted(notes, "No predictions: "):
         return samples(shown, images, width) if shown else None

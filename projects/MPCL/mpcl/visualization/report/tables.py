@@ -27,12 +27,17 @@ class Table(NamedTuple):
 def summary(runs: Sequence[RunContents]) -> Table:
     """One line a run: how far it is, what it scored and what it cost."""
     datasets = list(dict.fromkeys(name for run in runs for name in run.latest))
-    columns = [(dataset, network) for dataset in datasets for network in NETWORKS]
+    columns = [
+        (dataset, network, metric)  # the headlines of all runs, each in a column of its own
+        for dataset in datasets
+        for metric in dict.fromkeys(run.metrics[0] for run in runs)
+        for network in NETWORKS
+    ]
     headers = ["run"]
-    for dataset, network in columns:
-        headers.append(f"{network}{f' on {dataset}' if len(datasets) > 1 else ''}, mIoU %")
+    for dataset, network, metric in columns:
+        headers.append(f"{network}{f' on {dataset}' if len(datasets) > 1 else ''}, {metric} %")
     headers += ["seed", "iterations", "s / iteration", "training", "evaluation", "peak memory"]
-    scores = [[run.score(*column, run.metrics[0]) for column in columns] for run in runs]
+    scores = [[run.score(*column) for column in columns] for run in runs]
     best = [max((s for s in each if s is not None), default=None) for each in zip(*scores)]
     rows = []
     for run, own in zip(runs, scores):
