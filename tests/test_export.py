@@ -123,10 +123,27 @@ def test_hrda_is_exported_at_one_size(tiny_cfg, tmp_path):
     run = save_run(tiny_cfg("hrda_gauss", *HRDA))
     exported = export_network(load_networks(run), tmp_path / "net.pt", "torchscript", (64, 72))
     assert not exported.dynamic and list(exported.differences) == [(1, 3, 64, 72)]
-    batch = images(64, 72)
+    batch, network = images(64, 72), torch.jit.load(tmp_path / "net.pt")
     with torch.no_grad():
-        found = torch.jit.load(tmp_path / "net.pt")(batch)
+        found = network(batch)
     torch.testing.assert_close(found, expected(mpcl.Predictor(run), batch), rtol=1e-4, atol=1e-4)
+    for other in (images(64, 72, 2), images(64, 80)):  # it would be wrong there
+        with pytest.raises(torch.jit.Error, match=r"this network takes \[1, 3, 64, 72\] alone"):
+            network(other)
+
+
+def test_an_export_that_fails_leaves_the_file_that_is_there(tiny_cfg, tmp_path, monkeypatch):
+    run, path = save_run(tiny_cfg("daformer_gauss", *SMALLEST)), tmp_path / "network.pt"
+    path.write_text("whole")
+
+    def fill_the_disk(network, images, path, dynamic):
+        path.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpcl.predict.export._torchscript", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_network(load_networks(run), path, "torchscript", SIZE)
+    assert path.read_text() == "whole" and [file.name for file in tmp_path.glob(".export*")] == []
 
 
 @pytest.mark.skipif(torch_version < Version("2.6"), reason="needs torch >= 2.6")

@@ -35,13 +35,22 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def earlier_checkpoints(args: argparse.Namespace) -> list[Path]:
+    """The run's periodic checkpoints before the one that is looked at, oldest first."""
+    from mpcl.checkpoint.training import checkpoints_in
+
+    names = sorted(path.name for path in checkpoints_in(args.run))  # the final one comes last
+    looked_at = Path(args.network["weights"] or names[-1]).name
+    return [args.run / name for name in names if name < looked_at]
+
+
 @command_line(parse_args)
 def main(args: argparse.Namespace) -> None:
     from mpcl.predict.loading import load_networks
     from mpcl.visualization.prototype_inspection import inspect, table
     from mpcl.visualization.prototype_pictures import distance_figure, gallery
 
-    since = args.since or (sorted(args.run.glob("model_[0-9]*.pth")) if args.run else [])
+    since = args.since or (earlier_checkpoints(args) if args.run else [])
     networks = load_networks(**args.network)
     inspection = inspect(networks, number=args.images, patches=args.patches, weights=since)
     folder = args.output or (args.run or Path()) / "prototypes"

@@ -454,6 +454,21 @@ def test_inspection_is_written_as_table_json_and_pictures(trained_runs, tmp_path
         assert Image.open(tmp_path / "out" / name).width > 300
 
 
+def test_drift_is_measured_from_earlier_checkpoints_of_the_run_alone(tmp_path):
+    for number in ("0000001", "0000003", "0000005"):
+        (tmp_path / f"model_{number}.pth").touch()
+    (tmp_path / "model_0000002.old.pth").touch()  # of the run that this one has replaced
+
+    def found(*words: str) -> list[str]:
+        args = inspect_prototypes.parse_args(["--run", str(tmp_path), *words])
+        return [path.stem for path in inspect_prototypes.earlier_checkpoints(args)]
+
+    assert found() == ["model_0000001", "model_0000003"]
+    assert found("--weights", str(tmp_path / "model_0000003.pth")) == ["model_0000001"]
+    (tmp_path / "model_final.pth").touch()
+    assert found() == ["model_0000001", "model_0000003", "model_0000005"]
+
+
 def test_inspection_of_a_run_without_prototypes_is_refused(trained_runs, capsys):
     with pytest.raises(SystemExit, match="2"):
         inspect_prototypes.main(["--run", str(trained_runs["source_only"])])

@@ -9,10 +9,12 @@ it, remain the caller's.
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -128,18 +130,27 @@ def export_network(
         )
     network, path = ImageNetwork(networks.network.cpu()).eval(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = partial(_compared, writers[export_format], network, path)
-    if not multi_resolution:
-        # The example divides by no 2: whoever pads and cuts must be seen to do so.
-        odd = (2, 3, size[0] + 24, size[1] + 41)
-        try:
-            return write([odd, (1, 3, *size)], dynamic=True)
-        except ImportError:
-            raise
-        except Exception as error:  # exporters raise nearly every kind
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.warning(f"Fixed to one image of {size}: {reason}")
-    return write([(1, 3, *size)], dynamic=False)
+    with TemporaryDirectory(dir=path.parent, prefix=".export") as folder:
+        temporary = Path(folder) / path.name  # a file that is there stays until this one is whole
+        write = partial(_compared, writers[export_format], network, temporary)
+        exported = _of_any_size(write, size) if not multi_resolution else None
+        exported = exported or write([(1, 3, *size)], dynamic=False)
+        os.replace(temporary, path)
+    return exported
+
+
+def _of_any_size(write: Callable[..., Exported], size: tuple[int, int]) -> Exported | None:
+    """Exported for images of any size and number; None where that does not work."""
+    # The example divides by no 2: whoever pads and cuts must be seen to do so.
+    odd = (2, 3, size[0] + 24, size[1] + 41)
+    try:
+        return write([odd, (1, 3, *size)], dynamic=True)
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # exporters raise nearly every kind
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning(f"Fixed to one image of {size}: {reason}")
+    return None
 
 
 @torch.no_grad()
@@ -165,8 +176,26 @@ def _torchscript(
     with warnings.catch_warnings():
         # Of what might not hold at other sizes: the comparison finds out.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        torch.jit.trace(network, images, check_trace=False).save(str(path))
+        traced = torch.jit.trace(network, images, check_trace=False)
+    if not dynamic:
+        traced = torch.jit.script(_OfOneSize(traced, list(images.shape)))
+    traced.save(str(path))
     return torch.jit.load(str(path))
+
+
+class _OfOneSize(nn.Module):
+    """Refuses other images than those that a trace has fixed itself to; at them it would be wrong
+    in silence."""
+
+    def __init__(self, network: nn.Module, shape: list[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.shape: list[int] = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape != self.shape:
+            raise RuntimeError(f"images of {images.shape}; this network takes {self.shape} alone")
+        return self.network(images)
 
 
 def _export(
