@@ -41,13 +41,18 @@ def test_slim_weights_evaluate_to_identical_numbers(tiny_cfg, tmp_path, method):
     run = save_run(tiny_cfg(method, *SMALLEST))
     weights = ("MODEL.WEIGHTS", str(run / "model_final.pth"))
     whole = evaluate_networks(load_networks(tiny_cfg(method, *SMALLEST, *weights), resume=False))
-    for student, task in ((False, "sem_seg"), (True, "sem_seg_student")):
+    for student, task, role in (
+        (False, "sem_seg", "teacher"),
+        (True, "sem_seg_student", "student"),
+    ):
         path = tmp_path / f"{task}.pth"
         number = save_slim(load_networks(run, student=student), path)
         assert number == len(torch.load(path, weights_only=True)["model"])
-        slim = evaluate_networks(
-            load_networks(tiny_cfg(method, *SMALLEST, "MODEL.WEIGHTS", str(path)))
-        )
+        output = tmp_path / f"{task}_of"
+        options = ("MODEL.WEIGHTS", str(path), "OUTPUT_DIR", str(output))
+        slim = evaluate_networks(load_networks(tiny_cfg(method, *SMALLEST, *options)))
+        matrices = (output / "inference").rglob("*.json")
+        assert [file.name for file in matrices] == [f"confusion_{role}.json"]
         assert set(slim) == {"sem_seg"}
         assert slim["sem_seg"] == pytest.approx(whole[task], abs=0, nan_ok=True)
     assert whole["sem_seg"] != whole["sem_seg_student"]

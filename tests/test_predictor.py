@@ -185,6 +185,7 @@ def test_a_slim_file_with_odd_parts_is_refused_by_name(run, tmp_path):
         {"classes": {"names": "a", "colors": [[0, 0, 0]]}},
         {"classes": {"names": ["a"], "colors": [[0, 0, 0]], "label_map": [[7, 0.0]]}},
         {"role": "judge"},
+        {"classes": {"names": ["a"], "colors": [[0, 0, 0]]}},
         {"config": 5},
         {"config": "a: &a [*a]"},
         {"model": 5},
@@ -192,6 +193,14 @@ def test_a_slim_file_with_odd_parts_is_refused_by_name(run, tmp_path):
         torch.save(content | odd, tmp_path / "odd.pth")
         with pytest.raises(ValueError, match=r"odd\.pth"):
             mpcl.Predictor(tmp_path / "odd.pth")
+
+
+def test_the_student_of_a_slim_file_that_holds_the_teacher_is_refused(run, tmp_path):
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    with pytest.raises(ValueError, match=r"slim\.pth holds the teacher alone.*--student writes"):
+        mpcl.Predictor(tmp_path / "slim.pth", student=True)
+    save_slim(load_networks(run, student=True), tmp_path / "slim.pth")
+    assert mpcl.Predictor(tmp_path / "slim.pth", student=True).role == "student"
 
 
 def test_a_run_moves_to_the_device_that_is_there(run):

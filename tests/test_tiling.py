@@ -64,7 +64,10 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("method", "target_size"),
-    [*(("daformer", size) for size in ((0, 0), (280, 230), (96, 64))), ("hrda", (280, 230))],
+    [
+        *(("daformer", size) for size in ((0, 0), (280, 230), (96, 64), (825, 625))),
+        ("hrda", (280, 230)),
+    ],
 )
 def test_tiles_give_what_the_whole_gives_everywhere(tiny_cfg, image, method, target_size):
     cfg = tiny_cfg(method, *SMALLEST, *SLIDE, "INPUT.TARGET_SIZE", target_size)
@@ -80,7 +83,7 @@ def test_tiles_give_what_the_whole_gives_everywhere(tiny_cfg, image, method, tar
 
     predictor.model.predict_once = spy
     tiled = predictor.labels(image, confidence=True)
-    assert len(seen) == {(0, 0): 6, (280, 230): 4, (96, 64): 1}[target_size]
+    assert len(seen) == {(0, 0): 6, (280, 230): 4, (96, 64): 1, (825, 625): 48}[target_size]
     assert max(max(size) for size in seen) <= 3 * 64 + 2
     np.testing.assert_allclose(tiled.confidence, whole.confidence, atol=1e-4)
     assert (tiled.ids == whole.ids).mean() > 0.9999

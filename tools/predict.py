@@ -12,7 +12,7 @@ MP4), train_ids (8-bit PNGs), label_ids (with the ids of your label files) and c
 PNGs, 255 = 1); of GeoTIFFs georeferenced TIFFs. Images are resized and predicted (whole, or by
 sliding windows; large ones by tiles) as in the evaluation of the config, and have their own size
 again in the end; EXIF orientation is applied. Existing files are not replaced unless --existing
-says so. Exit status 1: some images could not be read.
+says so. Exit status 1: an image could not be read, or a video to its end.
 """
 
 import argparse
@@ -91,7 +91,9 @@ def main(args: argparse.Namespace) -> int:
     faults = predict_images(predictor, writer, images, args.threads) if images else []
     count = len(images) - len(faults)
     for text in streams:
-        count += predict_stream(predictor, writer, Stream(text, args.max_frames))
+        frames, broken = predict_stream(predictor, writer, Stream(text, args.max_frames))
+        count += frames
+        faults += broken
     seconds = time.perf_counter() - start
     print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
     rate = f"{count / seconds:.2f} images/s" if count else "nothing to do"

@@ -1,13 +1,20 @@
 """A stand-in for a camera."""
 
+import cv2
 import numpy as np
+
+_capture = cv2.VideoCapture
+
+
+def open_capture(name: int | str):
+    """In ``cv2.VideoCapture``'s place: camera 0 is a stand-in, a file is itself."""
+    return Camera() if name == 0 else _capture(name)
 
 
 class Camera:
-    """In ``cv2.VideoCapture``'s place: two frames of 48x64 from camera 0, then Ctrl-C."""
+    """Two frames of 48x64, then Ctrl-C."""
 
-    def __init__(self, number: int) -> None:
-        assert number == 0
+    def __init__(self) -> None:
         self.frames = 0
 
     def isOpened(self) -> bool:

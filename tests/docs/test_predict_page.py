@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from camera import Camera
+from camera import open_capture
 from checkpoint_fixtures import official_segmentor
 from conftest import NUM_CLASSES, TINY, draw_scene
 from detectron2.modeling import build_model
@@ -45,8 +45,7 @@ def slim(commands: list) -> list:
 
 
 def test_every_command_works(checkout, tiny_world, monkeypatch, capsys):
-    capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda x: Camera(x) if x == 0 else capture(x))
+    monkeypatch.setattr(cv2, "VideoCapture", open_capture)
     small = [*TINY, "DATASETS.TEST", f"('{tiny_world['val']}',)"]
     steps = slim(runnable(PAGE))
     # test_export.py exports to ONNX: that takes a quarter of a minute.

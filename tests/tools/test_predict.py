@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import predict as tool
 import pytest
-from camera import Camera
+import torch
+from camera import open_capture
 from conftest import SMALLEST, draw_scene
 from detectron2.data import MetadataCatalog
 from PIL import Image, TiffImagePlugin
@@ -320,10 +321,107 @@ def test_a_video_becomes_a_video_of_overlays_and_images_of_ids(run, tmp_path, ca
     assert frames_of(tmp_path / "out" / "overlay" / "drive.mp4")[0] == 2
 
 
+def test_an_interrupted_video_counts_as_nothing_and_is_predicted_anew(
+    run, tmp_path, monkeypatch, capsys
+):
+    write_video(tmp_path / "drive.mp4", 5)
+    labels = mpcl.Predictor.labels
+
+    def interrupt(self, images, **options):
+        if len(list((tmp_path / "out/train_ids").rglob("*.png"))) == 4:
+            raise KeyboardInterrupt
+        return labels(self, images, **options)
+
+    monkeypatch.setattr(mpcl.Predictor, "labels", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main.__wrapped__(tool.parse_args(arguments(run, tmp_path)))
+    found = files(tmp_path / "out")
+    assert found and all(".partial" in name for name in found)
+    monkeypatch.undo()
+    assert tool.main(arguments(run, tmp_path)) == 0
+    assert "5 images predicted" in capsys.readouterr().out
+    ids = {f"train_ids/drive/{i:06d}.png" for i in range(5)}
+    assert files(tmp_path / "out") == {"overlay/drive.mp4", *ids}
+    assert tool.main(arguments(run, tmp_path)) == 0
+    assert "0 images predicted (nothing to do), 1 were there already" in capsys.readouterr().out
+
+
+def arguments(run: Path, folder: Path) -> list[str]:
+    names = ["--run", run, "--input", folder / "drive.mp4", "--output", folder / "out"]
+    return [*map(str, names), "--existing", "skip"]
+
+
+def test_a_shorter_video_leaves_no_frames_of_a_longer_one(run, tmp_path):
+    ids = tmp_path / "out/train_ids/drive"
+    overwrite = ("--existing", "overwrite")
+    for frames in (5, 2):
+        write_video(tmp_path / "drive.mp4", frames)
+        predict(run, tmp_path / "out", tmp_path / "drive.mp4", more=overwrite)
+        (ids / "notes.txt").write_text("mine")
+    assert {p.name for p in ids.iterdir()} == {"000000.png", "000001.png", "notes.txt"}
+
+
+def test_a_video_that_breaks_off_is_a_fault(run, tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "drive.mp4", 3, fps=2.0)
+    assert predict(run, tmp_path / "whole", tmp_path / "drive.mp4") == 0
+    capture = cv2.VideoCapture
+
+    class Promising:
+        """The file's frames, and a promise of six."""
+
+        def __init__(self, name: str) -> None:
+            self._capture, self._input = capture(name), "out" not in Path(name).parts
+            self.isOpened, self.read = self._capture.isOpened, self._capture.read
+            self.release = self._capture.release
+
+        def get(self, key: int) -> float:
+            promised = key == cv2.CAP_PROP_FRAME_COUNT and self._input
+            return 6.0 if promised else self._capture.get(key)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Promising)
+    assert predict(run, tmp_path / "out", tmp_path / "drive.mp4") == 1
+    assert "drive.mp4 breaks off: 3 of its 6 frames can be read" in capsys.readouterr().out
+    assert "overlay/drive.mp4" in files(tmp_path / "out")
+
+
+def test_a_video_of_which_the_encoder_loses_frames_is_not_called_whole(tmp_path, monkeypatch):
+    video = OverlayVideo(tmp_path / "lost.mp4", 5)
+    video.add(np.zeros((32, 48, 3), np.uint8))
+    video.add(np.zeros((64, 48, 3), np.uint8))  # OpenCV drops it without a word
+    with pytest.raises(OSError, match=r"lost\.mp4 holds 1 of 2 frames: is the disk full"):
+        video.close()
+
+
+def test_outputs_are_no_inputs_and_share_no_folder(run, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = photos / "out"
+    assert predict(run, inside, "photos") == 0
+    with pytest.raises(SystemExit):
+        predict(run, inside, "photos", more=("--existing", "skip"))
+    assert (
+        "photos/out/train_ids/deep/c.png is among the images to predict" in capsys.readouterr().err
+    )
+    write_video(tmp_path / "deep.mp4", 2)
+    with pytest.raises(SystemExit):
+        predict(run, tmp_path / "other", photos / "deep", photos, tmp_path / "deep.mp4")
+    assert "would lie in one folder" in capsys.readouterr().err
+
+
+def test_nan_is_no_prediction(run, photos, tmp_path, capsys):
+    file = next(run.glob("*.pth"))
+    content = torch.load(file, weights_only=True)
+    for tensor in content["teacher"].values():
+        tensor.fill_(torch.nan) if tensor.is_floating_point() else None
+    torch.save(content, file)
+    with pytest.raises(SystemExit):
+        predict(run, tmp_path / "out", photos)
+    assert "the network gives NaN" in capsys.readouterr().err
+
+
 def test_a_camera_runs_until_it_is_interrupted_and_keeps_its_video(run, tmp_path, monkeypatch):
     assert is_camera("0") and not is_camera("0.mp4")
     capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(cv2, "VideoCapture", open_capture)
     assert predict(run, tmp_path / "out", "0") == 0
     monkeypatch.setattr(cv2, "VideoCapture", capture)
     assert frames_of(tmp_path / "out" / "overlay" / "camera_0.mp4") == (2, 25.0, (48, 128))
@@ -339,7 +437,6 @@ def test_videos_that_cannot_be_opened_are_refused(run, tmp_path, capsys):
 def test_an_overlay_video_of_odd_sides_loses_a_row_not_the_video(tmp_path):
     video = OverlayVideo(tmp_path / "odd.mp4", 5)
     video.add(np.zeros((33, 50, 3), np.uint8))
-    assert not (tmp_path / "odd.mp4").exists()
     video.close()
     assert frames_of(tmp_path / "odd.mp4") == (1, 5.0, (32, 50))
 

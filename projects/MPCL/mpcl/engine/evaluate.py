@@ -37,29 +37,31 @@ def evaluate_models(
     student: nn.Module,
     teacher: nn.Module | None,
     *,
+    role: str = "student",
     build_test_loader: Callable = build_test_loader,
     build_evaluator: Callable = build_evaluator,
 ) -> OrderedDict:
     """Evaluates both networks on DATASETS.TEST, and logs a summary.
 
     Args:
+        role: of ``student``, which is ``"teacher"`` where a slim file holds that alone.
         build_test_loader, build_evaluator: of ``(cfg, data set's name)``; a trainer's own.
     Returns: ``{"sem_seg": scores}`` of the teacher, the headline, and ``sem_seg_student``; without
         a teacher ``sem_seg`` is the student's. With several sets, or parts of a set, the same below
         the name of each, as in detectron2. Empty on other processes than the main one.
     """
-    networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+    networks = {role: student} if teacher is None else {"teacher": teacher, "student": student}
     if comm.is_main_process() and cfg.DATASETS.TEST:
         logger.info(f"Evaluating the {' and the '.join(networks)}")
     results: OrderedDict = OrderedDict()
     for name in cfg.DATASETS.TEST:
         loader = build_test_loader(cfg, name)
-        evaluators = {role: build_evaluator(cfg, name) for role in networks}
-        for role, evaluator in evaluators.items():
+        evaluators = {network: build_evaluator(cfg, name) for network in networks}
+        for network, evaluator in evaluators.items():
             if isinstance(evaluator, SegmentationEvaluator):
-                evaluator.network = role
-        for role, scores in _evaluate_together(cfg, name, networks, loader, evaluators).items():
-            task = "sem_seg" if role == next(iter(networks)) else f"sem_seg_{role}"
+                evaluator.network = network
+        for network, scores in _evaluate_together(cfg, name, networks, loader, evaluators).items():
+            task = "sem_seg" if network == next(iter(networks)) else f"sem_seg_{network}"
             for part in scores:
                 dataset = name if part == "sem_seg" else part
                 results.setdefault(dataset, OrderedDict())[task] = scores[part]
@@ -132,7 +134,9 @@ def evaluate_networks(networks: Networks) -> OrderedDict:
                     f"{name}: class {index} is {known!r}, which the checkpoint was trained to call "
                     f"{own.index(known)}; expected the classes in its order: {', '.join(own)}"
                 )
-    results = evaluate_models(networks.cfg, networks.student, networks.teacher)
+    results = evaluate_models(
+        networks.cfg, networks.student, networks.teacher, role=networks.role_of_model
+    )
     if networks.selection and comm.is_main_process():
         logger.warning(f"Selection on labels: these weights were chosen by {networks.selection}")
     return results

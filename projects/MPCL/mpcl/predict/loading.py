@@ -112,10 +112,11 @@ def load_networks(
         resume: of a config, take the newest checkpoint of its OUTPUT_DIR, not MODEL.WEIGHTS.
     Raises:
         FileNotFoundError: the source or the weights do not exist.
-        ValueError: there is no config or no checkpoint, or the weights lack layers of the model.
+        ValueError: there is no config or no checkpoint, the weights lack layers of the model, have
+            other classes, or are a teacher's alone and the student is asked for.
     """
     opts = [*(["MODEL.WEIGHTS", str(weights)] if weights else []), *opts]
-    classes, role = None, "student"
+    classes = None
     if isinstance(source, CfgNode):
         cfg = source.clone()
         cfg.defrost()
@@ -129,32 +130,56 @@ def load_networks(
         elif path.suffix in (".yaml", ".yml"):
             cfg = get_cfg_from(str(source), opts)  # an address is no path
         else:
-            cfg, classes, role = _config_of_weights(path, opts)
-    *networks, selection, folder = _load(cfg, resume)
-    for network in networks:
+            cfg, classes = _config_of_weights(path, opts)
+    networks = _load(cfg, resume)._replace(prefers_student=student)
+    for network in (networks.student, networks.teacher):
         if network is not None:
             network.eval().requires_grad_(False)
-    classes = classes or read_classes(folder) or classes_of(cfg)
-    return Networks(cfg, *networks, classes, student, role, selection)
+    if student and networks.role != "student":
+        raise ValueError(
+            f"{networks.cfg.MODEL.WEIGHTS} holds the teacher alone, and the student is asked for: "
+            "tools/export.py --student writes it"
+        )
+    networks = networks if classes is None else networks._replace(metadata=classes)
+    known, number = networks.metadata.stuff_classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(known) != number:
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS or source} comes with {len(known)} classes, "
+            f"{', '.join(known)}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {number}"
+        )
+    return networks
 
 
-def _load(cfg: CfgNode, resume: bool) -> tuple[nn.Module, EMATeacher | None, str, Path]:
-    """Student, teacher, what selected them, and the folder of their checkpoint."""
+def _load(cfg: CfgNode, resume: bool) -> Networks:
+    """What a config's weights, or the newest checkpoint of its OUTPUT_DIR, hold."""
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.take_newest() if resume else cfg.MODEL.WEIGHTS
     refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
-    selection, folder = short(rest["selection"]) if "selection" in rest else "", Path(path).parent
-    if "teacher" not in rest:
-        return student, None, selection, folder
-    teacher = EMATeacher.from_config(cfg, student)
-    try:
-        teacher.model.load_state_dict(rest["teacher"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its teacher is none of the config's model: {error}") from error
-    return student, teacher, selection, folder
+    teacher = EMATeacher.from_config(cfg, student) if "teacher" in rest else None
+    if teacher is not None:
+        try:
+            teacher.model.load_state_dict(rest["teacher"])
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: its teacher is none of the config's model: {error}"
+            ) from error
+    slim = SLIM_CONFIG in rest
+    role = rest.get(SLIM_ROLE) if slim else "student"
+    if role not in ("student", "teacher"):
+        raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
+    return Networks(
+        cfg,
+        student,
+        teacher,
+        from_plain(rest.get(SLIM_CLASSES), path)
+        if slim
+        else read_classes(Path(path).parent) or classes_of(cfg),
+        role_of_model=role,
+        selection=short(rest["selection"]) if "selection" in rest else "",
+    )
 
 
 def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
@@ -166,25 +191,19 @@ def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata
     return get_cfg_from(str(config_file), opts, data_may_lack=classes is not None), classes
 
 
-def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None, str]:
-    """The config inside a slim file, its classes and its network's role; or what is beside a run's
-    checkpoint."""
+def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
+    """The config inside a slim file; or the config and classes beside a run's checkpoint."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no run, config or weight file at {path}")
     opts = ["MODEL.WEIGHTS", str(path), *opts]
     content = read(str(path))
     if SLIM_CONFIG in content:
-        classes = from_plain(content.get(SLIM_CLASSES), str(path))
-        role = content.get(SLIM_ROLE)
-        if role not in ("student", "teacher"):
-            raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
         try:
-            cfg = _read_config(content[SLIM_CONFIG], opts)
+            return _read_config(content[SLIM_CONFIG], opts), None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cfg, classes, role
     if path.with_name("config.yaml").is_file():
-        return *_config_of_run(path.parent, opts), "student"
+        return _config_of_run(path.parent, opts)
     raise ValueError(
         f"{path} comes without its config: name a config file and these weights, or a run's "
         "folder, or write a slim file with tools/export.py"

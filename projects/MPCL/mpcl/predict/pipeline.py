@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from tqdm import tqdm
 from ..data.decoding import BadFile, read_image
 from ..utils.short import shown
 from .prediction_files import (
+    KINDS,
     ImageFile,
-    OverlayVideo,
     PredictionWriter,
     Stream,
+    StreamOutputs,
     find_images,
     is_stream,
     stream_name,
@@ -109,33 +111,30 @@ def _predict_batches(
     return faults
 
 
-def predict_stream(predictor: Predictor, writer: PredictionWriter, stream: Stream) -> int:
+def predict_stream(
+    predictor: Predictor, writer: PredictionWriter, stream: Stream
+) -> tuple[int, list[str]]:
     """Predicts the frames of a stream; an interrupt ends a camera, and keeps what is there.
 
-    Returns: the number of frames.
+    Returns: the number of frames, and what is wrong with the stream.
     """
-    video = OverlayVideo(writer.video_path(stream.name), stream.fps)
-    progress = tqdm(
-        total=stream.num_frames, unit="image", desc=f"{predictor.role} {stream.name}", disable=None
-    )
-    count = 0
+    outputs = StreamOutputs(writer, stream)
     # A camera is shown as it goes; the frames of a file may wait for one another.
     limit = 1 if stream.is_camera else predictor.batch_size
-    try:
-        for batch in batches(stream, np.shape, limit):
-            labels = predictor.labels(batch, confidence="confidence" in writer.kinds)
-            for image, label in zip(batch, labels):
-                frame = ImageFile("", f"{stream.name}/{count:06d}")
-                writer.write(frame, image, label, video)
-                count += 1
-            progress.update(len(batch))
-    except KeyboardInterrupt:
-        if not stream.is_camera:
-            raise
-    finally:
-        video.close()
-        progress.close()
-    return count
+    description = f"{predictor.role} {stream.name}"
+    with tqdm(total=stream.num_frames, unit="image", desc=description, disable=None) as progress:
+        try:
+            for batch in batches(stream, np.shape, limit):
+                labels = predictor.labels(batch, confidence="confidence" in writer.kinds)
+                for image, label in zip(batch, labels):
+                    outputs.add(image, label)
+                progress.update(len(batch))
+        except KeyboardInterrupt:
+            if not stream.is_camera:
+                raise
+    outputs.finish()
+    fault = stream.fault_of(outputs.count)
+    return outputs.count, [fault] if fault else []
 
 
 def plan(
@@ -143,7 +142,8 @@ def plan(
 ) -> tuple[list[ImageFile], list[str], int]:
     """Finds the images and streams to predict, and counts those that are skipped.
 
-    Raises: ValueError: outputs exist, and are to be kept.
+    Raises: ValueError: outputs exist, and are to be kept; an image is an output itself; or the
+        outputs of an image and of a video would lie in one folder.
     """
     streams = [text for text in inputs if is_stream(text)]
     names = [stream_name(text) for text in streams]
@@ -152,6 +152,7 @@ def plan(
             f"several videos are called {', '.join(sorted(twice))}: predict one a call"
         )
     images = find_images([text for text in inputs if text not in streams])
+    _refuse_outputs(images, writer, names)
     of_images = [writer.existing(image) for image in images]
     of_streams = [writer.existing_of_stream(name) for name in names]
     found = [path for paths in of_images + of_streams for path in paths]
@@ -166,3 +167,18 @@ def plan(
         streams = [text for text, there in zip(streams, of_streams) if len(there) < kinds]
         return images, streams, total - len(images) - len(streams)
     return images, streams, 0
+
+
+def _refuse_outputs(images: list[ImageFile], writer: PredictionWriter, streams: list[str]) -> None:
+    outputs = [Path(writer.folder, kind).absolute() for kind in KINDS]
+    for image in images:
+        if any(folder in Path(image.path).absolute().parents for folder in outputs):
+            raise ValueError(
+                f"{image.path} is among the images to predict, and lies in the output folder: name "
+                "one outside of the input folders"
+            )
+        if (folder := image.name.split("/")[0]) != image.name and folder in streams:
+            raise ValueError(
+                f"the outputs of {image.path} and of the video {folder} would lie in one folder: "
+                "predict the video in a call of its own, with another --output"
+            )

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -131,6 +132,13 @@ class Stream:
         limits = [number for number in (known, max_frames) if number is not None]
         self.num_frames = min(limits) if limits else None
 
+    def fault_of(self, count: int) -> str:
+        """What is wrong with a stream that gave so many frames; "" if nothing is. A file's number
+        of frames may be an estimate: a second more or less is none."""
+        if self.num_frames is None or count >= self.num_frames - self.fps:
+            return ""
+        return f"{self._text} breaks off: {count} of its {self.num_frames} frames can be read"
+
     def __iter__(self) -> Iterator[np.ndarray]:
         count = 0
         try:
@@ -205,9 +213,6 @@ class PredictionWriter:
         suffix = ".tif" if file.georeference and kind != "overlay" else KINDS[kind]
         return self.folder / kind / f"{file.name}{suffix}"
 
-    def video_path(self, name: str) -> Path:
-        return self.folder / "overlay" / f"{name}.mp4"
-
     def existing(self, image: ImageFile) -> list[Path]:
         """The outputs of an image that are there already."""
         paths = [self.path(kind, image) for kind in self.kinds]
@@ -215,11 +220,12 @@ class PredictionWriter:
 
     def existing_of_stream(self, name: str) -> list[Path]:
         """The outputs of a video or camera that are there already."""
-        paths = [
-            self.video_path(name) if kind == "overlay" else self.folder / kind / name
-            for kind in self.kinds
-        ]
+        paths = [self.path_of_stream(kind, name) for kind in self.kinds]
         return [path for path in paths if path.exists()]
+
+    def path_of_stream(self, kind: str, name: str) -> Path:
+        """A video of overlays; the folder of the frames of another kind."""
+        return self.folder / kind / (f"{name}.mp4" if kind == "overlay" else name)
 
     def write(
         self,
@@ -294,13 +300,55 @@ class PredictionWriter:
         self.written[kind] += 1
 
 
+class StreamOutputs:
+    """The outputs of a stream's frames: they get their names when it is finished. What an interrupt
+    leaves behind has ``.partial`` in its name, and the next call writes it anew.
+
+    Attributes:
+        count: of the frames so far.
+    """
+
+    def __init__(self, writer: PredictionWriter, stream: Stream) -> None:
+        self._writer, self._name = writer, stream.name
+        self._partial = f"{stream.name}.partial"
+        self._video = OverlayVideo(writer.path_of_stream("overlay", self._partial), stream.fps)
+        self.count = 0
+        for kind in writer.kinds:
+            shutil.rmtree(writer.path_of_stream(kind, self._partial), ignore_errors=True)
+
+    def add(self, image: np.ndarray, labels: Labels) -> None:
+        """Writes what is asked for of the next frame, see :meth:`PredictionWriter.write`."""
+        frame = ImageFile("", f"{self._partial}/{self.count:06d}")
+        self._writer.write(frame, image, labels, self._video)
+        self.count += 1
+
+    def finish(self) -> None:
+        """Gives the outputs their names, in the place of an earlier call's.
+
+        Raises: OSError: the video is not whole.
+        """
+        self._video.close()
+        for kind in self._writer.kinds if self.count else ():
+            partial = self._writer.path_of_stream(kind, self._partial)
+            final = self._writer.path_of_stream(kind, self._name)
+            if kind == "overlay":
+                partial.replace(final)
+                continue
+            final.mkdir(exist_ok=True)
+            for old in final.glob("[0-9]*.png"):
+                old.unlink()
+            for frame in partial.iterdir():
+                frame.replace(final / frame.name)
+            partial.rmdir()
+
+
 class OverlayVideo:
-    """An MP4 file of overlays; it gets its name when it is closed, complete or interrupted."""
+    """An MP4 file of overlays."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self._fps = path, fps
-        self._partial = path.with_name(f"{path.stem}.partial.mp4")
         self._writer: cv2.VideoWriter | None = None
+        self._count = 0
 
     def add(self, picture: np.ndarray) -> None:
         """Adds a frame.
@@ -311,12 +359,23 @@ class OverlayVideo:
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             codec = cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._partial), codec, self._fps, (width, height))
+            self._writer = cv2.VideoWriter(str(self.path), codec, self._fps, (width, height))
             if not self._writer.isOpened():
                 raise ValueError(f"{self.path} cannot be written: this OpenCV encodes no MP4 video")
         self._writer.write(np.ascontiguousarray(picture[:height, :width]))
+        self._count += 1
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            os.replace(self._partial, self.path)
+        """
+        Raises: OSError: the file does not hold all frames. The encoder itself says nothing where
+            the disk is full.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        held = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if held != self._count:
+            raise OSError(
+                f"{self.path} holds {held} of {self._count} frames: is the disk full, or did the "
+                "size of the frames change?"
+            )

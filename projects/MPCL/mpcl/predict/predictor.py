@@ -19,7 +19,7 @@ from ..data.decoding import check_mode, read_image, to_bgr
 from ..data.mapper import TestMapper
 from ..modeling.inference import sliding_window
 from .loading import Source, load_networks
-from .tiling import Labels, Size, label_by_tiles
+from .tiling import Labels, Size, label, label_by_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -106,24 +106,26 @@ class Predictor:
             confidence: also give their probabilities (of prototypes: softmax of the similarities
                 at PROTOTYPES.TEMPERATURE).
         Returns: :class:`Labels`, on the CPU; a list of them for a list.
-        Raises: ValueError: as :meth:`__call__`; a large image with test-time augmentation.
+        Raises: ValueError: as :meth:`__call__`; a large image with test-time augmentation; the
+            network gives NaN.
         """
         if not isinstance(images, list | tuple):
             return self.labels([images], confidence=confidence)[0]
         found: list[Labels] = []
+        temperature = self.model.temperature if confidence else None
         for batch in self._batches(images):
             small = [image for image in batch if not self.is_large(image.shape[:2])]
             logits = iter(self._forward(small))
             found += [
-                self._by_tiles(image, confidence)
+                self._by_tiles(image, temperature)
                 if self.is_large(image.shape[:2])
-                else self._labels(next(logits), confidence)
+                else label(next(logits), temperature)
                 for image in batch
             ]
         return found
 
     @torch.no_grad()
-    def _by_tiles(self, image: np.ndarray, confidence: bool) -> Labels:
+    def _by_tiles(self, image: np.ndarray, temperature: float | None) -> Labels:
         if self.model.augmentation is not None:
             raise ValueError(
                 f"an image of {image.shape[1]} x {image.shape[0]} is predicted by tiles of "
@@ -151,17 +153,11 @@ class Predictor:
             logits_of,
             shrunk,
             size,
-            side=max(self.tile, 3 * max(crop) + 2) if several else None,
+            side=self.tile if several else None,
             crop=crop,
             stride=stride,
-            temperature=self.model.temperature if confidence else None,
+            temperature=temperature,
         )
-
-    def _labels(self, logits: Tensor, confidence: bool) -> Labels:
-        if not confidence:
-            return Labels(_to_array(logits.argmax(0)), None)
-        largest, ids = (logits / self.model.temperature).softmax(0).max(0)
-        return Labels(_to_array(ids), largest.cpu().numpy())
 
     def _batches(self, images: Sequence[AnyImage]) -> Iterator[list[np.ndarray]]:
         for start in range(0, len(images), self.batch_size):
@@ -191,8 +187,4 @@ class Predictor:
 def predict(network: nn.Module, record: dict[str, Any]) -> np.ndarray:
     """(H, W) uint8 class ids of one dataset dict, in evaluation mode."""
     with inference_context(network):
-        return _to_array(network([record])[0]["sem_seg"].argmax(0))
-
-
-def _to_array(ids: Tensor) -> np.ndarray:
-    return ids.to(torch.uint8).cpu().numpy()
+        return label(network([record])[0]["sem_seg"], None).ids

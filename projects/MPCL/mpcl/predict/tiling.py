@@ -7,6 +7,7 @@ sliding window over the whole image gives, everywhere.
 Legend: C classes, (H, W) an image's own size, (h, w) its size as the network sees it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,21 @@ class Labels(NamedTuple):
 
     ids: np.ndarray  # (H, W) uint8 train ids
     confidence: np.ndarray | None  # (H, W) float32 probability of that class
+
+
+def label(logits: Tensor, temperature: float | None) -> Labels:
+    """The most probable classes of (C, H, W) logits.
+
+    Args:
+        temperature: of the softmax that confidences come from; None = no confidences.
+    Raises: ValueError: the network gives NaN, which has no most probable class.
+    """
+    scores = logits if temperature is None else (logits / temperature).softmax(0)
+    largest, ids = scores.max(0)
+    if largest.isnan().any():
+        raise ValueError("the network gives NaN; expected numbers: its weights are damaged")
+    confidence = None if temperature is None else largest.cpu().numpy()
+    return Labels(ids.to(torch.uint8).cpu().numpy(), confidence)
 
 
 def tiles(size: int, side: int, crop: int, stride: int, margin: int) -> list[tuple[slice, slice]]:
@@ -66,17 +82,17 @@ def label_by_tiles(
         logits_of: maps a tile of the image to logits (C, tile height, tile width).
         image: (h, w, 3).
         size: (H, W).
-        side: of a tile, pixels of the image as the network sees it; None = the whole image is one.
+        side: of a tile, pixels of the image as the network sees it, but of three windows at
+            least; None = the whole image is one.
         crop, stride: (vertical, horizontal) of the sliding windows that ``logits_of`` moves.
         temperature: of the softmax that confidences come from; None = no confidences.
     """
     seen = (image.shape[0], image.shape[1])
     ids = np.empty(size, np.uint8)
     confidence = None if temperature is None else np.empty(size, np.float32)
-    margin = int(seen != size)  # a pixel is interpolated from its neighbours
     rows, columns = (
-        tiles(n, side or n, c if side else n, s if side else n, margin)
-        for n, c, s in zip(seen, crop, stride)
+        _tiles_of(n, own, side, c, s) if side else tiles(n, n, n, n, 0)
+        for n, own, c, s in zip(seen, size, crop, stride)
     )
     for tile_y, kept_y in rows:
         for tile_x, kept_x in columns:
@@ -87,15 +103,19 @@ def label_by_tiles(
                         _places(span, n, own) - tile.start
                         for span, n, own, tile in zip((y, x), seen, size, (tile_y, tile_x))
                     )
-                    block = at(logits, *places)
+                    block = label(at(logits, *places), temperature)
+                    ids[y, x] = block.ids
                     if confidence is not None:
-                        block = (block / temperature).softmax(0)
-                    largest, best = block.max(0)
-                    ids[y, x] = best.to(torch.uint8).cpu().numpy()
-                    if confidence is not None:
-                        confidence[y, x] = largest.cpu().numpy()
+                        confidence[y, x] = block.confidence
             del logits  # before the next tile's
     return Labels(ids, confidence)
+
+
+def _tiles_of(seen: int, own: int, side: int, crop: int, stride: int) -> list[tuple[slice, slice]]:
+    """:func:`tiles` whose margin holds the neighbours that own pixels are interpolated from: the
+    first and last of a part lie up to half an own pixel outside of it."""
+    margin = math.ceil((seen / own + 1) / 2) if seen != own else 0
+    return tiles(seen, max(side, 3 * crop + 2 * margin), crop, stride, margin)
 
 
 def at(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
