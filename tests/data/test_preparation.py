@@ -11,6 +11,7 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from PIL import Image
 from tiny_files import write_image, write_label, write_palette_label, write_synthia_label
 
+from mpcl.data.decoding import BadFile
 from mpcl.data.labels import read_label
 from mpcl.data.resizing import keep_aspect_size
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS, SYNTHIA_IDS
@@ -21,6 +22,7 @@ from mpcl.data.sets.preparation import (
     resize_set,
     write_png,
 )
+from mpcl.utils.ignore_label import IGNORE_LABEL
 
 SCRIPTS = Path(__file__).parents[2] / "datasets"
 
@@ -110,6 +112,16 @@ def test_train_ids_alone_are_not_taken_for_published_labels(tmp_path):
     write_label(tmp_path / "1_labelTrainIds.png", [[0]])
     with pytest.raises(FileNotFoundError, match=r"holds no published label \*\.png"):
         convert_labels(conversion(tmp_path), 0)
+
+
+def test_a_grey_copy_of_the_colours_is_no_published_label(tmp_path):
+    write_palette_label(tmp_path / "1.png", [[7, 34, 255]])
+    write_label(tmp_path / "2.png", [[7, 90]])
+    with pytest.raises(BadFile, match=r"2\.png.* holds the ids \[90\], expected 0\.\.34"):
+        convert_labels(conversion(tmp_path), 0)
+    np.testing.assert_array_equal(
+        read_label(tmp_path / "1_labelTrainIds.png"), [[0, IGNORE_LABEL, IGNORE_LABEL]]
+    )
 
 
 def test_an_interrupted_write_leaves_no_file_under_the_final_name(tmp_path, monkeypatch):

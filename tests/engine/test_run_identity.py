@@ -16,7 +16,7 @@ def config(label_map, classes=("a", "b"), changed=False):
     return SimpleNamespace(
         SEED=0,
         SOLVER=solver,
-        DATASETS=SimpleNamespace(TRAIN=(name,), SHARES=()),
+        DATASETS=SimpleNamespace(TRAIN=(name,), TEST=("val", "test"), SHARES=()),
         SELF_TRAINING=SimpleNamespace(ENABLED=True),
         PROTOTYPES=SimpleNamespace(TYPE="gauss"),
     )
@@ -40,6 +40,19 @@ def test_another_method_makes_another_run():
     cfg.PROTOTYPES.TYPE, cfg.SELF_TRAINING.ENABLED = "gauss", False
     with pytest.raises(ValueError, match=r"SELF_TRAINING\.ENABLED was True and is False"):
         check_same_run(saved, cfg)
+
+
+def test_scores_stay_those_of_their_set():
+    cfg = config(None)
+    saved = run_identity(cfg)
+    for fitting in (("val",), ("val", "other"), ()):
+        cfg.DATASETS.TEST = fitting
+        check_same_run(saved, cfg)
+    without = run_identity(cfg)
+    cfg.DATASETS.TEST = ("test", "val")
+    with pytest.raises(ValueError, match=r"first of DATASETS\.TEST was val and is test"):
+        check_same_run(saved, cfg)
+    check_same_run(without, cfg)  # there were no scores so far
 
 
 def test_other_shares_of_the_sets_make_another_run():

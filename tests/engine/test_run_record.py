@@ -37,6 +37,16 @@ def test_resuming_adds_a_session_and_starting_anew_drops_the_old_ones(tmp_path):
         assert len(read_sessions(tmp_path)) == number
 
 
+def test_a_session_that_goes_on_with_other_settings_says_so(tmp_path):
+    for resume, weight in ((False, 1.0), (True, 0.5), (True, 0.5)):
+        opts = ["OUTPUT_DIR", str(tmp_path), "PROTOTYPES.CONTRAST_WEIGHT", weight]
+        cfg = get_cfg_from(CONFIG, opts)
+        record_session(cfg, CONFIG, resume=resume)
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+    changes = [session["resumed_with"] for session in read_sessions(tmp_path)]
+    assert changes == [{}, {"PROTOTYPES.CONTRAST_WEIGHT": [1.0, 0.5]}, {}]
+
+
 def test_git_state_counts_changed_files_and_is_none_outside_of_git(tmp_path):
     source = tmp_path / "package" / "source.py"
     source.parent.mkdir()

@@ -1,6 +1,7 @@
 """Statistics over seeds, on run folders written as training writes them."""
 
 import csv
+import json
 from pathlib import Path
 
 import compare as tool
@@ -95,6 +96,31 @@ def test_only_common_seeds_are_paired_and_unfinished_runs_are_named(tmp_path, ca
     text = capsys.readouterr().out
     assert "+3.00" in text and "± -" not in text and "99" not in text
     assert f"ours, seed 0 ({tmp_path}/ours/seed_0) is unfinished, iteration 50 of 100" in text
+
+
+def test_seeds_of_which_none_is_common_are_not_paired(tmp_path, capsys):
+    write_scores(tmp_path / "base" / "seed_0", 0, flat(50.0, 40.0))
+    write_scores(tmp_path / "ours" / "seed_1", 1, flat(54.0, 40.0))
+    tool.main([str(tmp_path / "base"), str(tmp_path / "ours")])
+    assert "base and ours have no seed in common" in capsys.readouterr().out
+
+
+def test_a_seed_that_went_on_with_other_settings_is_noted(tmp_path, capsys):
+    folder = tmp_path / "ours" / "seed_0"
+    write_scores(folder, 0, flat(50.0, 40.0))
+    session = dict.fromkeys(("started", "device", "processes"), "then")
+    session |= {"command": [], "versions": {}, "resumed_with": {"SOLVER.BASE_LR": [0.1, 0.2]}}
+    (folder / "run.json").write_text(json.dumps({"sessions": [session]}))
+    tool.main([str(tmp_path / "ours")])
+    expected = "ours, seed 0 went on with another SOLVER.BASE_LR: 0.1 before then, 0.2 after it"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_metric_that_no_run_has_is_refused(two_methods, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([str(two_methods[0]), "--metric", "mIoU", "--metric", "nonsense"])
+    error = capsys.readouterr().err
+    assert "no run has the metric nonsense; known: mIoU" in error
 
 
 def test_one_run_has_no_deviation_and_no_reference(tmp_path, capsys):

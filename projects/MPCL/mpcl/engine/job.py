@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -26,12 +25,10 @@ from ..config import add_mpcl_config, get_cfg_from
 from ..config.preflight import preflight
 from ..config.reading import get, leaves
 from ..data.sets.classes import classes_of, write_classes
-from ..evaluation.run_record import record_session, versions
-from ..evaluation.runs import differences
+from ..evaluation.run_record import CONFIG, changed_settings, record_session, versions
 from ..predict.loading import load_networks
 from ..utils.atomic_write import write_atomically
 from ..utils.cli import user_errors, without_traceback
-from ..utils.foreign_files import read_yaml
 from ..utils.host_memory import keep_freed_memory
 from .evaluate import evaluate_networks
 from .guards import EXIT_DIVERGED, Diverged
@@ -43,7 +40,6 @@ from .trainer import AdaptationTrainer
 logger = logging.getLogger(__name__)
 
 _PROGRAM = "train_net.py"
-_CONFIG = "config.yaml"
 
 
 def run_job(args: Namespace) -> None:
@@ -74,21 +70,11 @@ def check(args: Namespace) -> list[str]:
     )
     if resumed and not args.eval_only:
         notes += check_checkpoint(resumed, cfg, processes)
-        notes += changed_settings(cfg)
+        notes += [
+            f"the run goes on with {key} {now}; it was {then}"
+            for key, (then, now) in changed_settings(cfg).items()
+        ]
     return notes
-
-
-def changed_settings(cfg: CfgNode) -> list[str]:
-    """A note on each key in which a resumed run's ``config.yaml`` says something else."""
-    file = Path(cfg.OUTPUT_DIR) / _CONFIG
-    if not file.is_file():
-        return []
-    changed = differences(read_yaml(file), yaml.safe_load(cfg.dump()))
-    return [
-        f"the run goes on with {key} {now}; it was {then}"
-        for key, (then, now) in changed.items()
-        if then is not None  # of an earlier version the file has fewer keys
-    ]
 
 
 def refuse_to_overwrite(folder: str) -> None:
@@ -146,14 +132,14 @@ def describe(cfg: CfgNode, args: Namespace) -> None:
     entry in ``run.json``. An evaluation leaves the description of a run as it is."""
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _CONFIG
+    file = folder / CONFIG
     if args.eval_only and file.exists():
         return
+    if not args.eval_only:
+        record_session(cfg, args.config_file, resume=args.resume)
     write_atomically(file, cfg.dump().encode())
     write_classes(folder, classes_of(cfg))
     logger.info(f"The whole config is in {file}")
-    if not args.eval_only:
-        record_session(cfg, args.config_file, resume=args.resume)
 
 
 def precision_in_words(cfg: CfgNode) -> str:

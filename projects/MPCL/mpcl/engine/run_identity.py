@@ -15,12 +15,14 @@ logger = logging.getLogger(__name__)
 
 def run_identity(cfg, world_size: int | None = None) -> dict[str, int | str]:
     """What decides, beside the files, which images and labels each iteration draws on each rank;
-    and the method.
+    the method; and the set whose scores metrics.json does not name.
 
     Args:
         world_size: processes of the job; None = as many as there are.
     """
+    test = {"first of DATASETS.TEST": cfg.DATASETS.TEST[0]} if cfg.DATASETS.TEST else {}
     return {
+        **test,
         "SEED": cfg.SEED,
         "number of processes": comm.get_world_size() if world_size is None else world_size,
         "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
@@ -73,9 +75,9 @@ def check_same_run(saved: Mapping[str, Any], cfg, world_size: int | None = None)
     if changed and not cfg.SOLVER.RESUME_CHANGED:
         raise ValueError(
             f"Cannot resume: {'; '.join(changed)}. The run would draw other images, label them "
-            "otherwise or learn by another method than the one it goes on from. Restore these "
-            "values; or go on all the same with SOLVER.RESUME_CHANGED True; or start a new run "
-            "from its weights with MODEL.WEIGHTS and another OUTPUT_DIR."
+            "otherwise, learn by another method or have its scores so far taken for another set's. "
+            "Restore these values; or go on all the same with SOLVER.RESUME_CHANGED True; or start "
+            "a new run from its weights with MODEL.WEIGHTS and another OUTPUT_DIR."
         )
     if changed:
         logger.warning(f"Resuming although {'; '.join(changed)} (SOLVER.RESUME_CHANGED)")

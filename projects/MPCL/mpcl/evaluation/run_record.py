@@ -23,13 +23,13 @@ import yaml
 from ..config import get_cfg_from
 from ..utils.atomic_write import write_atomically
 from ..utils.distributed import world_size
-from ..utils.foreign_files import read_json
+from ..utils.foreign_files import read_json, read_yaml
 from ..utils.short import short
 from .runs import differences
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
+RECORD, CONFIG = "run.json", "config.yaml"
 _PACKAGES = ("mpcl", "torch", "torchvision", "timm", "numpy", "opencv-python-headless")
 _KEYS = {"started", "command", "versions", "device", "processes"}
 _GIT = {"commit", "branch", "changed_files"}
@@ -43,7 +43,8 @@ def record_session(
 
     Args:
         config_file: the run's base; the keys in which ``cfg`` differs from it are kept with both
-            values (none of them where the base is incomplete without them).
+            values (none of them where the base is incomplete without them). So are, of a run that
+            is resumed, those in which it differs from the run's ``config.yaml`` so far.
         command: the command line; by default this process's own.
     """
     file = Path(cfg.OUTPUT_DIR) / RECORD
@@ -53,6 +54,7 @@ def record_session(
         "command": list(sys.argv if command is None else command),
         "config_file": config_file,
         "changed": _changes(cfg, config_file),
+        "resumed_with": changed_settings(cfg) if resume else {},
         "git": git_state(_SOURCE),
         "versions": versions(),
         "device": _device(cfg.MODEL.DEVICE),
@@ -60,6 +62,16 @@ def record_session(
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps({"sessions": [*sessions, session]}, indent=2).encode())
+
+
+def changed_settings(cfg) -> dict[str, tuple[Any, Any]]:
+    """The keys in which a config differs from the ``config.yaml`` that a run has left in its
+    OUTPUT_DIR, with the value then and now; without those that an earlier version did not have."""
+    file = Path(cfg.OUTPUT_DIR) / CONFIG
+    if not file.is_file():
+        return {}
+    changed = differences(read_yaml(file), yaml.safe_load(cfg.dump()))
+    return {key: pair for key, pair in changed.items() if pair[0] is not None}
 
 
 def _changes(cfg, config_file: str) -> dict[str, tuple[Any, Any]] | None:
@@ -92,15 +104,20 @@ def _is_session(session: object) -> bool:
     """Whether the report can show it."""
     if not isinstance(session, dict) or not session.keys() >= _KEYS:
         return False
-    command, git, changed = session["command"], session.get("git"), session.get("changed")
+    command, git = session["command"], session.get("git")
+    changes = [session.get(key) or {} for key in ("changed", "resumed_with")]
     return (
         isinstance(command, list)
         and all(isinstance(word, str) for word in command)
         and isinstance(session["versions"], dict)
         and isinstance(session.get("config_file", ""), str)
         and (git is None or (isinstance(git, dict) and git.keys() >= _GIT))
-        and (changed is None or isinstance(changed, dict))
-        and all(isinstance(pair, list) and len(pair) == 2 for pair in (changed or {}).values())
+        and all(isinstance(changed, dict) for changed in changes)
+        and all(
+            isinstance(pair, list) and len(pair) == 2
+            for changed in changes
+            for pair in changed.values()
+        )
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
+from .run_record import read_sessions
 from .runs import Experiment, Run, Scores, differences
 
 NETWORKS = ("teacher", "student")
@@ -120,8 +121,12 @@ def compare(
         networks: ``"teacher"``, ``"student"`` or :data:`IN_USE`; default:
             :func:`networks_to_compare`.
         per_class: the IoU of each class as well.
+    Raises: ValueError: no run has one of the metrics.
     """
     rows = []
+    known = _unique(m for r in _finished(experiments) for n in _networks_of(r) for m in n)
+    if known and (unknown := [metric for metric in metrics if metric not in known]):
+        raise ValueError(f"no run has the metric {', '.join(unknown)}; known: {', '.join(known)}")
     networks = networks or networks_to_compare(experiments)
     for dataset in _datasets(experiments):
         runs = _finished(experiments)
@@ -153,6 +158,11 @@ def _row(
 
 def _finished(experiments: Sequence[Experiment]) -> list[Run]:
     return [run for experiment in experiments for run in experiment.finished]
+
+
+def _networks_of(run: Run) -> list[dict[str, float]]:
+    """The scores of each network on each set."""
+    return [scores for networks in (run.scores or {}).values() for scores in networks.values()]
 
 
 def _datasets(experiments: Sequence[Experiment]) -> list[str]:
@@ -192,6 +202,12 @@ def _notes_on_seeds(experiment: Experiment) -> Iterator[str]:
             )
     for run in experiment.finished:
         yield from _notes_on_networks(experiment, run)
+        for session in read_sessions(run.folder):
+            for key, (then, now) in (session.get("resumed_with") or {}).items():
+                yield (
+                    f"{experiment.name}, seed {run.seed} went on with another {key}: {then} before "
+                    f"{session['started']}, {now} after it."
+                )
         first = experiment.finished[0]
         for key, (one, other) in differences(first.config, run.config).items():
             yield (
@@ -227,6 +243,8 @@ def _notes_on_pair(first: Experiment, other: Experiment) -> Iterator[str]:
     """What keeps two experiments from being comparable."""
     subject = f"NOT COMPARABLE as it stands: {first.name} and {other.name}"
     one, two = first.finished[0], other.finished[0]
+    if not {run.seed for run in first.finished} & {run.seed for run in other.finished}:
+        yield f"{first.name} and {other.name} have no seed in common: nothing can be paired."
     changed = differences(one.config, two.config)
     for key in _SHARED:
         if key in changed:

@@ -25,7 +25,8 @@ from tqdm.contrib.concurrent import thread_map
 
 from ...utils.atomic_write import write_atomically
 from ...utils.cli import add_debug_option, user_errors
-from ..decoding import read_bytes, read_image
+from ...utils.short import short
+from ..decoding import BadFile, read_bytes, read_image
 from ..files import list_files
 from ..labels import LabelMap, lookup_table, read_label
 from ..resizing import keep_aspect_size, resize
@@ -33,6 +34,8 @@ from ..statistics import class_statistics, class_table
 from .registration import root_in_words
 
 logger = logging.getLogger(__name__)
+
+_PUBLISHED_IDS = {*range(35), 255}  # license plates are 34 in GTA5, -1 in Cityscapes
 
 RESIZE_BOX = (1280, 720)
 """(width, height) of the box that GTA5 frames are fitted into before a 512 or 640 crop is cut
@@ -63,6 +66,22 @@ def read_synthia_label(path: str | os.PathLike[str], label_map: LabelMap) -> NDA
     return lookup_table({**label_map, 255: 255})[ids]
 
 
+def read_published_label(path: str | os.PathLike[str], label_map: LabelMap) -> NDArray[np.uint8]:
+    """(H, W) train ids of a label of Cityscapes or GTA5.
+
+    Raises: BadFile: as :func:`read_label`, or it holds other ids than these sets have.
+    """
+    ids = read_label(path)
+    found = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
+    if strangers := sorted(set(found.tolist()) - _PUBLISHED_IDS):
+        raise BadFile(
+            path,
+            f"holds the ids {short(strangers)}, expected 0..34 as they are published: a grey copy "
+            "of the label's colours has others",
+        )
+    return lookup_table({**label_map, 255: 255})[ids]
+
+
 @dataclass(frozen=True)
 class Conversion:
     """A folder of published labels, beside which train-id files are written."""
@@ -72,7 +91,7 @@ class Conversion:
     train_suffix: str  # what takes its place: "_labelTrainIds.png"
     label_map: Mapping[int, int]  # published id -> train id
     # (path, label_map) -> (H, W) uint8 train ids
-    read: Callable[[str, LabelMap], NDArray[np.uint8]] = read_label
+    read: Callable[[str, LabelMap], NDArray[np.uint8]] = read_published_label
 
     def target(self, raw: str) -> Path:
         return Path(raw[: -len(self.raw_suffix)] + self.train_suffix)
