@@ -123,6 +123,16 @@ def test_a_metric_that_no_run_has_is_refused(two_methods, capsys):
     assert "no run has the metric nonsense; known: mIoU" in error
 
 
+def test_classes_of_own_data_keep_their_order(tmp_path, capsys):
+    scores = {f"sem_seg/IoU-{name}": 50.0 for name in ("apple", "box", "road")}
+    write_scores(tmp_path / "own", 0, scores | flat(None, 50.0), sets=["own_val"])
+    classes = {"names": ["road", "box", "apple"], "colors": [[0, 0, 0]] * 3, "label_map": None}
+    (tmp_path / "own" / "classes.json").write_text(json.dumps(classes))
+    tool.main([str(tmp_path / "own"), "--per-class"])
+    table = capsys.readouterr().out.split("class IoU")[1]
+    assert table.index("road") < table.index("box") < table.index("apple")
+
+
 def test_one_run_has_no_deviation_and_no_reference(tmp_path, capsys):
     write_scores(tmp_path / "alone", 4, flat(None, 43.21))
     tool.main([str(tmp_path / "alone")])

@@ -12,6 +12,7 @@ from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison
 from mpcl.visualization.feature_map import feature_figure
 from mpcl.visualization.prototype_inspection import inspect
+from mpcl.visualization.scenes import predicted_scenes
 
 COLORS = [(90, 90, 90), (40, 160, 40), (70, 130, 220), (200, 40, 40)]  # of the tiny world
 
@@ -45,6 +46,23 @@ def test_comparison_shows_image_truth_and_every_network(networks):
     truth = {tuple(c) for c in cell(picture, 0, 1).reshape(-1, 3)}
     assert truth <= {*COLORS, (0, 0, 0)} and len(truth) > 2
     assert networks["first"].student.training and not networks["second"].student.training
+
+
+def test_networks_see_images_as_in_the_evaluation(tiny_cfg):
+    opts = ("INPUT.SOURCE_SIZE", (96, 64), "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (32, 48))
+    cfg = tiny_cfg("daformer", *opts, "TEST.AUG.FLIP", False)
+    network, seen = build_model(cfg), []
+    predict_once = network.predict_once
+
+    def spy(records, *rest):
+        seen.append(min(records[0]["image"].shape[1:]))
+        return predict_once(records, *rest)
+
+    network.predict_once = spy
+    networks = [loaded(cfg, network)]
+    for dataset in ("tiny_val", "tiny_source"):
+        next(iter(predicted_scenes(networks, dataset, 1)))
+    assert seen == [32, 48, 32, 48]
 
 
 def test_errors_are_red_exactly_where_the_prediction_differs_from_the_truth(networks):

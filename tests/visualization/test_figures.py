@@ -137,6 +137,15 @@ def test_curves_of_resumed_extended_and_unfinished_runs_and_of_runs_without_a_te
     assert curve.iterations.tolist() == [10, 20] and curve.mean.tolist() == [5.0, 8.0]
 
 
+def test_an_unfinished_seed_does_not_cut_the_curve_of_the_finished_ones(tmp_path):
+    scores = {0: [(9, 30.0, 1.0), (20, 40.0, 2.0)], 1: [(9, 36.0, 1.0)]}
+    seeds_with_scores(tmp_path / "seeds", scores, max_iter=20)
+    (axes,) = score_figure(read_experiments([tmp_path / "seeds"])).axes
+    assert axes.lines[0].get_xdata().tolist() == [10, 20]
+    assert axes.lines[0].get_ydata().tolist() == [30.0, 40.0]
+    assert axes.get_legend().get_texts()[0].get_text() == "seeds (1)"
+
+
 def test_curves_of_different_data_sets_or_of_none_are_refused(tmp_path):
     for name, tests in (("a", ("tiny_val",)), ("b", ("other_val",)), ("c", ())):
         scores = {0: [(20, 40.0, 2.0)] if tests else []}
@@ -344,6 +353,11 @@ def test_frequencies_are_those_of_the_labels(gauss):
     np.testing.assert_allclose(found.asked, expected / expected.sum())
     assert found.images.tolist() == (pixels > 0).sum(0).tolist()
     np.testing.assert_allclose(found.shown, (pixels > 0).mean(0), atol=0.05)
+
+
+def test_where_no_class_is_asked_for_there_is_nothing_to_show(tiny_cfg):
+    with pytest.raises(ValueError, match=r"RARE_CLASS\.ENABLED is False: every image"):
+        frequencies(tiny_cfg("daformer", "DATALOADER.RARE_CLASS.ENABLED", False))
 
 
 @pytest.mark.parametrize("images", [1, 1000])

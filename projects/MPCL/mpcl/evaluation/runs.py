@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.reading import get, leaves
+from ..data.sets.classes import read_classes
 from ..utils.foreign_files import read_text, read_yaml
 from ..utils.short import short
 from .evaluator import mean_metrics
@@ -80,6 +81,17 @@ class Run:
         sets = self.config["DATASETS"]["TEST"]
         found = [(int(row["iteration"]), scores_by_dataset(row, sets)) for row in self.rows]
         return [(iteration, scores) for iteration, scores in found if scores]
+
+    @property
+    def latest(self) -> Scores:
+        """The scores of the last evaluation so far; empty before the first."""
+        return self.evaluations[-1][1] if self.evaluations else {}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the network's outputs; none where the run has not kept them."""
+        kept = read_classes(self.folder)
+        return list(kept.stuff_classes) if kept else []
 
     @property
     def scores(self) -> Scores | None:

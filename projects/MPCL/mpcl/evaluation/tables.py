@@ -132,7 +132,7 @@ def compare(
         runs = _finished(experiments)
         chosen = list(metrics) or _unique(metric for run in runs for metric in run.metrics)
         if per_class:
-            classes = scored_classes([run.scores for run in runs], dataset)
+            classes = scored_classes(runs, dataset)
             chosen += [f"IoU-{name}" for name in classes]
         rows += [
             _row(experiment, experiments[0], dataset, network, metric)
@@ -169,14 +169,16 @@ def _datasets(experiments: Sequence[Experiment]) -> list[str]:
     return _unique(name for run in _finished(experiments) for name in run.scores)
 
 
-def scored_classes(scores: Iterable[Scores], dataset: str) -> list[str]:
-    """The classes that runs were scored on, in the order of the data set where it is registered."""
-    networks = [network for each in scores for network in each.get(dataset, {}).values()]
+def scored_classes(runs: Sequence[Run], dataset: str) -> list[str]:
+    """The classes that runs were last scored on, in the order of the data set where it is
+    registered, else in that of the runs."""
+    networks = [network for run in runs for network in run.latest.get(dataset, {}).values()]
     metrics = _unique(metric for network in networks for metric in network)
     seen = [metric.removeprefix("IoU-") for metric in metrics if metric.startswith("IoU-")]
-    if dataset not in MetadataCatalog:
-        return seen
-    known = MetadataCatalog.get(dataset).get("stuff_classes", ())
+    if dataset in MetadataCatalog:
+        known = MetadataCatalog.get(dataset).get("stuff_classes", ())
+    else:
+        known = [name for run in runs for name in run.classes]
     return _unique([*(name for name in known if name in seen), *seen])
 
 
@@ -250,7 +252,7 @@ def _notes_on_pair(first: Experiment, other: Experiment) -> Iterator[str]:
         if key in changed:
             yield f"{subject} differ in {key}, {changed[key][0]} and {changed[key][1]}."
     for dataset in one.scores:
-        classes = [set(scored_classes([run.scores], dataset)) for run in (one, two)]
+        classes = [set(scored_classes([run], dataset)) for run in (one, two)]
         if dataset in two.scores and classes[0] != classes[1]:
             yield f"{subject} were scored on other classes of {dataset}."
 

@@ -28,12 +28,17 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
         draws: from which ``shown`` is estimated.
     Raises:
         BadFile: a label cannot be read.
-        ValueError: sets are drawn in shares, each by its own classes.
+        ValueError: sets are drawn in shares, each by its own classes; or not by class at all.
     """
     if {name for name, _ in cfg.DATASETS.SHARES} & set(cfg.DATASETS.TRAIN):
         raise ValueError(
             "DATASETS.SHARES draws from each set by its own classes; look at one set: "
-            "DATASETS.SHARES () DATASETS.TRAIN \"('name',)\""
+            'DATASETS.SHARES "()" DATASETS.TRAIN "(\'name\',)"'
+        )
+    if not cfg.DATALOADER.RARE_CLASS.ENABLED:
+        raise ValueError(
+            "DATALOADER.RARE_CLASS.ENABLED is False: every image is drawn alike, and no class is "
+            "asked for; set it True to see what it would draw"
         )
     statistics = [class_statistics(name) for name in cfg.DATASETS.TRAIN]
     counts = np.concatenate([s.counts for s in statistics])

@@ -70,7 +70,8 @@ def load_scenes(cfg: CfgNode, dataset: str, number: int) -> list[Scene]:
         raise ValueError(f"{dataset} is no registered data set")
     records = load_records(dataset)
     label_map = MetadataCatalog.get(dataset).get("label_map")
-    mapper = _mapper(cfg, dataset)
+    is_source = dataset in cfg.DATASETS.TRAIN
+    mapper = TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
     found = []
     for index in evenly_spaced(len(records), number):
         file, label = records[index]["file_name"], records[index].get("sem_seg_file_name")
@@ -84,16 +85,12 @@ def predicted_scenes(
     networks: Sequence[Networks], dataset: str, number: int
 ) -> Iterator[tuple[Scene, list[np.ndarray]]]:
     """Yields what :func:`load_scenes` finds, with the (H, W) uint8 class ids that each network
-    predicts; it sees the images at the size that its own config says."""
+    predicts; it sees the images as in the evaluation of its own config."""
     for scene in load_scenes(networks[0].cfg, dataset, number):
         bgr = np.ascontiguousarray(scene.image[..., ::-1])
-        records = [_mapper(each.cfg, dataset).of_pixels(bgr, scene.file) for each in networks]
+        mappers = [TestMapper.from_config(each.cfg) for each in networks]
+        records = [mapper.of_pixels(bgr, scene.file) for mapper in mappers]
         yield scene, [predict(each.network, record) for each, record in zip(networks, records)]
-
-
-def _mapper(cfg: CfgNode, dataset: str) -> TestMapper:
-    is_source = dataset in cfg.DATASETS.TRAIN
-    return TestMapper(size=tuple(cfg.INPUT.SOURCE_SIZE if is_source else cfg.INPUT.TARGET_SIZE))
 
 
 @torch.no_grad()

@@ -62,7 +62,8 @@ def _scores(run: Run, network: str, metric: str) -> dict[int, float]:
 def score_figure(
     experiments: Sequence[Experiment], network: str = "teacher", metric: str = "mIoU"
 ) -> Figure:
-    """A line for each experiment, the mean over its seeds, in a band of one standard deviation.
+    """A line for each experiment, the mean over its finished seeds, or over all while none is, in a
+    band of one standard deviation.
 
     Raises: ValueError: a run has no such score, or the first test sets of the runs differ.
     """
@@ -74,11 +75,12 @@ def score_figure(
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, experiment in enumerate(experiments):
-        curve = score_curve(experiment.runs, network, metric)
+        runs = experiment.finished or experiment.runs  # one in progress would cut the others short
+        curve = score_curve(runs, network, metric)
         color = _COLORS[index % len(_COLORS)]
         style = "-" if index < len(_COLORS) else "--"
-        adapts = all(run.config["SELF_TRAINING"]["ENABLED"] for run in experiment.runs)
-        label = f"{experiment.name} ({len(experiment.runs)}{'' if adapts else ', student'})"
+        adapts = all(run.config["SELF_TRAINING"]["ENABLED"] for run in runs)
+        label = f"{experiment.name} ({len(runs)}{'' if adapts else ', student'})"
         axes.plot(
             curve.iterations, curve.mean, style, color=color, label=label, marker="o", markersize=3
         )

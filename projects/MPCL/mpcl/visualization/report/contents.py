@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 from ...config import add_mpcl_config
 from ...evaluation.evaluator import class_scores
 from ...evaluation.run_record import read_sessions
-from ...evaluation.runs import Run, Scores, differences, is_number, read_run, shortest_names
+from ...evaluation.runs import Run, differences, is_number, read_run, shortest_names
 from ...evaluation.tables import NETWORKS
 from ...utils.foreign_files import read_json
 from ...utils.short import short
@@ -50,11 +50,6 @@ class RunContents(Run):
     @property
     def iterations(self) -> int:
         return int(max((row["iteration"] for row in self.rows), default=-1)) + 1
-
-    @property
-    def latest(self) -> Scores:
-        """The scores of the last evaluation so far; empty before the first."""
-        return self.evaluations[-1][1] if self.evaluations else {}
 
     def score(self, dataset: str, network: str, metric: str) -> float | None:
         """One of :attr:`latest`, in percent."""

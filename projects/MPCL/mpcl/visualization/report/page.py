@@ -122,7 +122,7 @@ def _scores(runs: Runs) -> list[dict[str, Any]]:
     """A dict a data set: its classes, and their IoU for each run and network."""
     found = []
     for dataset in dict.fromkeys(name for run in runs for name in run.latest):
-        classes = scored_classes([run.latest for run in runs], dataset)
+        classes = scored_classes(runs, dataset)
         series = tables.class_scores(runs, dataset, classes)
         found.append({"dataset": dataset, "classes": classes, "series": series})
     return found
