@@ -131,22 +131,9 @@ def load_networks(
             cfg = get_cfg_from(str(source), opts)  # an address is no path
         else:
             cfg, classes = _config_of_weights(path, opts)
-    networks = _load(cfg, resume)._replace(prefers_student=student)
-    for network in (networks.student, networks.teacher):
-        if network is not None:
-            network.eval().requires_grad_(False)
-    if student and networks.role != "student":
-        raise ValueError(
-            f"{networks.cfg.MODEL.WEIGHTS} holds the teacher alone, and the student is asked for: "
-            "tools/export.py --student writes it"
-        )
-    networks = networks if classes is None else networks._replace(metadata=classes)
-    known, number = networks.metadata.stuff_classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if len(known) != number:
-        raise ValueError(
-            f"{cfg.MODEL.WEIGHTS or source} comes with {len(known)} classes, "
-            f"{', '.join(known)}, and MODEL.SEM_SEG_HEAD.NUM_CLASSES is {number}"
-        )
+    networks = _load(cfg, resume)
+    networks = networks._replace(prefers_student=student, metadata=classes or networks.metadata)
+    _check(networks)
     return networks
 
 
@@ -158,28 +145,43 @@ def _load(cfg: CfgNode, resume: bool) -> Networks:
     refuse_nothing(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
-    teacher = EMATeacher.from_config(cfg, student) if "teacher" in rest else None
-    if teacher is not None:
-        try:
-            teacher.model.load_state_dict(rest["teacher"])
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: its teacher is none of the config's model: {error}"
-            ) from error
-    slim = SLIM_CONFIG in rest
-    role = rest.get(SLIM_ROLE) if slim else "student"
+    teacher = _teacher(cfg, student, rest["teacher"], path) if "teacher" in rest else None
+    if SLIM_CONFIG in rest:
+        classes, role = from_plain(rest.get(SLIM_CLASSES), path), rest.get(SLIM_ROLE)
+    else:
+        classes, role = read_classes(Path(path).parent) or classes_of(cfg), "student"
     if role not in ("student", "teacher"):
         raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
-    return Networks(
-        cfg,
-        student,
-        teacher,
-        from_plain(rest.get(SLIM_CLASSES), path)
-        if slim
-        else read_classes(Path(path).parent) or classes_of(cfg),
-        role_of_model=role,
-        selection=short(rest["selection"]) if "selection" in rest else "",
-    )
+    for network in (student, teacher):
+        if network is not None:
+            network.eval().requires_grad_(False)
+    selection = short(rest["selection"]) if "selection" in rest else ""
+    return Networks(cfg, student, teacher, classes, role_of_model=role, selection=selection)
+
+
+def _teacher(cfg: CfgNode, student: nn.Module, state: Any, path: str) -> EMATeacher:
+    teacher = EMATeacher.from_config(cfg, student)
+    try:
+        teacher.model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its teacher is none of the config's model: {error}") from error
+    return teacher
+
+
+def _check(networks: Networks) -> None:
+    """Raises ValueError where the student is asked for and not there, or the classes do not fit."""
+    weights = networks.cfg.MODEL.WEIGHTS or networks.cfg.OUTPUT_DIR
+    if networks.prefers_student and networks.role != "student":
+        raise ValueError(
+            f"{weights} holds the teacher alone, and the student is asked for: tools/export.py "
+            "--student writes it"
+        )
+    names, number = networks.metadata.stuff_classes, networks.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(names) != number:
+        raise ValueError(
+            f"{weights} comes with {len(names)} classes, {', '.join(names)}, and "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {number}"
+        )
 
 
 def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
