@@ -497,6 +497,14 @@ def test_neither_a_late_refusal_nor_an_evaluation_changes_what_a_run_says_of_its
     assert {name: (world.output / name).read_bytes() for name in DESCRIPTION} == described
 
 
+def test_an_encoder_that_was_trained_further_is_no_reference_without_a_word(world):
+    train(world, "SOLVER.MAX_ITER", "1")
+    world.flags, opts = ["--overwrite"], ["MODEL.WEIGHTS", str(world.output / "model_final.pth")]
+    assert not any("feature distance" in note for note in flawless(world, *SMALLEST, *opts))
+    notes = flawless(world, *SMALLEST, *opts, *DISTANCE)
+    assert any("holds a decode head: the feature distance" in note for note in notes)
+
+
 def test_a_resumed_run_says_in_what_it_differs_from_before(world):
     train(world, "SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.01")
     world.flags = ["--resume"]

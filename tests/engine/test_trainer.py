@@ -20,6 +20,7 @@ from mpcl.engine.evaluate import evaluate_networks
 from mpcl.engine.training_pictures import TrainingPictures
 from mpcl.modeling import hrda
 from mpcl.predict.loading import load_networks
+from mpcl.prototypes import learner
 from mpcl.structures import Box
 
 QUIET = ("DATASETS.TEST", (), "VIS_PERIOD", 0)
@@ -88,6 +89,25 @@ def test_method_trains_logs_and_evaluates(tiny_cfg, method):
     assert set(pictures) == shown
     side = cfg.INPUT.CROP.SIZE[1]
     assert {strip.width for strip in strips} == {len(pictures) * (side + GAP) - GAP}
+
+
+def test_moments_begin_with_the_first_prototypes_also_where_they_start_late(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(learner, "LOOK_EVERY", 2)
+    looks, start = [], learner.PrototypeLearner._start_ready_classes
+
+    def late(self, iteration):
+        looks.append(iteration)
+        if iteration > 1:
+            start(self, iteration)
+
+    monkeypatch.setattr(learner.PrototypeLearner, "_start_ready_classes", late)
+    options = ("SOLVER.MAX_ITER", 7, "PROTOTYPES.INIT.ITER", 1, "VIS_PERIOD", 0)
+    trainer = AdaptationTrainer(tiny_cfg("daformer_gauss", *SMALLEST, *options))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert looks == [1, 3]
+    weight = trainer.student.prototype_head.projection.weight
+    assert int(trainer.optimizer.state[weight]["step"]) == 7 - 3
 
 
 def test_a_subclass_chooses_its_loader_and_its_evaluator_of_tests(tiny_cfg):

@@ -91,12 +91,21 @@ def test_samples_come_from_the_filled_slots_of_each_class_and_reach_all_of_them(
     bank = FeatureBank(C, 10, D)
     label = torch.tensor([[[0, 0, 0, 1]]])
     bank.push_(numbered(label), label)
-    points, valid = bank.sample(200)
-    assert points.shape == (C, 200, D) and points.dtype == torch.float32
-    assert valid[0].all() and valid[1].all() and not valid[2].any()
-    assert set(points[0, :, 0].tolist()) == {0, 1, 2} and set(points[1, :, 0].tolist()) == {3}
-    counts = torch.bincount(points[0, :, 0].long())
-    assert (counts > 35).all()  # 66.7 expected, standard deviation 6.7
+    points, valid = (torch.cat(parts, 1) for parts in zip(*(bank.sample(3) for _ in range(200))))
+    assert points.shape == (C, 600, D) and points.dtype == torch.float32
+    assert valid[0].all() and valid[1].sum() == 200 and not valid[2].any()
+    assert set(points[0, :, 0].tolist()) == {0, 1, 2}
+    assert set(points[1][valid[1], 0].tolist()) == {3}
+    drawn = torch.cat([bank.sample(2)[0][0, :, 0] for _ in range(300)]).long()
+    assert (torch.bincount(drawn) > 160).all()  # 200 expected, standard deviation 11.5
+
+
+def test_a_class_that_holds_fewer_gives_each_embedding_once():
+    bank = FeatureBank(C, 10, D)
+    bank.push_(numbered(label := torch.tensor([[[0, 0, 0, 1]]])), label)
+    points, valid = bank.sample(7)
+    assert valid.sum(1).tolist() == [3, 1, 0]
+    assert sorted(points[0, :3, 0].tolist()) == [0, 1, 2] and points[1, 0, 0] == 3
 
 
 def test_a_draw_that_rounds_up_to_one_still_hits_a_filled_slot(monkeypatch):

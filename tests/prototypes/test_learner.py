@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from detectron2.modeling import build_backbone
 from steps import make_step
 
+from mpcl.modeling.prototype_head import PrototypeHead
 from mpcl.prototypes import learner as module
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.centroid import CentroidPrototypes
@@ -249,10 +251,47 @@ def test_classes_wait_for_enough_embeddings_or_a_full_ring(monkeypatch):
     assert learner.prototypes.started.all()
 
 
+@POOLS
+def test_a_few_pixels_of_a_class_go_to_their_nearest_prototypes(pool):
+    # Balanced, both modes would get one of two pixels that lie near the same one.
+    learner = make_learner(started=[True] * C, pool=pool)
+    learner.prototypes.mean.copy_(MODES)
+    label = torch.full((1, 4, 4), C)
+    label[0, 0, :2] = 1
+    embeddings = (MODES[1, 0] + 0.1).view(1, D, 1, 1).expand(1, D, 4, 4).clone()
+    embeddings[0, :, 0, 1] -= 0.3
+    cluster, _ = learn(learner, embeddings, label, label < C)
+    assert cluster[0, 0, :2].tolist() == [K, K]
+
+
+def test_once_all_classes_have_started_nothing_is_looked_at(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 1)
+    learner = make_learner()
+    run(learner, range(4))
+    assert learner.num_started == C
+    monkeypatch.setattr(PrototypeLearner, "_start_ready_classes", None)  # calling it would fail
+    run(learner, range(4, 6))
+    again = make_learner(started=[True, False, True])
+    again.look()
+    assert again.num_started == 2
+
+
 def test_random_start_needs_no_bank():
     learner = make_learner(start_method="random", start_iter=0)
     run(learner, [0], classes=(0,))
     assert learner.prototypes.started.all()
+
+
+@pytest.mark.parametrize("config", ["daformer_centroid", "daformer_gauss"])
+def test_each_type_has_its_entropic_weight_whatever_config_it_is_chosen_in(tiny_cfg, config):
+    for options, expected in (
+        (("PROTOTYPES.TYPE", "centroid"), 0.05),
+        (("PROTOTYPES.TYPE", "gauss"), 0.1),
+        (("PROTOTYPES.SINKHORN.EPSILON", 0.3), 0.3),
+    ):
+        cfg = tiny_cfg(config, *options)
+        head = PrototypeHead(cfg, build_backbone(cfg).output_shape())
+        assert PrototypeLearner.from_config(cfg, head).epsilon == expected
 
 
 @pytest.mark.parametrize(
@@ -260,7 +299,7 @@ def test_random_start_needs_no_bank():
     [
         ({"pool": "queue"}, r"'queue'.*bank.*batch"),
         ({"start_method": "zero"}, r"'zero'.*kmeans.*random"),
-        ({"pool_size": 5}, "pool_size is 5, expected at least 6"),
+        ({"pool_size": 23}, "pool_size is 23, expected at least 24"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -82,8 +82,7 @@ def _add_run_config(cfg: CN) -> None:
     cfg.SEED = 0  # of all random numbers
     cfg.OUTPUT_DIR = "./output"  # folder of the run; every config has its own
     cfg.VIS_PERIOD = 500  # iterations between two strips of pictures in TensorBoard; 0 = never
-    # Iterations between two lines of the log: the only time the device is read from.
-    cfg.LOG_PERIOD = 20
+    cfg.LOG_PERIOD = 20  # iterations between two lines of the log, which reads from the device
     cfg.CUDNN_BENCHMARK = False  # let cuDNN try algorithms; off, runs are repeatable
     # Weights & Biases, beside TensorBoard (docs/SEEING.md).
     cfg.WANDB = CN()
@@ -257,13 +256,15 @@ def _add_prototype_config(cfg: CN) -> None:
     # prints; source (15); target (the mixed view without its source pixels: Table VII).
     p.CONTRAST_VIEWS = ("mixed",)
     p.IN_CLASS_NEGATIVES = True  # siblings of the same class are negatives, too (False: Table VI)
-    p.CONSISTENCY_WEIGHTED = True  # (12) weighted by w^M; False = as printed
+    # (12) weighted by w^M; False = as printed, but where w^M is 0.
+    p.CONSISTENCY_WEIGHTED = True
     # What is clustered: bank = batch and feature bank together; batch = the literal (13).
     p.CLUSTER_POOL = "bank"
     p.POOL_SIZE = 20000  # pixels of the pool, half from the bank, balanced over the classes
     # Balanced clustering (13), (14).
     p.SINKHORN = CN()
-    p.SINKHORN.EPSILON = 0.05  # entropic weight on the mean-scaled similarity; 0.1 for Gaussians
+    # Entropic weight on the mean-scaled similarity; 0 = that of the type: centroid 0.05, gauss 0.1.
+    p.SINKHORN.EPSILON = 0.0
     p.SINKHORN.SWEEPS = 10  # of Sinkhorn's iteration
     # The feature bank: embeddings of earlier batches.
     p.BANK = CN()
@@ -299,8 +300,8 @@ def _add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_KEEP = 0  # newest periodic checkpoints that stay, at least 1; 0 = all
     # Steps in a row whose loss or gradient is infinite or NaN, before the run stops.
     cfg.SOLVER.MAX_SKIPPED = 20
-    # --resume also where SEED, the number of processes or IMS_PER_BATCH is no longer that of the
-    # checkpoint: the run draws other images from there on.
+    # --resume also where what makes a run, from SEED to class list (docs/RELIABILITY.md), is no
+    # longer that of the checkpoint: it goes on as another run from there on.
     cfg.SOLVER.RESUME_CHANGED = False
 
 

@@ -73,11 +73,11 @@ def find_faults(
     Returns: what stops the run, in sentences that name the thing, what was expected and the remedy;
         and what is legitimate but seldom meant.
     """
-    sets = _Sets(cfg)
+    sets, of_weights = _Sets(cfg), list[str]()
     checks: list[Callable[[], object]] = [
         partial(_check_device, cfg, local_processes),
         partial(_check_output, cfg.OUTPUT_DIR),
-        partial(_check_weights, cfg, resumed, eval_only),
+        partial(_check_weights, cfg, resumed, eval_only, of_weights),
     ]
     if not eval_only:
         checks.append(partial(_check_batch, cfg, world_size))
@@ -86,7 +86,7 @@ def find_faults(
         checks += sets.checks(_TARGET) if cfg.SELF_TRAINING.ENABLED else []
     checks += sets.checks(_TEST)
     faults = [fault for check in checks if (fault := _fault(check))]
-    notes = [*sets.notes, *_scale_notes(sets.scales)]
+    notes = [*of_weights, *sets.notes, *_scale_notes(sets.scales)]
     return faults, notes if eval_only else notes + _length_notes(cfg)
 
 
@@ -151,7 +151,7 @@ def _check_tracking(cfg: CfgNode) -> None:
         )
 
 
-def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
+def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool, notes: list[str]) -> None:
     path, resume = cfg.MODEL.WEIGHTS, resumed is not None
     if eval_only:
         path = resumed if resume else path
@@ -178,6 +178,13 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool) -> None:
             load_encoder_(model.backbone, path)
     if eval_only:
         refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
+    head = (name for name in model.state_dict() if name.startswith("sem_seg_head."))
+    if distance and not eval_only and not resumed and set(head) - {*checkpointer.initial}:
+        notes.append(
+            f"{path} holds a decode head: the feature distance then compares with an encoder that "
+            "was trained further, not with ImageNet's. Name an encoder in MODEL.WEIGHTS, or set "
+            "SELF_TRAINING.FEATURE_DISTANCE.WEIGHT 0.0"
+        )
 
 
 @contextmanager

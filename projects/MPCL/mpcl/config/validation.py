@@ -247,9 +247,9 @@ def _check_prototypes(cfg: CN) -> None:
     samples = ("BANK.SIZE", "BANK.SAMPLES_PER_IMAGE", "POOL_SIZE", "INIT.MIN_SAMPLES")
     proto.numbers(*samples, least=1, most=10**7)
     proto.numbers("INIT.ITER", "GRADIENT_SHARE_PERIOD", least=0, most=_MANY)
-    proto.numbers("MIN_VARIANCE", "TEMPERATURE", "SINKHORN.EPSILON", above=0)
+    proto.numbers("MIN_VARIANCE", "TEMPERATURE", above=0)
     proto.numbers("MOMENTUM", least=0, below=1)
-    proto.numbers("CONTRAST_WEIGHT", "CONSISTENCY_WEIGHT", least=0)
+    proto.numbers("CONTRAST_WEIGHT", "CONSISTENCY_WEIGHT", "SINKHORN.EPSILON", least=0)
     views, scales = set(map(str, proto["CONTRAST_VIEWS"])), tuple(proto["SCALES"])
     if not views or not views <= set(VIEWS):
         expected = "some of source, mixed, target (or set PROTOTYPES.CONTRAST_WEIGHT to 0)"

@@ -62,6 +62,8 @@ class AdaptationHook(HookBase):
 
     def before_train(self) -> None:
         self.teacher.train()
+        if self.learner is not None:
+            self.learner.look()
         if self.trainer.start_iter == 0:
             # Only now: at construction the student did not have its pre-trained weights yet.
             self.teacher.copy_(self.student)
@@ -84,8 +86,9 @@ class AdaptationHook(HookBase):
         """Sinkhorn clustering; prototype update."""
         if self.learner is None:
             return
+        had_none = self.learner.num_started == 0
         self.trainer.metrics.add(self.learner(step))
-        if step.iteration == self.learner.start_iter:
+        if had_none and self.learner.num_started:
             # So far its gradients were zeros, which have aged Adam's moments: its first steps would
             # be several times the learning rate.
             for parameter in self.student.prototype_head.parameters():

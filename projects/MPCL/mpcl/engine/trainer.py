@@ -44,7 +44,8 @@ class AdaptationTrainer(SimpleTrainer):
     """Trains a student on labelled source and unlabelled target images.
 
     detectron2's trainer and hooks, with a step of our own. Nothing in :meth:`run_step` waits for
-    the device; metrics are read every ``LOG_PERIOD`` iterations.
+    the device, but for metrics (every ``LOG_PERIOD`` iterations), pictures, and prototypes that
+    are about to start.
     """
 
     def __init__(self, cfg) -> None:

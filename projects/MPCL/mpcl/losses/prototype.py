@@ -103,7 +103,7 @@ class PrototypeLosses:
             )
 
         mixed = views["mixed"]
-        # Unweighted, the margins still take no part.
+        # Unweighted, margins still take no part; nor does a target without a confident pixel.
         weight = mixed.weight if self.consistency_weighted else (mixed.weight > 0).float()
         consistency = prototype_consistency(
             similarity["mixed"],

@@ -10,7 +10,7 @@ ranks hold the same bank.
 import torch
 from torch import Tensor, nn
 
-from ..utils.distributed import gather_over_ranks
+from ..utils.distributed import gather_over_ranks, rank, world_size
 from .numerics import sample_per_group
 
 
@@ -101,13 +101,18 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def sample(self, num_per_class: int) -> tuple[Tensor, Tensor]:
-        """Draws from every class uniformly, with replacement; each rank draws on its own.
+        """Draws from every class uniformly, with replacement, each rank on its own. Of a class that
+        holds fewer than all ranks ask for, each embedding is given once, to one rank: copies would
+        pass for pixels.
 
         Returns:
-            points (C, n, D) float32, and valid (C, n) bool, False for classes without embeddings.
+            points (C, n, D) float32, and valid (C, n) bool, False for places without an embedding.
         """
         key = torch.rand(self.num_classes, num_per_class, device=self.fill.device)
         fill = self.fill.unsqueeze(1)
-        slots = torch.minimum((key * fill).long(), (fill - 1).clamp_min(0))
+        place = rank() + world_size() * torch.arange(num_per_class, device=key.device)
+        scarce = fill < world_size() * num_per_class
+        slots = torch.where(scarce, place, (key * fill).long())
+        slots = torch.minimum(slots, (fill - 1).clamp_min(0))
         classes = torch.arange(self.num_classes, device=slots.device).unsqueeze(1)
-        return self.features[classes, slots].float(), (fill > 0).expand_as(slots)
+        return self.features[classes, slots].float(), place < fill

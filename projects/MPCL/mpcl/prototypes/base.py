@@ -28,6 +28,9 @@ class Prototypes(nn.Module, ABC):
     Buffers: mean (C, K, D) float32; start_mean (C, K, D), where they started; started (C,) bool,
     False until :meth:`start_`; idle (C, K) int64, updates since the last pixel.
 
+    Attributes:
+        epsilon: entropic weight of the clustering that suits the type, in units of the similarity.
+
     Args:
         num_classes: C.
         num_prototypes: K.
@@ -37,6 +40,7 @@ class Prototypes(nn.Module, ABC):
     Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
+    epsilon: float
     mean: Tensor
     start_mean: Tensor
     started: Tensor

@@ -29,6 +29,8 @@ class CentroidPrototypes(Prototypes):
     Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
+    epsilon = 0.05
+
     def __init__(self, *sizes: int, distance: str = "squared", **options: Any):
         super().__init__(*sizes, **options)
         if distance not in DISTANCES:

@@ -32,6 +32,8 @@ class GaussianPrototypes(Prototypes):
     Raises: ValueError: an argument is out of its range or an unknown choice.
     """
 
+    epsilon = 0.1
+
     variance: Tensor
 
     def __init__(self, *sizes: int, min_variance: float = 0.05, **options: Any):

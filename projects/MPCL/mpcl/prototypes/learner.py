@@ -6,20 +6,20 @@ scale, P places of a pool for each class.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..structures.step import CONTEXT, Pixels, Step
-from ..utils.distributed import world_size
+from ..utils.distributed import from_first_rank, world_size
 from ..utils.seeding import fold_seed
 from .bank import FeatureBank
 from .base import Prototypes
 from .kmeans import kmeans, random_prototypes
 from .numerics import one_hot, sample_per_group
-from .sinkhorn import assign, balance
+from .sinkhorn import LEAST_SHARE, assign, balance
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,10 @@ class PrototypeLearner:
         start_method: ``"kmeans"`` on the bank, or ``"random"``, at unit scale.
         start_samples: banked embeddings a prototype that a class needs before it starts.
         seed: of the run; equal on all ranks.
-    Raises: ValueError: ``pool`` or ``start_method`` is unknown, or ``pool_size`` does not give
-        every class and rank a place in each half.
+        num_started: classes with prototypes, as far as the host knows: it reads that from the
+            device at a start alone.
+    Raises: ValueError: ``pool`` or ``start_method`` is unknown, or ``pool_size`` is too small for
+        any class to be balanced.
     """
 
     prototypes: Prototypes
@@ -66,18 +68,22 @@ class PrototypeLearner:
     start_method: str = "kmeans"
     start_samples: int
     seed: int
+    num_started: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise ValueError(f"pool is {self.pool!r}, expected one of {POOLS}")
         if self.start_method not in STARTS:
             raise ValueError(f"start_method is {self.start_method!r}, expected one of {STARTS}")
-        halves = 2 * self.prototypes.num_classes * world_size()
+        classes, prototypes = self.prototypes.num_classes, self.prototypes.num_prototypes
+        halves = 2 * classes * world_size()
         self.places = self.pool_size // halves  # of each class in each half of the pool, each rank
-        if self.pool == "bank" and self.places < 1:
+        enough = -(-LEAST_SHARE * prototypes // (2 * world_size()))
+        if self.pool == "bank" and self.places < enough:
             raise ValueError(
-                f"pool_size is {self.pool_size}, expected at least {halves}: 2 halves x "
-                f"{self.prototypes.num_classes} classes x {world_size()} ranks"
+                f"pool_size is {self.pool_size}, expected at least {halves * enough}: with fewer "
+                f"than {LEAST_SHARE} places for each of the {prototypes} prototypes of "
+                f"{classes} classes, in 2 halves on {world_size()} ranks, none is balanced"
             )
 
     @classmethod
@@ -97,13 +103,17 @@ class PrototypeLearner:
             banks=dict(head.banks.items()),
             pool=proto.CLUSTER_POOL,
             pool_size=proto.POOL_SIZE,
-            epsilon=proto.SINKHORN.EPSILON,
+            epsilon=proto.SINKHORN.EPSILON or head.prototypes.epsilon,
             sweeps=proto.SINKHORN.SWEEPS,
             start_iter=proto.INIT.ITER,
             start_method=proto.INIT.METHOD,
             start_samples=proto.INIT.MIN_SAMPLES,
             seed=cfg.SEED,
         )
+
+    def look(self) -> None:
+        """Counts the classes with prototypes, such as those of a checkpoint."""
+        self.num_started = int(self.prototypes.started.sum())
 
     @torch.no_grad()
     def __call__(self, step: Step) -> dict[str, Tensor]:
@@ -120,7 +130,8 @@ class PrototypeLearner:
             self.banks[scale].push_(pixels.embeddings, trusted)
         if step.iteration < self.start_iter:
             return {}
-        if step.iteration == self.start_iter or (step.iteration + 1) % LOOK_EVERY == 0:
+        look = step.iteration == self.start_iter or (step.iteration + 1) % LOOK_EVERY == 0
+        if look and self.num_started < num_classes:
             self._start_ready_classes(step.iteration)
 
         logged, moving, none = {}, [], num_classes * num_prototypes
@@ -186,8 +197,7 @@ class PrototypeLearner:
             capacity = sum(bank.size for bank in self.banks.values())
             ready = ready & (banked >= min(self.start_samples * count, capacity))
         if not ready.any():
-            return
-        # Ranks start alike without a broadcast: their banks and seeds are equal.
+            return self.look()
         seed = fold_seed(self.seed, iteration)
         if self.start_method == "random":
             mean, variance = random_prototypes(classes, count, dim, seed=seed, device=ready.device)
@@ -196,9 +206,11 @@ class PrototypeLearner:
             result = kmeans(*self._banked(which), count, seed=seed)
             mean, variance = torch.zeros(2, classes, count, dim, device=which.device)
             mean[which], variance[which] = result.mean, result.variance
-        self.prototypes.start_(ready, mean, variance)
+        # Banks and seeds are equal on all ranks; but unlike GPUs draw unlike numbers.
+        self.prototypes.start_(ready, from_first_rank(mean), from_first_rank(variance))
+        self.look()
         logger.info(
             f"Iteration {iteration}: prototypes start ({self.start_method}) for classes "
-            f"{ready.nonzero().flatten().tolist()}; {int(self.prototypes.started.sum())} of "
+            f"{ready.nonzero().flatten().tolist()}; {self.num_started} of "
             f"{classes} classes have them"
         )

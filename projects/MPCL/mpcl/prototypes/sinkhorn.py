@@ -26,7 +26,7 @@ from torch import Tensor
 from ..utils.distributed import sum_over_ranks
 from .numerics import at_least_float32
 
-_LEAST_SHARE = 4  # pixels a prototype, below which a class is not balanced
+LEAST_SHARE = 4  # pixels a prototype, below which a class is not balanced
 
 
 class Balance(NamedTuple):
@@ -75,7 +75,7 @@ def balance(similarity: Tensor, valid: Tensor, *, epsilon: float, sweeps: int = 
     valid = valid & logits.isfinite().all(0)
     logits, mass = torch.where(valid, logits, 0.0), valid.to(logits.dtype)
     share = sum_over_ranks(mass.sum(1)) / len(logits)  # L / K
-    balanced = share >= _LEAST_SHARE
+    balanced = share >= LEAST_SHARE
     potentials = logits.new_zeros(logits.shape[:2])  # (K, C)
 
     def column_sums() -> Tensor:

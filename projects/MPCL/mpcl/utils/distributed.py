@@ -30,6 +30,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """The first rank's tensor, in the memory of each rank's own of the same shape. Every rank must
+    call it."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def gather_over_ranks(tensor: Tensor) -> Tensor:
     """Concatenates equally shaped tensors of all ranks along dim 0, in rank order. No gradient
     flows through it."""
