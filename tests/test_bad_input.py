@@ -503,6 +503,14 @@ def test_an_encoder_that_was_trained_further_is_no_reference_without_a_word(worl
     assert not any("feature distance" in note for note in flawless(world, *SMALLEST, *opts))
     notes = flawless(world, *SMALLEST, *opts, *DISTANCE)
     assert any("holds a decode head: the feature distance" in note for note in notes)
+    kept = world.output / "classes.json"
+    kept.write_text(kept.read_text().replace('"ground"', '"soil"'))
+    assert any("was trained on other classes" in note for note in flawless(world, *SMALLEST, *opts))
+
+
+def test_a_run_shorter_than_twice_its_warm_up_is_told(world):
+    notes = flawless(world, *SMALLEST, "SOLVER.WARMUP_ITERS", "5", "SOLVER.MAX_ITER", "9")
+    assert any("the learning rate stays low" in note for note in notes)
 
 
 def test_a_resumed_run_says_in_what_it_differs_from_before(world):
@@ -633,7 +641,7 @@ def test_every_shipped_config_can_be_checked_without_memory(world):
         path = world.root / f"{name}.pth"
         torch.save({"model": build_model(cfg).state_dict()}, path)
         cfg.MODEL.WEIGHTS = str(path)
-        _check_weights(cfg, resumed=None, eval_only=False)
+        _check_weights(cfg, resumed=None, eval_only=False, notes=[])
 
 
 def test_a_missing_set_of_detectron2s_is_named_with_where_to_read_on(tmp_path):

@@ -218,6 +218,8 @@ def test_a_part_of_ignored_pixels_alone_is_absent_everywhere(dataset, tmp_path):
         ([("16", ["road", "road"])], "each once"),
         ([("16", "road")], r"expected \[name"),
         (["16"], r"expected \[name"),
+        ([5], r"expected \[name"),
+        ([("16", 5)], r"expected \[name"),
         ([("16", ["road"]), (16, ["car"])], "twice"),
     ],
 )

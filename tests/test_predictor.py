@@ -1,5 +1,8 @@
 """The library's predictor: inputs of every kind, batches, channel order, which network predicts."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from run_fixtures import save_run
 
 import mpcl
 from mpcl.data.mapper import TestMapper
+from mpcl.data.sets.classes import write_classes
 from mpcl.predict.export import save_slim
 from mpcl.predict.loading import load_networks
 
@@ -201,6 +205,17 @@ def test_the_student_of_a_slim_file_that_holds_the_teacher_is_refused(run, tmp_p
         mpcl.Predictor(tmp_path / "slim.pth", student=True)
     save_slim(load_networks(run, student=True), tmp_path / "slim.pth")
     assert mpcl.Predictor(tmp_path / "slim.pth", student=True).role == "student"
+
+
+def test_weights_keep_their_own_classes_beside_another_run(run, tmp_path):
+    shutil.copytree(run, tmp_path / "other")
+    write_classes(run, load_networks(run).metadata)
+    classes = json.loads((run / "classes.json").read_text())
+    turned = {**classes, "names": classes["names"][::-1]}
+    (tmp_path / "other" / "classes.json").write_text(json.dumps(turned))
+    save_slim(load_networks(tmp_path / "other"), tmp_path / "slim.pth")
+    for weights in (tmp_path / "other" / "model_final.pth", tmp_path / "slim.pth"):
+        assert mpcl.Predictor(run, weights).metadata.stuff_classes == turned["names"]
 
 
 def test_a_run_moves_to_the_device_that_is_there(run):

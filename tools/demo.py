@@ -30,6 +30,7 @@ from command_line import command_line, make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("source_only", "daformer", "daformer_gauss")
+COMMON_START = "common_start"
 # Of the common start, and of each run after it: together minutes on two cores.
 ITERATIONS = (800, 400)
 # Of the user's own images: the longer side, pixels, and the largest crop.
@@ -48,7 +49,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--splits", nargs=3, metavar=("SOURCE", "TARGET", "TEST"), help="splits of --data to take"
     )
     parser.add_argument(
-        "--output", type=Path, help="default: output/demo, of your own data output/demo_NAME"
+        "--output",
+        type=Path,
+        help="default: output/demo, of your own data output/demo_<file's name>",
     )
     parser.add_argument(
         "--iterations",
@@ -177,14 +180,30 @@ def train(name: str, folder: Path, opts: Sequence[str]) -> None:
         raise ValueError(f"{folder.name} failed:\n{''.join(last)}")
 
 
+def refuse_other_runs(output: Path) -> None:
+    """Raises ValueError where a run lies that a demo would replace, and that is none of a demo."""
+    found = [name for name in RUNS if (output / name / "config.yaml").exists()]
+    if found and not (output / COMMON_START).is_dir():
+        raise ValueError(
+            f"{output / found[0]} is a run of train_net.py, which the demo would replace: name "
+            "another --output"
+        )
+
+
 def train_all(output: Path, iterations: Sequence[int], opts: Sequence[str]) -> None:
     """The common start, then as many runs at a time as there are cores, the longest first."""
     opts = ["LOG_PERIOD", "50", *opts]  # what it says shall fit a screen or two
     start, run = (["SOLVER.MAX_ITER", str(number)] for number in iterations)
     # Classes that a random crop seldom shows must be known before anything is adapted.
     balanced = ["DATALOADER.RARE_CLASS.ENABLED", "True", "DATASETS.TEST", "()"]
-    train("source_only", output / "common_start", [*opts, *start, *balanced])
-    opts = [*ADAPTATION, *opts, *run, "MODEL.WEIGHTS", str(output / "common_start/model_final.pth")]
+    train("source_only", output / COMMON_START, [*opts, *start, *balanced])
+    opts = [
+        *ADAPTATION,
+        *opts,
+        *run,
+        "MODEL.WEIGHTS",
+        str(output / COMMON_START / "model_final.pth"),
+    ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores or 1) as pool:
         jobs = [pool.submit(train, name, output / name, opts) for name in reversed(RUNS)]
@@ -247,6 +266,7 @@ def main(args: argparse.Namespace) -> None:
         opts, iterations = [], args.iterations or ITERATIONS
         if not args.keep_data:  # a second run finds it complete
             subprocess.run([sys.executable, str(ROOT / "datasets/prepare_streets.py")], check=True)
+    refuse_other_runs(output)
     output.mkdir(parents=True, exist_ok=True)
     train_all(output, iterations, [*opts, *args.opts])
     show_results(output, str(args.data or "Streets"), args.images, start)

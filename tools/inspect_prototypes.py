@@ -50,8 +50,8 @@ def main(args: argparse.Namespace) -> None:
     from mpcl.visualization.prototype_inspection import inspect, table
     from mpcl.visualization.prototype_pictures import distance_figure, gallery
 
-    since = args.since or (earlier_checkpoints(args) if args.run else [])
     networks = load_networks(**args.network)
+    since = args.since or (earlier_checkpoints(args) if args.run else [])
     inspection = inspect(networks, number=args.images, patches=args.patches, weights=since)
     folder = args.output or (args.run or Path()) / "prototypes"
     folder.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,8 @@ def main(args: argparse.Namespace) -> int:
     kinds = args.write or default_kinds(predictor.metadata)
     if predictor.model.device.type == "cpu":
         keep_freed_memory()
-    writer = PredictionWriter(args.output, kinds, predictor.metadata, opacity=args.opacity)
+    looks = {"opacity": args.opacity, "keep": args.existing == "skip"}
+    writer = PredictionWriter(args.output, kinds, predictor.metadata, **looks)
     images, streams, skipped = plan(args.input, writer, args.existing)
     if images or streams:
         writer.write_legend()
@@ -91,7 +92,10 @@ def main(args: argparse.Namespace) -> int:
     faults = predict_images(predictor, writer, images, args.threads) if images else []
     count = len(images) - len(faults)
     for text in streams:
-        frames, broken = predict_stream(predictor, writer, Stream(text, args.max_frames))
+        try:
+            frames, broken = predict_stream(predictor, writer, Stream(text, args.max_frames))
+        except ValueError as error:  # such as a video that cannot be opened
+            frames, broken = 0, [str(error)]
         count += frames
         faults += broken
     seconds = time.perf_counter() - start

@@ -53,7 +53,9 @@ def is_finished(folder: Path, cfg) -> bool:
     if not (folder / "model_final.pth").is_file() or not (folder / "config.yaml").is_file():
         return False
     run = read_run(folder)
-    if run.scores is None or run.iteration < cfg.SOLVER.MAX_ITER:
+    evaluated = run.scores is not None or not cfg.DATASETS.TEST
+    done = run.iteration + (0 if cfg.DATASETS.TEST else 1)  # an evaluation counts one further
+    if not evaluated or done < cfg.SOLVER.MAX_ITER:
         return False
     print(f"{folder} is finished")
     for key, (then, now) in differences(run.config, yaml.safe_load(cfg.dump())).items():

@@ -225,7 +225,7 @@ def test_faulty_lists_are_refused(tmp_path, world):
     (tmp_path / "labels.txt").write_text("masks/a.png\nmasks/none.png\n")
     with pytest.raises(FileNotFoundError, match=r"labels\.txt names 1 missing files.*none\.png"):
         DatasetCatalog.get("plants_sem_seg_lab")
-    (tmp_path / "labels.txt").write_text("masks/a.png\nmasks/a.png\n")
+    (tmp_path / "labels.txt").write_text("masks/a.png\n./masks//a.png\n")
     with pytest.raises(ValueError, match=r"labels\.txt names a file twice"):
         DatasetCatalog.get("plants_sem_seg_lab")
     world["name"], world["splits"]["lab"]["labels"] = "plants2", "masks"

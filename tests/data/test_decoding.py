@@ -119,6 +119,20 @@ def test_a_lenient_decoder_does_not_hide_a_truncated_jpeg(tmp_path, monkeypatch)
         read_image(path)
 
 
+def test_a_file_of_several_images_is_refused_smaller_copies_are_none(tmp_path):
+    pages = [Image.fromarray(smooth()), Image.fromarray(smooth())]
+    for name in ("a.tif", "a.gif", "a.webp"):
+        pages[1].paste((9, 9, 9), (0, 0, 20, 20))  # else an animation keeps one
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        for read in (read_image, inspect_image):
+            with pytest.raises(BadFile, match=rf"{name} holds 2 images; expected one"):
+                read(tmp_path / name)
+    copy = pages[0].resize((20, 20))
+    copy.encoderinfo = {"tiffinfo": {254: 1}}  # an overview
+    pages[0].save(tmp_path / "o.tif", save_all=True, append_images=[copy])
+    np.testing.assert_array_equal(read_image(tmp_path / "o.tif"), smooth()[..., ::-1])
+
+
 def test_what_stands_behind_an_image_does_no_harm(tmp_path):
     for suffix in ("jpg", "png"):
         path = tmp_path / f"a.{suffix}"

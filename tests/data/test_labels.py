@@ -32,6 +32,19 @@ def test_a_one_bit_mask_has_the_ids_0_and_1(tmp_path):
     assert (counts[0], counts[1], counts.sum()) == (3, 3, 6)
 
 
+def test_a_tiff_that_is_lossy_or_inverted_is_refused(tmp_path):
+    ids = Image.fromarray(np.random.default_rng(0).integers(0, 4, (32, 32)).astype(np.uint8))
+    ids.save(tmp_path / "a.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), np.array(ids))
+    ids.save(tmp_path / "j.tif", compression="jpeg")
+    with pytest.raises(BadFile, match=r"j\.tif.*is a JPEG inside"):
+        read_label(tmp_path / "j.tif")
+    for name, image in (("1.tif", ids.convert("1")), ("8.tif", ids)):
+        image.save(tmp_path / name, tiffinfo={262: 0})  # min is white
+        with pytest.raises(BadFile, match=r"save it with 0 as black"):
+            read_label(tmp_path / name)
+
+
 @pytest.mark.parametrize("label_map", [{-1: 0}, {256: 0}, {0: 256}, {0: -1}])
 def test_a_map_outside_8_bits_is_refused(label_map):
     with pytest.raises(ValueError, match=r"label_map expects ids and class indices in \[0, 255\]"):

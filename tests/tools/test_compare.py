@@ -123,6 +123,13 @@ def test_a_metric_that_no_run_has_is_refused(two_methods, capsys):
     assert "no run has the metric nonsense; known: mIoU" in error
 
 
+def test_a_run_without_test_sets_is_not_called_unfinished(tmp_path, capsys):
+    write_scores(tmp_path / "none", 0, {}, sets=[])
+    tool.main([str(tmp_path / "none")])
+    said = capsys.readouterr().out
+    assert "has no scores, DATASETS.TEST being empty" in said and "unfinished" not in said
+
+
 def test_classes_of_own_data_keep_their_order(tmp_path, capsys):
     scores = {f"sem_seg/IoU-{name}": 50.0 for name in ("apple", "box", "road")}
     write_scores(tmp_path / "own", 0, scores | flat(None, 50.0), sets=["own_val"])

@@ -123,6 +123,10 @@ def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
     demo.main([*options, "--images", "1", *TINY])
     said = capsys.readouterr().out
     check_results(folder, 192, said)
+    demo.refuse_other_runs(folder)  # its own may be replaced
+    (folder / "common_start").rename(folder / "elsewhere")
+    with pytest.raises(ValueError, match=r"source_only is a run of train_net\.py"):
+        demo.refuse_other_runs(folder)
     assert "source " in said and "(4 images)" in said and "crops are 128x128" in said
     assert "2 iterations of the common start, 2 of each run" in said
 

@@ -241,6 +241,9 @@ def test_existing_outputs_are_kept_unless_asked_otherwise(run, photos, tmp_path,
         "2 images predicted" in (said := capsys.readouterr().out) and "1 were there already" in said
     )
     assert read(mine).shape == (2, 2)
+    kinds = ("--write", "train_ids", "confidence")
+    predict(run, out, photos / "a.png", more=(*kinds, "--existing", "skip"))
+    assert read(mine).shape == (2, 2) and read(out / "confidence" / "a.png").shape == (64, 96)
     predict(run, out, photos, more=("--existing", "overwrite"))
     assert read(mine).shape == (64, 96)
 
@@ -344,6 +347,13 @@ def test_an_interrupted_video_counts_as_nothing_and_is_predicted_anew(
     assert files(tmp_path / "out") == {"overlay/drive.mp4", *ids}
     assert tool.main(arguments(run, tmp_path)) == 0
     assert "0 images predicted (nothing to do), 1 were there already" in capsys.readouterr().out
+    mine = tmp_path / "out/train_ids/drive/000000.png"
+    mine.write_bytes(b"corrected")
+    kinds = ("--write", "train_ids", "confidence")
+    assert tool.main([*arguments(run, tmp_path), *kinds]) == 0
+    assert mine.read_bytes() == b"corrected"
+    names = {p.name for p in (tmp_path / "out/confidence/drive").iterdir()}
+    assert names == {f"{i:06d}.png" for i in range(5)}
 
 
 def arguments(run: Path, folder: Path) -> list[str]:
@@ -427,11 +437,12 @@ def test_a_camera_runs_until_it_is_interrupted_and_keeps_its_video(run, tmp_path
     assert frames_of(tmp_path / "out" / "overlay" / "camera_0.mp4") == (2, 25.0, (48, 128))
 
 
-def test_videos_that_cannot_be_opened_are_refused(run, tmp_path, capsys):
+def test_a_video_that_cannot_be_opened_is_named_and_the_rest_is_predicted(run, tmp_path, capsys):
     (tmp_path / "no.mp4").write_text("no video")
-    with pytest.raises(SystemExit):
-        predict(run, tmp_path / "out", tmp_path / "no.mp4")
-    assert "cannot be opened" in capsys.readouterr().err
+    write_video(tmp_path / "drive.mp4", 2)
+    assert predict(run, tmp_path / "out", tmp_path / "no.mp4", tmp_path / "drive.mp4") == 1
+    said = capsys.readouterr().out
+    assert "no.mp4 cannot be opened" in said and "2 images predicted" in said
 
 
 def test_an_overlay_video_of_odd_sides_loses_a_row_not_the_video(tmp_path):

@@ -30,6 +30,8 @@ if config["SEED"] == 13 and "--resume" not in arguments:
     sys.exit(3)
 (folder / "model_final.pth").touch()
 row = {"iteration": config["SOLVER"]["MAX_ITER"], "sem_seg/mIoU": 50 + config["SEED"]}
+if not config["DATASETS"]["TEST"]:
+    row = {"iteration": config["SOLVER"]["MAX_ITER"] - 1, "total_loss": 1.0}
 (folder / "metrics.json").write_text(json.dumps(row) + "\\n")
 """
 OPTS = ["SOLVER.MAX_ITER", "7", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "x.pth"]
@@ -84,6 +86,13 @@ def test_more_iterations_make_a_finished_seed_go_on(start, tmp_path):
     start(0)
     start(0, opts=("SOLVER.MAX_ITER", "9"))
     assert "--resume" in calls(tmp_path / "out" / "seed_0")[1]
+
+
+def test_seeds_without_test_sets_are_trained_once_too(start, tmp_path, capfd):
+    for _ in range(2):
+        assert start(0, opts=("DATASETS.TEST", "[]")) == 0
+    assert len(calls(tmp_path / "out" / "seed_0")) == 1
+    assert "seed_0 is finished" in capfd.readouterr().out
 
 
 def test_other_settings_than_those_of_a_finished_seed_are_named(start, tmp_path, capfd):

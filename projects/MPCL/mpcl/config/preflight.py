@@ -21,6 +21,7 @@ from ..checkpoint.weights import WeightsCheckpointer, load_encoder_
 from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
+from ..data.sets.classes import classes_of, read_classes
 from ..data.sets.registration import check_ignore_label, load_records, registered_names
 from .reading import get
 
@@ -178,8 +179,18 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool, notes: li
             load_encoder_(model.backbone, path)
     if eval_only:
         refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
-    head = (name for name in model.state_dict() if name.startswith("sem_seg_head."))
-    if distance and not eval_only and not resumed and set(head) - {*checkpointer.initial}:
+    if eval_only or resumed or not path:
+        return
+    head = {name for name in model.state_dict() if name.startswith("sem_seg_head.")}
+    if not head - {*checkpointer.initial}:
+        return
+    before, now = read_classes(Path(path).parent), classes_of(cfg)
+    if before and before.stuff_classes != now.stuff_classes:
+        notes.append(
+            f"{path} was trained on other classes, or another order of them: "
+            f"{', '.join(before.stuff_classes)}; now {', '.join(now.stuff_classes)}"
+        )
+    if distance:
         notes.append(
             f"{path} holds a decode head: the feature distance then compares with an encoder that "
             "was trained further, not with ImageNet's. Name an encoder in MODEL.WEIGHTS, or set "
@@ -328,14 +339,20 @@ def _records(role: _Role, name: str) -> list[Record]:
 
 
 def _length_notes(cfg: CfgNode) -> list[str]:
-    """Says so where a short trial run ends before the prototypes begin."""
-    start, end = cfg.PROTOTYPES.INIT.ITER, cfg.SOLVER.MAX_ITER
-    if cfg.PROTOTYPES.TYPE == "none" or start < end:
-        return []
-    return [
-        f"no prototype starts in this run: PROTOTYPES.INIT.ITER is {start}, and SOLVER.MAX_ITER "
-        f"{end}. It trains as without prototypes"
-    ]
+    """Says so where a short run ends before the prototypes begin, or the rate is at its highest."""
+    start, warmup, end = cfg.PROTOTYPES.INIT.ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    notes = []
+    if cfg.PROTOTYPES.TYPE != "none" and start >= end:
+        notes.append(
+            f"no prototype starts in this run: PROTOTYPES.INIT.ITER is {start}, and "
+            f"SOLVER.MAX_ITER {end}. It trains as without prototypes"
+        )
+    if warmup >= end / 2:
+        notes.append(
+            f"the learning rate stays low in this run: it rises for SOLVER.WARMUP_ITERS {warmup} "
+            f"iterations, and SOLVER.MAX_ITER is {end}"
+        )
+    return notes
 
 
 def _scale_notes(scales: dict[str, list[float]]) -> list[str]:

@@ -144,8 +144,7 @@ def _typed(key: str, default: Any, value: Any, place: str) -> Any:
         except OverflowError:
             raise ValueError(f"{place}{key} is too large for a number: {short(decoded)}") from None
     sequences = isinstance(default, (list, tuple)) and isinstance(decoded, (list, tuple))
-    free = default is None or decoded is None
-    if type(decoded) is not type(default) and not sequences and not free:
+    if type(decoded) is not type(default) and not sequences and default is not None:
         raise ValueError(
             f"{place}{key} is {short(decoded)}, {_kind(decoded)}; expected {_kind(default)}, such "
             f"as {_example(default, decoded)}"
@@ -155,7 +154,7 @@ def _typed(key: str, default: Any, value: Any, place: str) -> Any:
 
 def _kind(value: Any) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-    names |= {dict: "a group of keys", list: "a list", tuple: "a list"}
+    names |= {type(None): "no value", dict: "a group of keys", list: "a list", tuple: "a list"}
     return names.get(type(value), type(value).__name__)
 
 

@@ -331,7 +331,8 @@ def check_class_subsets(class_subsets: ClassSubsets, class_names: Sequence[str])
     """Raises ValueError unless each subset is a name of its own and a list of known classes."""
     names = []
     for subset in class_subsets:
-        if isinstance(subset, str) or len(subset) != 2 or isinstance(subset[1], str):
+        pair = isinstance(subset, (list, tuple)) and len(subset) == 2
+        if not pair or not isinstance(subset[1], (list, tuple)):
             raise ValueError(
                 f"TEST.CLASS_SUBSETS holds {subset!r}; expected [name, [class, class, ...]]"
             )

@@ -43,6 +43,7 @@ _REPLACE = (
     "or take it out of the set"
 )
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, height and width change places
+_NEW_SUBFILE_TYPE = 254  # TIFF tag; 0 = an image of its own
 _SAMPLES_PER_PIXEL = 277  # TIFF tag
 
 Size = tuple[int, int]
@@ -144,6 +145,7 @@ def opened(path: AnyPath, content: bytes | None = None) -> Iterator[Image.Image]
         with source as file, _identified(path, file) as image:
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            _check_single(path, image)
             yield image
     except BadFile:
         raise
@@ -157,6 +159,21 @@ def opened(path: AnyPath, content: bytes | None = None) -> Iterator[Image.Image]
         if isinstance(error, MemoryError) or getattr(error, "code", 0) == cv2.Error.StsNoMem:
             raise MemoryError(f"{shown(path)} does not fit into this machine's memory") from error
         raise BadFile(path, _in_words(error)) from error
+
+
+def _check_single(path: AnyPath, image: Image.Image) -> None:
+    """Raises BadFile for a file of several images; smaller copies and masks of a TIFF are none, nor
+    is what phones add to a JPEG."""
+    pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and pages > 1:
+        kinds = []
+        for page in range(pages):
+            image.seek(page)
+            kinds.append(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0))
+        image.seek(0)
+        pages = kinds.count(0)
+    if pages > 1:
+        raise BadFile(path, f"holds {pages} images; expected one: save each in a file of its own")
 
 
 def _identified(path: AnyPath, file: BinaryIO) -> Image.Image:

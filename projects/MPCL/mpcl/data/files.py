@@ -100,7 +100,7 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
     links to folders that were listed already, which end with a separator."""
     status = os.stat(folder)
     seen = {(status.st_dev, status.st_ino)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         kept = []
         for name in sorted(folders):
             path = os.path.join(parent, name)
@@ -120,6 +120,11 @@ def _walk(folder: Path, left_out: list[str]) -> Iterator[str]:
                 left_out.append(path)
             else:
                 yield path
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is no empty one."""
+    raise error
 
 
 def _walk_zip(folder: Path, left_out: list[str]) -> Iterator[str]:

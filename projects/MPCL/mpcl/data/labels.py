@@ -29,6 +29,8 @@ not name are ignored; colours that it does not name are refused."""
 
 _INDEX_MODES = ("L", "P", "1")
 _EXPECTED = "an 8-bit grey or palette image that holds class ids, in a lossless format such as PNG"
+_LOSSY = ("JPEG", "MPO", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of a TIFF
+_INVERTED = ("1;I", "1;IR", "L;I", "L;IR")  # "min is white": Pillow turns 0 into 255
 _SPREAD = ("L;2", "L;4")  # grey that Pillow spreads over 0..255: id 1 would become 85 or 17
 
 
@@ -125,9 +127,10 @@ def inspect_label(path: AnyPath, label_map: LabelMap | None = None) -> LabelCont
 def _read_ids(path: AnyPath, label_map: LabelMap | None) -> tuple[NDArray[np.uint8], bytes | None]:
     """Ids, of a colour mask the class indices; and the palette of a palette image."""
     with opened(path) as image:
-        if image.format in ("JPEG", "MPO"):
+        packed = image.info.get("compression", "") if image.format == "TIFF" else image.format
+        if packed in _LOSSY:
             remedy = "save it as PNG from its source: JPEG has changed ids at every edge"
-            raise BadFile(path, f"is a JPEG, expected {_EXPECTED}; {remedy}")
+            raise BadFile(path, f"is a JPEG inside, expected {_EXPECTED}; {remedy}")
         if maps_colors(label_map):
             check_mode(path, image)
             _check_upright(path, image)
@@ -140,15 +143,18 @@ def _read_ids(path: AnyPath, label_map: LabelMap | None) -> tuple[NDArray[np.uin
 
 def _check_index_mode(path: AnyPath, image: Image.Image) -> None:
     raw = raw_mode(image)
-    if image.mode in _INDEX_MODES and raw not in _SPREAD:
+    if image.mode in _INDEX_MODES and raw not in (*_SPREAD, *_INVERTED):
         return
     remedy = "name the class of each colour with label_colors (datasets/README.md)"
     if raw in _SPREAD:
         bits = raw[2:]
         remedy = f"save the same ids with 8 bits a pixel: readers disagree on those of {bits} bits"
+    elif raw in _INVERTED:
+        remedy = "save it with 0 as black: readers disagree on what is stored so"
     elif image.mode[0] == "I" or ";16" in raw:
         remedy = "write its ids as 8 bits (datasets/prepare_synthia.py does it for SYNTHIA)"
-    found = f"mode {raw if raw in _SPREAD else image.mode!r} in format {image.format}"
+    mode = raw if raw in (*_SPREAD, *_INVERTED) else image.mode
+    found = f"mode {mode!r} in format {image.format}"
     raise BadFile(path, f"has {found}, expected {_EXPECTED}; {remedy}")
 
 

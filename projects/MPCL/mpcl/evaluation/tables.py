@@ -197,7 +197,12 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
 
 def _notes_on_seeds(experiment: Experiment) -> Iterator[str]:
     for run in experiment.runs:
-        if run.scores is None:
+        if run.scores is None and not run.config["DATASETS"]["TEST"]:
+            yield (
+                f"{experiment.name}, seed {run.seed} ({run.folder}) has no scores, DATASETS.TEST "
+                "being empty, and is left out."
+            )
+        elif run.scores is None:
             yield (
                 f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
                 f"{run.iteration} of {run.max_iter}, and left out."

@@ -131,14 +131,17 @@ def load_networks(
             cfg = get_cfg_from(str(source), opts)  # an address is no path
         else:
             cfg, classes = _config_of_weights(path, opts)
-    networks = _load(cfg, resume)
-    networks = networks._replace(prefers_student=student, metadata=classes or networks.metadata)
+    networks = _load(cfg, resume, classes)._replace(prefers_student=student)
     _check(networks)
     return networks
 
 
-def _load(cfg: CfgNode, resume: bool) -> Networks:
-    """What a config's weights, or the newest checkpoint of its OUTPUT_DIR, hold."""
+def _load(cfg: CfgNode, resume: bool, classes: Metadata | None) -> Networks:
+    """What a config's weights, or the newest checkpoint of its OUTPUT_DIR, hold.
+
+    Args:
+        classes: of weights that come without their own.
+    """
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.take_newest() if resume else cfg.MODEL.WEIGHTS
@@ -149,7 +152,7 @@ def _load(cfg: CfgNode, resume: bool) -> Networks:
     if SLIM_CONFIG in rest:
         classes, role = from_plain(rest.get(SLIM_CLASSES), path), rest.get(SLIM_ROLE)
     else:
-        classes, role = read_classes(Path(path).parent) or classes_of(cfg), "student"
+        classes, role = read_classes(Path(path).parent) or classes or classes_of(cfg), "student"
     if role not in ("student", "teacher"):
         raise ValueError(f"{path}: {SLIM_ROLE} is {short(role)}; expected student or teacher")
     for network in (student, teacher):

@@ -191,11 +191,18 @@ class PredictionWriter:
     """
 
     def __init__(
-        self, folder: Path, kinds: Sequence[str], metadata: Metadata, *, opacity: float = 0.6
+        self,
+        folder: Path,
+        kinds: Sequence[str],
+        metadata: Metadata,
+        *,
+        opacity: float = 0.6,
+        keep: bool = False,
     ) -> None:
         """
         Args:
             kinds: some of :data:`KINDS`.
+            keep: what is there already stays as it is.
             opacity: of the colours over the image, 0 to 1.
         Raises: ValueError: an unknown kind; ``label_ids`` where a class has none; an opacity out of
             range.
@@ -205,6 +212,7 @@ class PredictionWriter:
         if not 0 <= opacity <= 1:
             raise ValueError(f"opacity is {opacity}; expected 0 to 1")
         self.folder, self.kinds, self.opacity = folder, tuple(dict.fromkeys(kinds)), opacity
+        self.keep = keep
         self.classes, self.colors = metadata.stuff_classes, metadata.stuff_colors
         self._own_ids = own_ids(metadata) if "label_ids" in kinds else None
         self.written: Counter[str] = Counter()
@@ -243,6 +251,8 @@ class PredictionWriter:
             video: takes the overlay as its next frame, of an image that is one.
         """
         for kind in sorted(self.kinds, key="overlay".__eq__):
+            if self.keep and self.path(kind, file).exists():
+                continue
             picture = self._picture(kind, image, labels)
             if kind == "overlay" and video is not None:
                 video.add(picture)
@@ -331,6 +341,9 @@ class StreamOutputs:
         for kind in self._writer.kinds if self.count else ():
             partial = self._writer.path_of_stream(kind, self._partial)
             final = self._writer.path_of_stream(kind, self._name)
+            if self._writer.keep and final.exists():
+                partial.unlink() if kind == "overlay" else shutil.rmtree(partial)
+                continue
             if kind == "overlay":
                 partial.replace(final)
                 continue

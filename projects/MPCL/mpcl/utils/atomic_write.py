@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
         cause = next((e for e in _chain(error) if isinstance(e, OSError)), None)
         if cause is None:
             raise
-        raise OSError(cause.errno, cause.strerror or str(cause)) from error
+        raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

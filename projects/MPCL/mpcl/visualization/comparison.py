@@ -23,7 +23,7 @@ def comparison(
         errors: below each prediction, where it is wrong.
         width: of a picture, at most, in pixels.
     Raises: ValueError: ``number`` is not positive, DATASETS.TEST is empty, or a network knows other
-        classes than the set.
+        classes than the set, or the set has no labels.
     """
     dataset = first_test_set(next(iter(networks.values())).cfg)
     for name, each in networks.items():
@@ -34,7 +34,8 @@ def comparison(
     meta = MetadataCatalog.get(dataset)
     rows: list[list[Picture | None]] = []
     for scene, predictions in predicted_scenes(list(networks.values()), dataset, number):
-        assert scene.truth is not None  # a test set has labels
+        if scene.truth is None:
+            raise ValueError(f"{dataset} has no labels; expected a set <name>_sem_seg_<split>")
         small = [fit(ids, width, nearest=True) for ids in (scene.truth, *predictions)]
         rows += _rows(fit(scene.image, width), small, meta.stuff_colors, errors)
     picture = grid(rows, ["image", "ground truth", *networks])

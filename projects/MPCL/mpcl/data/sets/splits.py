@@ -114,7 +114,7 @@ def _read_list(path: Path, root: Path) -> dict[str, str]:
             "expected paths below it: if they are meant, name their common folder with the split's "
             "key root"
         )
-    if len(files) != len(named):
+    if len({*files.values()}) != len(named):
         raise ValueError(f"list {path} names a file twice")
     missing = [str(file) for file in files.values() if not is_file(file)]
     if missing or not files:
