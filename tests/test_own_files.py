@@ -189,7 +189,7 @@ def test_hidden_and_foreign_folders_and_links_that_lead_back_are_left_out(world,
         told = checked(world, capsys)
     assert f"{world.name}_images_target: 2 images" in told
     assert f"Left out of folder {world.root / 'target'}: 7 hidden or foreign files" in caplog.text
-    assert "1 images of formats that are not looked for, such as" in caplog.text
+    assert "1 videos, or images of other formats, such as" in caplog.text
 
 
 def test_a_mark_in_front_of_a_list_or_a_description_does_no_harm(world, capsys):

@@ -125,3 +125,9 @@ def test_separate_prototype_head_leaves_the_decoder_alone(tiny_cfg, head):
     assert all(reached) if head == "shared" else not any(reached)
     assert all(p.grad is not None for p in model.prototype_head.parameters())
     assert model.backbone.stages[0].patch_embed.proj.weight.grad is not None
+
+
+def test_levels_that_the_backbone_lacks_are_named(tiny_cfg):
+    levels = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "stage4"])
+    with pytest.raises(ValueError, match=r"IN_FEATURES names res2, res3, res4; the backbone"):
+        build_model(tiny_cfg("daformer", *levels))

@@ -32,6 +32,12 @@ _READ = (
     *("TEST.AUG.ENABLED", "TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", "TEST.AUG.FLIP"),
 )
 _READ_GROUPS = ("MODEL.", "SOLVER.CLIP_GRADIENTS.")
+# Of detectron2's detectors, and what its other segmentation heads read.
+_UNREAD = (
+    *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.ROI_", "MODEL.RPN."),
+    *("MODEL.ANCHOR_GENERATOR.", "MODEL.PROPOSAL_GENERATOR.", "MODEL.RETINANET."),
+    *("MODEL.PANOPTIC_FPN.", "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", "MODEL.SEM_SEG_HEAD.COMMON_STRIDE"),
+)
 _LARGEST = 16384  # side of a crop or window
 _MANY = 10**9  # iterations, or of what nobody counts further
 
@@ -104,9 +110,15 @@ class _Group:
 
 def _check_unread(cfg: CN, defaults: CN) -> None:
     for key in leaves(get_cfg()):
-        ours, read = get(defaults, key), key in _READ or key.startswith(_READ_GROUPS)
-        if not read and get(cfg, key) != ours:
+        of_group = key.startswith(_READ_GROUPS) and not key.startswith(_UNREAD)
+        ours, read = get(defaults, key), key in _READ or of_group
+        if not read and _plain(get(cfg, key)) != _plain(ours):
             _Group(cfg, "").refuse(key, f"{ours!r}: nothing here reads this key of Detectron2")
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as a file has them."""
+    return [*map(_plain, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _check_run(cfg: CN) -> None:

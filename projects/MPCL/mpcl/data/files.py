@@ -13,7 +13,7 @@ from ..utils.zip_files import holds, in_zip, names_below
 _FOREIGN = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_OTHER_IMAGES = (".avif", ".heic", ".jxl", ".jp2", ".gif", ".ppm", ".pgm")
+_OTHERS = (".avif", ".heic", ".jxl", ".jp2", ".gif", ".ppm", ".pgm", ".mp4", ".avi", ".mov", ".mkv")
 
 Record = dict[str, str]
 
@@ -67,7 +67,7 @@ def list_files(
         name = os.path.basename(path)
         suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
         if suffix is None or not name.startswith(prefixes or ""):
-            others += [path] if name.lower().endswith(_OTHER_IMAGES) else []
+            others += [path] if name.lower().endswith(_OTHERS) else []
             continue
         key = Path(os.path.relpath(path, folder)).as_posix()[: -len(suffix)]
         if key in found:
@@ -79,7 +79,9 @@ def list_files(
     why = "hidden or foreign files, or links to folders that were listed already, such as {}"
     _tell(folder, unused, why)
     if suffixes == IMAGE_SUFFIXES:
-        why = "images of formats that are not looked for, such as {}; convert them to PNG"
+        why = (
+            "videos, or images of formats that are not looked for, such as {}; convert them to PNG"
+        )
         _tell(folder, others, why)
     if not found:
         wanted = " or ".join(f"{p}*{s}" for p in prefixes or ("",) for s in suffixes)

@@ -79,7 +79,12 @@ class MPCLSegmentor(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
-        shape = backbone.output_shape()
+        shape, wanted = backbone.output_shape(), cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+        if unknown := [name for name in wanted if name not in shape]:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(unknown)}; the backbone "
+                f"{cfg.MODEL.BACKBONE.NAME} has {', '.join(shape)}"
+            )
         slide = cfg.TEST.SLIDE
         return {
             "backbone": backbone,
