@@ -79,9 +79,7 @@ def list_files(
     why = "hidden or foreign files, or links to folders that were listed already, such as {}"
     _tell(folder, unused, why)
     if suffixes == IMAGE_SUFFIXES:
-        why = (
-            "videos, or images of formats that are not looked for, such as {}; convert them to PNG"
-        )
+        why = "videos, or images of other formats, such as {}; convert what shall count to PNG"
         _tell(folder, others, why)
     if not found:
         wanted = " or ".join(f"{p}*{s}" for p in prefixes or ("",) for s in suffixes)
