@@ -125,7 +125,8 @@ def prepare(output: Path, parameters: Parameters, workers: int) -> bool:
     Returns: whether anything was drawn.
     Raises: FileExistsError: ``output``/streets exists and was not written by this program.
     """
-    final, partial = output / NAME, output / f"{NAME}.partial"
+    final = (output / NAME).resolve()  # of a link, the folder that it leads to
+    partial = final.with_name(f"{final.name}.partial")
     manifest = parameters.manifest()
     if final.exists():
         found = _read_manifest(final)

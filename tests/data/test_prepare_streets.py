@@ -104,6 +104,18 @@ def test_other_parameters_draw_again_and_say_why(tmp_path, caplog):
     assert not (tmp_path / "streets/leftImg8bit/target").exists()
 
 
+def test_a_link_to_the_set_stays_one(tmp_path):
+    few = Parameters(seed=3, height=64, width=128, source=1, target=1, val=1)
+    (tmp_path / "disk").mkdir()
+    prepare(tmp_path / "disk", few, workers=1)
+    (tmp_path / "streets").symlink_to(tmp_path / "disk" / "streets")
+    prepare(tmp_path, Parameters(**{**vars(few), "seed": 4}), workers=1)
+    assert (tmp_path / "streets").is_symlink()
+    assert len(digests(tmp_path / "disk" / "streets")) == len(digests(tmp_path / "streets")) > 3
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "streets"}
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"streets"}
+
+
 def test_a_killed_run_leaves_no_data_set_and_the_next_one_cleans_up(tmp_path, monkeypatch):
     tiny, drawn = Parameters(0, 32, 64, 2, 0, 0), prepare_streets.draw
 
