@@ -23,6 +23,7 @@ from PIL import Image
 
 import mpcl
 from mpcl.config import get_cfg_from
+from mpcl.data.files import list_files
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
 from mpcl.data.sets.custom import register_from_yaml
@@ -190,6 +191,20 @@ def test_hidden_and_foreign_folders_and_links_that_lead_back_are_left_out(world,
     assert f"{world.name}_images_target: 2 images" in told
     assert f"Left out of folder {world.root / 'target'}: 7 hidden or foreign files" in caplog.text
     assert "1 videos, or images of other formats, such as" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(world, capsys, monkeypatch):
+    world.save(world.pixels("target/0.png"), "target/locked/0.png")
+    scandir = os.scandir
+
+    def refuse(path):  # root, whom tests may run as, is refused nothing
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        list_files(world.root / "target", (".png",))
 
 
 def test_a_mark_in_front_of_a_list_or_a_description_does_no_harm(world, capsys):

@@ -196,4 +196,11 @@ def test_fault_that_is_no_failed_write_keeps_its_own_error(tmp_path):
 
     with pytest.raises(RuntimeError, match="no such thing"):
         atomic_write.write_atomically(tmp_path / "file", broken)
+        atomic_write.write_atomically(tmp_path / "file", broken)
     assert names(tmp_path) == []
+
+
+def test_a_failed_write_names_its_file(tmp_path):
+    with pytest.raises(OSError, match="there/file") as raised:
+        atomic_write.write_atomically(tmp_path / "there" / "file", b"")
+    assert raised.value.errno == errno.ENOENT

@@ -1,11 +1,14 @@
 """Two processes that share the images end with what one process with all of them gets."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from steps import make_step
 
+from mpcl.prototypes import learner as module
 from mpcl.prototypes.bank import FeatureBank
 from mpcl.prototypes.gaussian import GaussianPrototypes
 from mpcl.prototypes.learner import PrototypeLearner
@@ -46,11 +49,21 @@ def compute(images):
     return results
 
 
+def start_unlike(rank):
+    """Where prototypes start on a rank whose random numbers are its own, as an unlike GPU's are."""
+    learner = make_learner("bank")
+    learner.start_method, label = "random", torch.full((1, SIDE, SIDE), C)
+    with patch.object(module, "fold_seed", lambda seed, iteration: rank):
+        learner(make_step(0, source=(torch.randn(1, D, SIDE, SIDE), label, label < C)))
+    return learner.prototypes.start_mean
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(compute(slice(rank, rank + 1)), f"{folder}/{rank}.pt")
+    torch.save(start_unlike(rank), f"{folder}/start_{rank}.pt")
     dist.barrier()  # torch 2.4 hangs in the next call where a rank is still at work
     dist.destroy_process_group()
 
@@ -60,6 +73,9 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     # Forked: a fresh interpreter would take seconds to import everything.
     mp.start_processes(worker, args=(str(folder),), nprocs=2, start_method="fork")
+    starts = [torch.load(folder / f"start_{rank}.pt") for rank in range(2)]
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], start_unlike(0))
+    assert not torch.equal(starts[0], start_unlike(1))
     return compute(slice(None)), *(torch.load(folder / f"{rank}.pt") for rank in range(2))
 
 

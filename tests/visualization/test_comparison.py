@@ -65,6 +65,14 @@ def test_networks_see_images_as_in_the_evaluation(tiny_cfg):
     assert seen == [32, 48, 32, 48]
 
 
+def test_a_set_without_labels_cannot_be_compared(networks):
+    networks = {"first": networks["first"]}
+    networks["first"].cfg.defrost()
+    networks["first"].cfg.DATASETS.TEST = ("tiny_target",)
+    with pytest.raises(ValueError, match="tiny_target has no labels"):
+        comparison(networks, number=1)
+
+
 def test_errors_are_red_exactly_where_the_prediction_differs_from_the_truth(networks):
     picture = np.asarray(comparison(networks, number=1, errors=True))
     truth = cell(picture, 0, 1)

@@ -487,3 +487,9 @@ def test_inspection_of_a_run_without_prototypes_is_refused(trained_runs, capsys)
     with pytest.raises(SystemExit, match="2"):
         inspect_prototypes.main(["--run", str(trained_runs["source_only"])])
     assert "no prototypes" in capsys.readouterr().err
+
+
+def test_inspection_of_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        inspect_prototypes.main(["--run", str(tmp_path / "typo")])
+    assert "no run, config or weight file at" in capsys.readouterr().err
