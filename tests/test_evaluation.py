@@ -92,6 +92,19 @@ def test_dice_precision_and_recall_are_sklearns(dataset, caplog):
     assert lines["mean"][1:] == [f"{scores[m]:.2f}" for m in ("mDice", "mPrecision", "mRecall")]
 
 
+def test_scores_that_are_no_numbers_are_told(dataset, caplog):
+    evaluator = SegmentationEvaluator(dataset)
+    record = DatasetCatalog.get(dataset)[0]
+    evaluator.reset()
+    scores = torch.zeros(3, 2, 3)
+    with caplog.at_level("WARNING"):
+        evaluator.process([record], [{"sem_seg": scores}])
+        assert not caplog.text
+        scores[1, 0, 2] = torch.nan
+        evaluator.process([record], [{"sem_seg": scores}])
+    assert f"{record['file_name']}: the network gives NaN" in caplog.text
+
+
 CITYSCAPES = MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_classes
 LACKING = {"terrain", "truck", "train"}
 SYNTHIA = [

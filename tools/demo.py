@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help="default: output/demo, of your own data output/demo_<file's name>",
+        help="default: output/demo, of your own data output/demo_<name of the data>",
     )
     parser.add_argument(
         "--iterations",
@@ -76,9 +76,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def own_data(
     file: Path, splits: Sequence[str] | None, iterations: Sequence[int] | None
-) -> tuple[list[str], Sequence[int]]:
-    """Config options for a user's own data, and iterations: those given, or such as suit the number
-    of its images.
+) -> tuple[str, list[str], Sequence[int]]:
+    """Default folder's name and config options for a user's own data, and iterations: those given,
+    or such as suit the number of its images.
 
     Raises: FileNotFoundError, ValueError: the description is wrong, or does not say which split is
         the source, the target and the test.
@@ -115,7 +115,8 @@ def own_data(
         "INPUT.CROP.SIZE": (crop, crop),
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": classes,
     }
-    return [str(word) for pair in options.items() for word in pair], iterations
+    name = f"demo_{source.partition('_sem_seg_')[0]}"
+    return name, [str(word) for pair in options.items() for word in pair], iterations
 
 
 def _roles(file: Path, names: list[str], splits: Sequence[str] | None) -> tuple[str, str, str]:
@@ -258,14 +259,13 @@ def show_results(output: Path, subject: str, images: int, start: float) -> None:
 def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
-    name = f"demo_{args.data.stem}" if args.data else "demo"
-    output = args.output or ROOT / "output" / name
     if args.data:
-        opts, iterations = own_data(args.data, args.splits, args.iterations)
+        name, opts, iterations = own_data(args.data, args.splits, args.iterations)
     else:
-        opts, iterations = [], args.iterations or ITERATIONS
+        name, opts, iterations = "demo", [], args.iterations or ITERATIONS
         if not args.keep_data:  # a second run finds it complete
             subprocess.run([sys.executable, str(ROOT / "datasets/prepare_streets.py")], check=True)
+    output = args.output or ROOT / "output" / name
     refuse_other_runs(output)
     output.mkdir(parents=True, exist_ok=True)
     train_all(output, iterations, [*opts, *args.opts])

@@ -129,6 +129,7 @@ def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
         demo.refuse_other_runs(folder)
     assert "source " in said and "(4 images)" in said and "crops are 128x128" in said
     assert "2 iterations of the common start, 2 of each run" in said
+    assert demo.own_data(leaves, None, None)[0] == f"demo_{tmp_path.name}"
 
 
 def test_splits_that_do_not_say_their_role_are_refused(leaves, capsys):

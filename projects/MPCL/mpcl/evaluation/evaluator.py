@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
+from detectron2.utils.logger import log_first_n
 from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
@@ -109,7 +110,11 @@ class SegmentationEvaluator(SemSegEvaluator):
         label = torch.from_numpy(truth).to(scores.device)
         label = torch.where(label == self._ignore_label, self._num_classes, label.int())
         # On a CPU max is several times faster than argmax, and finds the same.
-        pair = size * scores.max(dim=0).indices.int() + label
+        best = scores.max(dim=0)
+        if best.values.isnan().any():  # a warning, lest a training end for its evaluation
+            message = f"{image_file}: the network gives NaN; the scores of this set mean nothing"
+            log_first_n(logging.WARNING, message, n=3, name=__name__)
+        pair = size * best.indices.int() + label
         if pair.device.type == "cpu":
             count = np.bincount(pair.flatten().numpy(), minlength=size**2)
         else:
