@@ -204,10 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in (*starts, *runs):
             print(shlex.join(command(*job, args)))
         return 0
-    for job in starts:
-        if run(job, args, at_once=1):
-            return 1
+    # In threads, which Ctrl-C does not reach: the trainings, which it does, save before they end.
     with ThreadPoolExecutor(args.jobs) as pool:
+        for job in starts:
+            if pool.submit(run, job, args, at_once=1).result():
+                return 1
         statuses = list(pool.map(lambda job: run(job, args, args.jobs), runs))
     print(tables(args))
     return int(any(statuses))

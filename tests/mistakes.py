@@ -19,6 +19,8 @@ from mpcl.data.sets import custom
 
 CLASSES = ["ground", "hedge", "sky", "box"]
 
+NO_ENCODER = ("MODEL.TIMM.NAME", "")  # TINY names one for the configs that build it
+
 
 class World:
     """Two domains on disk, their description, and the command line that trains on them."""
@@ -64,7 +66,15 @@ class World:
             "OUTPUT_DIR": str(self.output),
         }
         words = [word for pair in sets.items() for word in pair]
-        return ["--config-file", self.config, *self.flags, *words, *TINY, *map(str, opts)]
+        return [
+            "--config-file",
+            self.config,
+            *self.flags,
+            *words,
+            *TINY,
+            *NO_ENCODER,
+            *map(str, opts),
+        ]
 
     def config_file(self, text: str, name: str = "mine.yaml") -> None:
         (self.root / name).write_text(text)

@@ -66,6 +66,21 @@ def described(change: Callable[[dict], object]) -> Callable[[World], None]:
     return spoil
 
 
+def lossy(world: World) -> None:
+    world.save(world.pixels("target/0.png"), "target/0.jpg")
+    (world.root / "target/0.png").unlink()
+    world.description["splits"]["target"]["nodata"] = [0, 0, 0]
+
+
+def listed(world: World) -> None:
+    """Lists as ``find`` writes them, of a folder each, in two orders."""
+    for kind, order in (("source", "01"), ("source_labels", "10")):
+        lines = "".join(f"{kind}/{i}.png\n" for i in order)
+        (world.root / f"{kind}.txt").write_text(lines)
+    split = world.description["splits"]["source"]
+    split |= {"images": "source.txt", "labels": "source_labels.txt"}
+
+
 def without(folder: str) -> Callable[[World], None]:
     return lambda world: shutil.rmtree(world.root / folder)
 
@@ -366,6 +381,9 @@ CASES: list[tuple[str, Callable[[World], list[str] | None], str]] = [
     ("labels and masks", described(lambda d: d["splits"]["source"].update(valid="source_labels")), r"splits\.source\.valid.*labels that say ignore"),
     ("a mask of another size", masked, r"DATASETS\.TRAIN_TARGET.*mask .*masks/0\.png has height x width \(4, 6\)"),
     ("labels and pixels without data", described(lambda d: d["splits"]["source"].update(nodata=[0, 0, 0])), r"splits\.source\.nodata.*labels that say ignore"),
+    ("a colour without data in JPEGs", lossy, r"nodata \[0, 0, 0\] of .*target/0\.jpg: JPEG changes colours.*key valid"),
+    ("images in two places", described(lambda d: d["splits"]["target"].update(images=["target", "target"])), r"target/0\.png is in two of them"),
+    ("lists in two orders", listed, r"line 1 of the lists pairs image 0 with labels 1.*sort them"),
     ("colours and ids", described(lambda d: d.update(label_colors={"box": [1, 2, 3]}, ignore=9)), r"'ignore'.*beside label_colors"),
     # what is no image, or more than one
     ("a pipe as an image", lambda w: os.mkfifo(w.root / "target/0a.png"), r"0a\.png is no regular file"),

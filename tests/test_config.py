@@ -128,3 +128,9 @@ def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, 
 def test_impossible_config_is_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         get_cfg_from("", opts)
+
+
+def test_a_home_folder_may_be_written_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    cfg = get_cfg_from("", ["OUTPUT_DIR", "~/runs/x", "MODEL.WEIGHTS", "~/w.pth"])
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("/home/someone/runs/x", "/home/someone/w.pth")

@@ -228,12 +228,13 @@ def test_a_part_of_ignored_pixels_alone_is_absent_everywhere(dataset, tmp_path):
     [
         ([("16", ["roda"])], r"subset '16' holds \['roda'\]"),
         ([("16", [])], "one or more of"),
+        ([(16, ["road"])], "a number as name in quotes"),
         ([("16", ["road", "road"])], "each once"),
         ([("16", "road")], r"expected \[name"),
         (["16"], r"expected \[name"),
         ([5], r"expected \[name"),
         ([("16", 5)], r"expected \[name"),
-        ([("16", ["road"]), (16, ["car"])], "twice"),
+        ([("16", ["road"]), ("16", ["car"])], "twice"),
     ],
 )
 def test_wrong_subsets_are_named(subsets, match):

@@ -72,6 +72,12 @@ def test_a_slim_file_holds_one_network_its_config_and_nothing_of_this_machine(ti
     assert (tmp_path / "slim.pth").stat().st_size < 0.5 * (run / "model_final.pth").stat().st_size
 
 
+def test_a_slim_file_of_a_run_that_selects_on_labels_predicts(tiny_cfg, tmp_path):
+    run = save_run(tiny_cfg("daformer", "TEST.SELECT_ON", "tiny_val", "TEST.EVAL_PERIOD", 1))
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    assert load_networks(tmp_path / "slim.pth").cfg.TEST.SELECT_ON == ""
+
+
 def test_a_slim_file_can_be_made_slim_again(tiny_cfg, tmp_path):
     save_slim(load_networks(save_run(tiny_cfg("daformer"))), str(tmp_path / "one.pth"))
     save_slim(load_networks(tmp_path / "one.pth"), tmp_path / "two.pth")

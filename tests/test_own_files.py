@@ -17,12 +17,13 @@ import pytest
 import torch
 import train_net
 from conftest import COLORS, SMALLEST
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from mistakes import CLASSES, World, forget
 from PIL import Image
 
 import mpcl
 from mpcl.config import get_cfg_from
+from mpcl.config.preflight import _distance_notes
 from mpcl.data.files import list_files
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
@@ -228,6 +229,36 @@ def test_strong_and_uneven_resizing_is_noted_by_factor(world):
     strong, _ = notes(world, "INPUT.TARGET_SIZE", "(288,192)")
     assert "more than twice" in strong and "3.00" in strong
     assert notes(world, "INPUT.SOURCE_SIZE", "(132,88)") == []  # 1.375 and 1
+
+
+def test_images_that_are_tested_and_trained_on_are_noted(world):
+    places = world.description["splits"]
+    places["val"] = {**places["val"], "images": "source", "labels": "source_labels"}
+    (note,) = notes(world)
+    assert f"2 of the 2 images of {world.name}_sem_seg_val are trained on with their labels" in note
+
+
+def test_an_encoder_that_is_named_and_not_built_is_noted(world):
+    (note,) = notes(world, "MODEL.TIMM.NAME", "resnet18")
+    assert "MODEL.TIMM.NAME resnet18 is not read: MODEL.BACKBONE.NAME is MixTransformer" in note
+
+
+def test_classes_of_the_feature_distance_that_are_not_cityscapes_are_named():
+    name = "twenty_sem_seg_train"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(stuff_classes=[f"leaf {i}" for i in range(20)])
+    try:
+        cfg = get_cfg_from("", ["DATASETS.TRAIN", f"({name!r},)"])
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, distance = 20, cfg.SELF_TRAINING.FEATURE_DISTANCE
+        assert _distance_notes(cfg) == []
+        distance.WEIGHT = 0.005
+        (note,) = _distance_notes(cfg)
+        assert "features of leaf 6, leaf 7, leaf 11" in note
+        distance.CLASSES = (1, 2)
+        assert _distance_notes(cfg) == []
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_a_large_set_is_judged_by_all_its_labels_before_training(world, capsys, monkeypatch):

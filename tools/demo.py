@@ -68,7 +68,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run, such as SEED 1"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if "OUTPUT_DIR" in args.opts[::2]:
+        parser.error("each run has its own OUTPUT_DIR: name the folder of all with --output")
+    return args
 
 
 # ---- data

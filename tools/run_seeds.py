@@ -73,6 +73,16 @@ def command(args: argparse.Namespace, seed: int, folder: Path) -> list[str]:
     return [*start, "--num-gpus", str(args.num_gpus), *args.opts, *own]
 
 
+def run_to_its_end(line: Sequence[str]) -> int:
+    """Exit status of a command. Ctrl-C reaches the command, too, which saves before it ends."""
+    with subprocess.Popen(line) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                print("Waiting for the training to save; then it ends", file=sys.stderr)
+
+
 @command_line(parse_args)
 def main(args: argparse.Namespace) -> int:
     from mpcl.config import get_cfg_from
@@ -89,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
             continue
         line = command(args, seed, folder)
         print(shlex.join(line), flush=True)
-        status = subprocess.run(line).returncode
+        status = run_to_its_end(line)
         if status:
             print(f"Failed with exit status {status}: {shlex.join(line)}", file=sys.stderr)
             return status

@@ -30,7 +30,8 @@ def compare(args: argparse.Namespace) -> Any:
     from mpcl.predict.loading import load_networks
     from mpcl.visualization.comparison import comparison
 
-    opts = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
+    other = ["DATASETS.TEST", f"({args.dataset!r},)", "TEST.SELECT_ON", ""]
+    opts = other if args.dataset else []
     loaded = [load_networks(run, opts=opts) for run in args.runs]
     networks = dict(zip(shortest_names(args.runs), loaded))
     return comparison(networks, number=args.images, errors=args.errors, width=args.width)

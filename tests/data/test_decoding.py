@@ -1,6 +1,7 @@
 """Which image files training takes, what it makes of them, and what it refuses."""
 
 import pickle
+import struct
 
 import cv2
 import numpy as np
@@ -57,6 +58,15 @@ def test_the_first_three_bands_count_as_they_are_stored_whatever_a_fourth_says(t
     assert to_bgr(Image.open(path))[0, 0].tolist() == [50, 100, 200]
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "a.png"))
+
+
+def test_bands_that_are_not_said_to_be_colours_are_told_from_a_broken_file(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((4, 6, 3), np.uint8))
+    content = path.read_bytes()
+    tag = struct.pack("<HHII", 262, 3, 1, 2)  # photometric interpretation: RGB
+    path.write_bytes(content.replace(tag, struct.pack("<HHII", 262, 3, 1, 1)))
+    with pytest.raises(BadFile, match=r"TIFF of 3 bands that does not say .*PHOTOMETRIC=RGB"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("bands", [5, 6, 8])  # of 8, Pillow has no mode

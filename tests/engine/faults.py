@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,30 @@ class Ready:
 
     def __call__(self, trainer) -> None:
         at_iteration(trainer, trainer.start_iter + self.iterations, self.file.touch)
+
+
+@dataclass
+class SlowEvaluation:
+    """Touches a file when an evaluation has an image, and takes a second for each."""
+
+    file: Path
+
+    def __call__(self, trainer) -> None:
+        build = trainer.build_evaluator
+
+        def slow_evaluator(cfg, dataset_name):
+            evaluator = build(cfg, dataset_name)
+            process = evaluator.process
+
+            def slowly(inputs, outputs) -> None:
+                self.file.touch()
+                time.sleep(1)
+                process(inputs, outputs)
+
+            evaluator.process = slowly
+            return evaluator
+
+        trainer.build_evaluator = slow_evaluator
 
 
 STAGES = ("write", "fsync", "replace", "fsync folder", "fsync pointer", "replace pointer", "after")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALLEST
-from faults import Ready, Signal
+from faults import Ready, Signal, SlowEvaluation
 from processes import FORKS, run, start, statuses
 
 from mpcl.engine.preemption import EXIT_PREEMPTED, StopSignals
@@ -30,6 +30,19 @@ def test_signal_to_the_loaders_workers_too_does_not_spoil_the_stop(tiny_cfg, tin
     for pid in [*children(ranks[0].pid), ranks[0].pid]:
         os.kill(pid, signal.SIGTERM)
     assert statuses(ranks) == [EXIT_PREEMPTED]
+
+
+def test_signal_to_all_processes_in_an_evaluation_is_obeyed_after_it(
+    tiny_cfg, tiny_world, tmp_path
+):
+    opts = ["DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 500, "TEST.EVAL_PERIOD", 2]
+    cfg = tiny_cfg("source_only", *SHORT, *opts)
+    ranks = start(cfg, tiny_world, before=SlowEvaluation(tmp_path / "evaluating"))
+    wait_for(tmp_path / "evaluating")
+    for pid in [*children(ranks[0].pid), ranks[0].pid]:  # of both loaders
+        os.kill(pid, signal.SIGTERM)
+    assert statuses(ranks) == [EXIT_PREEMPTED]
+    assert Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text() == "model_0000002.pth"
 
 
 def wait_for(file: Path) -> None:

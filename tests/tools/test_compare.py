@@ -10,6 +10,7 @@ import pytest
 from run_fixtures import write_run
 from scipy import stats
 
+from mpcl.evaluation.run_record import write_confusion
 from mpcl.evaluation.runs import (
     find_runs,
     read_experiment,
@@ -194,6 +195,21 @@ def test_runs_that_do_not_stand_for_the_same_are_not_mixed_silently(tmp_path, ca
     write_scores(tmp_path / "b", 0, flat(50.0, 49.0), **change)
     tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
     assert f"NOT COMPARABLE as it stands: a and b differ in {key}" in capsys.readouterr().out
+
+
+def test_other_labels_of_the_same_set_are_noted(tmp_path, capsys):
+    dataset, matrices = (
+        "cityscapes_fine_sem_seg_val",
+        {"a": [[5, 1], [0, 4]], "b": [[4, 2], [4, 0]]},
+    )
+    for name, matrix in {**matrices, "c": [[9, 1], [0, 4]]}.items():
+        write_scores(tmp_path / name, 0, flat(40.0, 39.0))
+        folder = tmp_path / name / "inference" / dataset
+        write_confusion(folder, "teacher", ["road", "wall"], np.array(matrix), 1.0)
+    tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "NOT COMPARABLE" not in capsys.readouterr().out
+    tool.main([str(tmp_path / "a"), str(tmp_path / "c")])
+    assert f"were scored on other labels, or other images, of {dataset}" in capsys.readouterr().out
 
 
 def test_other_classes_of_the_same_set_are_noted(tmp_path, capsys):

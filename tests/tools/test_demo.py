@@ -109,6 +109,12 @@ class OneByOne(nullcontext):
         return done
 
 
+def test_the_folder_of_a_run_is_no_setting(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["OUTPUT_DIR", "output/mine"])
+    assert "name the folder of all with --output" in capsys.readouterr().err
+
+
 def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
     def in_this_process(name, folder, opts):
         config = str(STREETS / f"{name}.yaml")

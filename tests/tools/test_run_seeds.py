@@ -1,6 +1,10 @@
 """The driver of several seeds, around a training that takes no time."""
 
 import json
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +84,16 @@ def test_a_failure_stops_and_shows_the_command_and_the_next_start_resumes(start,
     first, second = calls(tmp_path / "out" / "seed_13")
     assert "--resume" not in first and "--resume" in second
     assert "--resume" not in calls(tmp_path / "out" / "seed_1")[0]
+
+
+def test_ctrl_c_waits_until_the_training_has_saved(tmp_path, capfd):
+    # A terminal sends the signal to both; the training takes its time.
+    saves = (
+        f"import time; time.sleep(1); open({str(tmp_path / 'saved')!r}, 'w'); raise SystemExit(75)"
+    )
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert tool.run_to_its_end([sys.executable, "-c", saves]) == 75
+    assert (tmp_path / "saved").exists() and "Waiting" in capfd.readouterr().err
 
 
 def test_more_iterations_make_a_finished_seed_go_on(start, tmp_path):

@@ -248,3 +248,6 @@ def test_wrong_arguments_are_named(trees, capsys):
         tool.main(["--config-file", "x.yaml", "--dataset", "acdc_images_test"])
     with pytest.raises(ValueError, match=r"need \{folder\} in it"):
         write_submission(package, None, None, "dark_zurich_images_test", "{frame}.png")
+    for names in ("{folder}/{sequence}_{frame}.png", "{folder}/x.png", "{folder}/{}.png"):
+        with pytest.raises(ValueError, match=r"expected \{frame\} in it, and \{folder\} at most"):
+            write_submission(package, None, None, "dark_zurich_images_test", names)

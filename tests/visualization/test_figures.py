@@ -93,6 +93,13 @@ def test_the_share_of_right_pseudo_labels_is_printed(
     assert line.startswith("Right: ") and text in line
 
 
+def test_a_figure_of_the_source_needs_one(trained_runs, capsys):
+    words = ["--run", str(trained_runs["daformer_gauss"]), "DATASETS.TRAIN", "()"]
+    with pytest.raises(SystemExit):
+        visualize.main(["features", "--method", "pca", *words])
+    assert "DATASETS.TRAIN is empty; expected the labelled set" in capsys.readouterr().err
+
+
 def test_checkpoints_of_a_run_are_compared_side_by_side_on_a_named_set(trained_runs, tmp_path):
     file, run = tmp_path / "comparison.png", trained_runs["daformer_gauss"]
     words = [str(run / "model_0000001.pth"), str(run), "--dataset", "tiny_source", "--errors"]

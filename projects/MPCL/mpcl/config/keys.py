@@ -5,6 +5,7 @@ the comments: one above a key, or behind it, is the key's; one above a group is 
 """
 
 import logging
+import os
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,7 @@ def get_cfg_from(
     if config_file:
         merge_file(cfg, config_file)
     merge_options(cfg, opts)
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(os.path.expanduser, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     validate(cfg, defaults)
     mean, std = defaults.MODEL.PIXEL_MEAN, defaults.MODEL.PIXEL_STD
     if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":

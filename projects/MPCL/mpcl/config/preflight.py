@@ -1,6 +1,7 @@
 """What can be known before training starts: every fault at once, in seconds, nothing written."""
 
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
@@ -22,7 +23,9 @@ from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors, scales_in_words
 from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
 from ..data.sets.classes import classes_of, read_classes
+from ..data.sets.driving_classes import CITYSCAPES_CLASSES
 from ..data.sets.registration import check_ignore_label, load_records, registered_names
+from .keys import add_mpcl_config
 from .reading import get
 
 _SETS = "See datasets/README.md; tools/check_data.py --list shows the names"
@@ -87,8 +90,8 @@ def find_faults(
         checks += sets.checks(_TARGET) if cfg.SELF_TRAINING.ENABLED else []
     checks += sets.checks(_TEST)
     faults = [fault for check in checks if (fault := _fault(check))]
-    notes = [*of_weights, *sets.notes, *_scale_notes(sets.scales)]
-    return faults, notes if eval_only else notes + _length_notes(cfg)
+    notes = [*of_weights, *sets.notes, *_scale_notes(sets.scales), *_unread_notes(cfg)]
+    return faults, notes if eval_only else notes + _length_notes(cfg) + _distance_notes(cfg)
 
 
 def _fault(check: Callable[[], object]) -> str:
@@ -223,6 +226,7 @@ class _Sets:
         self.cfg = cfg
         self.notes: list[str] = []
         self.scales: dict[str, list[float]] = {}
+        self.learned: set[str] = set()  # images that are trained on with their labels
 
     def checks(self, role: _Role) -> list[Callable[[], object]]:
         names = get(self.cfg, role.key) or ([""] if role.size_key else [])
@@ -248,8 +252,16 @@ class _Sets:
         if faults and not (role.size_key and self.cfg.DATALOADER.ON_BAD_FILE == "skip"):
             raise ValueError(f"{role.key}: {name}: {faults[0]}")
         self.notes += [f"{name}: {fault} (it will be skipped)" for fault in faults]
+        files = {os.path.realpath(record["file_name"]) for record in records}
+        if role is _SOURCE:
+            self.learned |= files
         if role is _TEST:
             check_headers(sample(records, 2000))
+            if both := len(files & self.learned):
+                self.notes.append(
+                    f"{both} of the {len(files)} images of {name} are trained on with their "
+                    "labels (DATASETS.TRAIN): the scores say nothing about other images"
+                )
         if faults:
             return
         if classes is not None:
@@ -336,6 +348,33 @@ def _records(role: _Role, name: str) -> list[Record]:
             "see; name a set <name>_images_<split>"
         )
     return records
+
+
+def _unread_notes(cfg: CfgNode) -> list[str]:
+    """Says so where an encoder is named that is not built."""
+    name, builder = cfg.MODEL.TIMM.NAME, cfg.MODEL.BACKBONE.NAME
+    if not name or builder == "build_timm_backbone":
+        return []
+    return [
+        f"MODEL.TIMM.NAME {name} is not read: MODEL.BACKBONE.NAME is {builder}. It takes "
+        "MODEL.BACKBONE.NAME build_timm_backbone"
+    ]
+
+
+def _distance_notes(cfg: CfgNode) -> list[str]:
+    """Says which classes the feature distance compares, where they are not Cityscapes' things."""
+    distance, classes = cfg.SELF_TRAINING.FEATURE_DISTANCE, classes_of(cfg).stuff_classes
+    if not cfg.SELF_TRAINING.ENABLED or distance.WEIGHT == 0:
+        return []
+    add_mpcl_config(defaults := get_cfg())
+    chosen = tuple(defaults.SELF_TRAINING.FEATURE_DISTANCE.CLASSES)
+    names = [classes[index] for index in distance.CLASSES]
+    if tuple(distance.CLASSES) != chosen or names == [CITYSCAPES_CLASSES[i] for i in chosen]:
+        return []
+    return [
+        f"the feature distance compares features of {', '.join(names)}: "
+        "SELF_TRAINING.FEATURE_DISTANCE.CLASSES are the indices of Cityscapes' things"
+    ]
 
 
 def _length_notes(cfg: CfgNode) -> list[str]:

@@ -344,9 +344,10 @@ def check_class_subsets(class_subsets: ClassSubsets, class_names: Sequence[str])
     names = []
     for subset in class_subsets:
         pair = isinstance(subset, (list, tuple)) and len(subset) == 2
-        if not pair or not isinstance(subset[1], (list, tuple)):
+        if not pair or not isinstance(subset[0], str) or not isinstance(subset[1], (list, tuple)):
             raise ValueError(
-                f"TEST.CLASS_SUBSETS holds {subset!r}; expected [name, [class, class, ...]]"
+                f"TEST.CLASS_SUBSETS holds {subset!r}; expected [name, [class, class, ...]], a "
+                "number as name in quotes"
             )
         name, classes = subset
         unknown = [c for c in classes if c not in class_names]
@@ -355,6 +356,6 @@ def check_class_subsets(class_subsets: ClassSubsets, class_names: Sequence[str])
                 f"TEST.CLASS_SUBSETS: subset {name!r} holds {unknown or list(classes)}; expected "
                 f"one or more of {', '.join(class_names)}, each once"
             )
-        names.append(str(name))
+        names.append(name)
     if len(set(names)) != len(names):
         raise ValueError(f"TEST.CLASS_SUBSETS names a subset twice: {', '.join(names)}")

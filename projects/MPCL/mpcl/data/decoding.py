@@ -181,7 +181,14 @@ def _identified(path: AnyPath, file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         file.seek(0)
-        _check_bands(path, _tiff_bands(file))
+        bands = _tiff_bands(file)
+        _check_bands(path, bands)
+        if bands in (3, 4):
+            raise BadFile(
+                path,
+                f"is a TIFF of {bands} bands that does not say that they are red, green and blue; "
+                "write it as RGB, such as gdal_translate -co PHOTOMETRIC=RGB",
+            ) from None
         raise
 
 

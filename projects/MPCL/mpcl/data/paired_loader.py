@@ -29,7 +29,6 @@ from .worker_death import explain_death
 logger = logging.getLogger(__name__)
 
 _SOURCE_STREAM, _TARGET_STREAM = 0, 1
-_LAST_SECONDS = 30  # of a worker that was told to end
 _TRIES = 100  # draws for one place in a batch, when files are skipped
 _SKIPPED = "bad_files"  # of a record: file -> reason of the draws that it stands in for
 
@@ -99,9 +98,9 @@ def _by_domain(items: list[Record | BadFile]) -> Batch | BadFile:
 def _prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
     # Terminals and schedulers signal every process of a job. The trainer needs its workers until it
-    # has ended its iteration; it ends them itself.
+    # has ended its iteration, or evaluation; then they end, and also where the trainer is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass
@@ -315,4 +314,6 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
     """Detectron2's test loader, with images of the size that the target is trained at."""
     mapper = TestMapper.from_config(cfg, dataset_name)
-    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    loader.worker_init_fn = _prepare_worker
+    return loader

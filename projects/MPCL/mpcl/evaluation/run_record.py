@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..utils.atomic_write import write_atomically
 from ..utils.distributed import world_size
 from ..utils.foreign_files import read_json, read_yaml
 from ..utils.short import short
-from .runs import differences
+from .runs import differences, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,17 @@ def _device(name: str) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """An evaluation of a network on a set; rows of ``matrix`` (C, C) are the ground truth."""
+
+    dataset: str
+    network: str
+    classes: list[str]
+    matrix: list[list[int]]
+    seconds: float
+
+
 def write_confusion(
     folder: Path, network: str, classes: Sequence[str], matrix: np.ndarray, seconds: float
 ) -> None:
@@ -178,3 +190,36 @@ def write_confusion(
     content = {"classes": list(classes), "matrix": matrix.tolist(), "seconds": round(seconds, 3)}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"confusion_{network}.json", json.dumps(content).encode())
+
+
+def read_confusions(folder: Path) -> list[Confusion]:
+    """What :func:`write_confusion` has kept of a run, the teacher's first.
+
+    Raises: ValueError: a file is something else.
+    """
+    found = []
+    for file in sorted(folder.glob("inference/*/confusion_*.json")):
+        network = file.stem.removeprefix("confusion_")
+        content = read_json(file)
+        if not _is_confusion(content):
+            raise ValueError(
+                f"{file} is no confusion matrix: {short(content)}; expected classes, a matrix of "
+                "their number squared, and seconds"
+            )
+        found.append(Confusion(file.parent.name, network, **content))
+    return sorted(found, key=lambda c: (c.dataset, c.network != "teacher", c.network))
+
+
+def _is_confusion(content: Any) -> bool:
+    if not isinstance(content, dict) or content.keys() != {"classes", "matrix", "seconds"}:
+        return False
+    classes, matrix = content["classes"], content["matrix"]
+    if not isinstance(classes, list) or not isinstance(matrix, list):
+        return False
+    rows = [row for row in matrix if isinstance(row, list) and len(row) == len(classes)]
+    return (
+        all(isinstance(name, str) for name in classes)
+        and len(rows) == len(matrix) == len(classes)
+        and all(isinstance(value, int) and 0 <= value < 2**63 for row in rows for value in row)
+        and is_number(content["seconds"])
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from .run_record import read_sessions
+from .run_record import read_confusions, read_sessions
 from .runs import Experiment, Run, Scores, differences
 
 NETWORKS = ("teacher", "student")
@@ -260,6 +260,16 @@ def _notes_on_pair(first: Experiment, other: Experiment) -> Iterator[str]:
         classes = [set(scored_classes([run], dataset)) for run in (one, two)]
         if dataset in two.scores and classes[0] != classes[1]:
             yield f"{subject} were scored on other classes of {dataset}."
+    truths = [_labelled_pixels(run) for run in (one, two)]
+    for dataset in truths[0].keys() & truths[1].keys():
+        if truths[0][dataset] != truths[1][dataset]:
+            yield f"{subject} were scored on other labels, or other images, of {dataset}."
+
+
+def _labelled_pixels(run: Run) -> dict[str, list[int]]:
+    """Of each set that the run was scored on last, the pixels of each class."""
+    found = read_confusions(run.folder)
+    return {each.dataset: [sum(row) for row in each.matrix] for each in found}
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -41,7 +41,7 @@ _PROTOTYPES = "prototype_head."
 _PREDICTION_ONLY = [
     *("DATASETS.FILES", (), "DATASETS.SHARES", (), "TEST.CLASS_SUBSETS", ()),
     *("DATASETS.TRAIN", (), "DATASETS.TRAIN_TARGET", (), "DATASETS.TEST", ()),
-    *("MODEL.WEIGHTS", "", "OUTPUT_DIR", "output"),
+    *("MODEL.WEIGHTS", "", "OUTPUT_DIR", "output", "TEST.SELECT_ON", ""),
     *("PROTOTYPES.TYPE", "none", "SELF_TRAINING.ENABLED", False),
 ]
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from string import Formatter
 
 import cv2
 import numpy as np
@@ -84,6 +85,9 @@ def write_submission(
     Returns: the faults; none means fit for the server.
     """
     folders = folders_of(dataset)
+    fields = {field for _, field, _, _ in Formatter().parse(names) if field is not None}
+    if "frame" not in fields or not fields <= {"folder", "frame"}:
+        raise ValueError(f"names is {names!r}; expected {{frame}} in it, and {{folder}} at most")
     frames_of(dataset)  # a set that cannot be packed fails here, not after hours
     if len({names.format(folder=folder, frame="") for folder in folders}) < len(folders):
         raise ValueError(f"names is {names!r}; this server's packages need {{folder}} in it")

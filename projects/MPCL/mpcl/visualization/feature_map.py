@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..predict.loading import Networks, refuse_other_classes
-from .scenes import Scene, first_test_set, labels_on_grid, load_scenes, pixel_features
+from .scenes import (
+    Scene,
+    first_source_set,
+    first_test_set,
+    labels_on_grid,
+    load_scenes,
+    pixel_features,
+)
 
 METHODS = ("tsne", "pca")
 IGNORED = 255  # of the scenes' labels
@@ -106,7 +113,7 @@ def feature_figure(
         ValueError: a class is unknown, no chosen class has prototypes, or DATASETS.TEST is empty.
     """
     student, names = networks.student, list(networks.metadata.stuff_classes)
-    for dataset in (networks.cfg.DATASETS.TRAIN[0], first_test_set(networks.cfg)):
+    for dataset in (first_source_set(networks.cfg), first_test_set(networks.cfg)):
         refuse_other_classes(networks, dataset)
     domains = load_domains(networks.cfg, number)
     if student.prototype_head is None:
@@ -127,7 +134,7 @@ def load_domains(cfg: CfgNode, number: int) -> list[list[Scene]]:
 
     Raises: ValueError: DATASETS.TEST is empty.
     """
-    sets = cfg.DATASETS.TRAIN[0], first_test_set(cfg)
+    sets = first_source_set(cfg), first_test_set(cfg)
     return [load_scenes(cfg, name, number) for name in sets]
 
 

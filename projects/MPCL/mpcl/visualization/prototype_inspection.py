@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint.weight_files import read
 from ..predict.loading import Networks, refuse_other_classes
 from ..prototypes.base import Prototypes
-from .scenes import Scene, embed, labels_on_grid, load_scenes
+from .scenes import Scene, embed, first_source_set, labels_on_grid, load_scenes
 
 _MEAN, _STARTED = "prototype_head.prototypes.mean", "prototype_head.prototypes.started"
 
@@ -115,7 +115,7 @@ def inspect(
     head, cfg = networks.student.prototype_head, networks.cfg
     if head is None or not bool(head.prototypes.started.any()):
         raise ValueError("the checkpoint has no prototypes, or was saved before they started")
-    sets = dict(zip(("source", "target"), (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST[:1])))
+    sets = dict(zip(("source", "target"), (first_source_set(cfg), *cfg.DATASETS.TEST[:1])))
     for name in sets.values():
         refuse_other_classes(networks, name)
     seen = {role: _look(networks, load_scenes(cfg, name, number)) for role, name in sets.items()}

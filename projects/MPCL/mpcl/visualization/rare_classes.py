@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..data.rare_class import RareClassSampler
 from ..data.statistics import class_statistics
+from .scenes import first_source_set
 
 
 class Frequencies(NamedTuple):
@@ -40,6 +41,7 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
             "DATALOADER.RARE_CLASS.ENABLED is False: every image is drawn alike, and no class is "
             "asked for; set it True to see what it would draw"
         )
+    first_source_set(cfg)
     statistics = [class_statistics(name) for name in cfg.DATASETS.TRAIN]
     counts = np.concatenate([s.counts for s in statistics])
     sizes = np.concatenate([s.sizes for s in statistics])
@@ -60,7 +62,7 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
 
 def rare_class_figure(cfg: CfgNode, found: Frequencies) -> Figure:
     """Bars on a logarithmic axis, the rarest class on top."""
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+    names = MetadataCatalog.get(first_source_set(cfg)).stuff_classes
     order = np.argsort(-found.pixels)
     place = np.arange(len(order))
     figure = Figure(figsize=(9, 1.6 + 0.42 * len(order)), layout="constrained")

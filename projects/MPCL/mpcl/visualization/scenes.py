@@ -35,6 +35,16 @@ class Scene(NamedTuple):
     record: dict[str, Any]
 
 
+def first_source_set(cfg: CfgNode) -> str:
+    """Name of the labelled set that a network was trained on.
+
+    Raises: ValueError: DATASETS.TRAIN is empty.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; expected the labelled set of the source")
+    return str(cfg.DATASETS.TRAIN[0])
+
+
 def first_test_set(cfg: CfgNode) -> str:
     """Name of the labelled set that figures show.
 

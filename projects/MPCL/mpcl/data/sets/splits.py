@@ -35,10 +35,32 @@ class Split:
             the description and the key.
         """
         try:
-            return [r for number in range(len(self.images)) for r in self._of_place(number)]
+            records = [r for number in range(len(self.images)) for r in self._of_place(number)]
+            self._check_places(records)
+            self._check_nodata(records)
+            return records
         except (FileNotFoundError, ValueError) as error:
             error.args = (f"{self.file}: key {self.key!r}: {error}",)
             raise
+
+    def _check_places(self, records: list[Record]) -> None:
+        """Raises ValueError where two places hold the same image: it would count twice."""
+        if len(self.images) == 1:
+            return
+        files = [os.path.realpath(record["file_name"]) for record in records]
+        if len({*files}) < len(files):
+            twice = next(file for number, file in enumerate(files) if file in files[:number])
+            places = ", ".join(map(str, self.images))
+            raise ValueError(f"images {places}: {shown(twice)} is in two of them; expected it once")
+
+    def _check_nodata(self, records: list[Record]) -> None:
+        """Raises ValueError where a colour is looked for that the file has not kept."""
+        names = (record["file_name"] for record in records if self.nodata is not None)
+        if lossy := next((name for name in names if name.lower().endswith((".jpg", ".jpeg"))), ""):
+            raise ValueError(
+                f"nodata {list(self.nodata or ())} of {shown(lossy)}: JPEG changes colours, so "
+                "that part of these pixels would pass for the image; give masks, with the key valid"
+            )
 
     def _of_place(self, number: int) -> list[Record]:
         images = self._listing("images", self.images[number], self.image_suffixes)
@@ -64,6 +86,7 @@ class Split:
             if len(found) != len(images):
                 numbers = f"{len(images)} images and {len(found)} {kind}"
                 raise ValueError(f"{numbers}; expected lists of the same length")
+            _check_order(images, found, kind)
             return dict(zip(images, found.values()))
         if unused := [key for key in found if key not in images]:
             raise ValueError(
@@ -96,6 +119,18 @@ class Split:
                 "or a list of files"
             )
         return _read_list(path, self.root or path.parent)
+
+
+def _check_order(images: Mapping[str, str], labels: Mapping[str, str], kind: str) -> None:
+    """Raises ValueError where two lists hold files of the same names, in different orders: images
+    would get each other's labels. Lists of other names pair line by line."""
+    ours, theirs = ([Path(line).stem for line in lines] for lines in (images, labels))
+    if sorted(ours) == sorted(theirs) and len({*ours}) == len(ours) and ours != theirs:
+        line = next(i for i, (a, b) in enumerate(zip(ours, theirs), 1) if a != b)
+        raise ValueError(
+            f"line {line} of the lists pairs image {ours[line - 1]} with {kind} "
+            f"{theirs[line - 1]}, though both lists hold both names; expected one order: sort them"
+        )
 
 
 def _read_list(path: Path, root: Path) -> dict[str, str]:

@@ -13,24 +13,10 @@ from detectron2.config import get_cfg
 
 from ...config import add_mpcl_config
 from ...evaluation.evaluator import class_scores
-from ...evaluation.run_record import read_sessions
-from ...evaluation.runs import Run, differences, is_number, read_run, shortest_names
-from ...evaluation.tables import NETWORKS
-from ...utils.foreign_files import read_json
-from ...utils.short import short
+from ...evaluation.run_record import Confusion, read_confusions, read_sessions
+from ...evaluation.runs import Run, differences, read_run, shortest_names
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """An evaluation of a network on a set; rows of ``matrix`` (C, C) are the ground truth."""
-
-    dataset: str
-    network: str
-    classes: list[str]
-    matrix: list[list[int]]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,7 @@ def read_contents(folders: Sequence[Path]) -> list[RunContents]:
 
 def _read(folder: Path, name: str) -> RunContents:
     run = read_run(folder)
-    more = name, read_sessions(folder), _confusions(folder)
+    more = name, read_sessions(folder), read_confusions(folder)
     contents = RunContents(run.folder, run.config, run.rows, *more)
     return replace(contents, confusions=[c for c in contents.confusions if _is_of(contents, c)])
 
@@ -123,33 +109,3 @@ def _is_of(run: RunContents, confusion: Confusion) -> bool:
         "of the scores in metrics.json, but of a later --eval-only; left out"
     )
     return False
-
-
-def _confusions(folder: Path) -> list[Confusion]:
-    found = []
-    for file in sorted(folder.glob("inference/*/confusion_*.json")):
-        network = file.stem.removeprefix("confusion_")
-        content = read_json(file)
-        if not _is_confusion(content):
-            raise ValueError(
-                f"{file} is no confusion matrix: {short(content)}; expected classes, a matrix of "
-                "their number squared, and seconds"
-            )
-        found.append(Confusion(file.parent.name, network, **content))
-    order = {network: i for i, network in enumerate(NETWORKS)}
-    return sorted(found, key=lambda c: (c.dataset, order.get(c.network, len(order))))
-
-
-def _is_confusion(content: Any) -> bool:
-    if not isinstance(content, dict) or content.keys() != {"classes", "matrix", "seconds"}:
-        return False
-    classes, matrix = content["classes"], content["matrix"]
-    if not isinstance(classes, list) or not isinstance(matrix, list):
-        return False
-    rows = [row for row in matrix if isinstance(row, list) and len(row) == len(classes)]
-    return (
-        all(isinstance(name, str) for name in classes)
-        and len(rows) == len(matrix) == len(classes)
-        and all(isinstance(value, int) and 0 <= value < 2**63 for row in rows for value in row)
-        and is_number(content["seconds"])
-    )
