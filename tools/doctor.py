@@ -149,11 +149,19 @@ def check_devices() -> Iterator[Finding]:
         if not torch.cuda.is_available():
             yield _no_gpu(torch.version.cuda)
             return
+        from mpcl.utils.gpus import computes_bfloat16, has_kernels
+
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)
-            precision = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
-            text = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB{precision}"
-            yield Finding(OK, f"gpu {index}", text)
+            text, name = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB", f"gpu {index}"
+            if not has_kernels(index):
+                remedy = "a torch that was built for it (docs/INSTALL.md)"
+                yield Finding(STOP, name, f"{text}; this torch has no kernels for it", remedy)
+            elif computes_bfloat16(index):
+                yield Finding(OK, name, text)
+            else:
+                remedy = "to train with SOLVER.AMP.PRECISION float16"
+                yield Finding(NOTE, name, f"{text}, no bfloat16", remedy)
     except Exception as error:
         yield Finding(NOTE, "gpu", reason(error))
 

@@ -25,6 +25,7 @@ from ..data.sets.checking import FileReport, check_headers, check_record, label_
 from ..data.sets.classes import classes_of, read_classes
 from ..data.sets.driving_classes import CITYSCAPES_CLASSES
 from ..data.sets.registration import check_ignore_label, load_records, registered_names
+from ..utils.gpus import computes_bfloat16, has_kernels
 from .keys import add_mpcl_config
 from .reading import get
 
@@ -120,6 +121,26 @@ def _check_device(cfg: CfgNode, local_processes: int) -> None:
         raise ValueError(
             f"MODEL.DEVICE {name!r} and --num-gpus {local_processes} ask for more GPUs than this "
             f"machine has: {gpus}"
+        )
+    if device.type == "cuda":
+        first = device.index or 0
+        for index in range(first, first + local_processes):
+            _check_gpu(cfg, index)
+
+
+def _check_gpu(cfg: CfgNode, index: int) -> None:
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    subject = f"GPU {index} is a {name} of compute capability {'.'.join(map(str, capability))}"
+    if not has_kernels(index):
+        raise ValueError(
+            f"{subject}, for which torch {torch.__version__} was not built (it knows "
+            f"{', '.join(torch.cuda.get_arch_list())}); install a torch that was: see "
+            "docs/INSTALL.md"
+        )
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and amp.PRECISION == "bfloat16" and not computes_bfloat16(index):
+        raise ValueError(
+            f"{subject}, which has no bfloat16 arithmetic; set SOLVER.AMP.PRECISION float16"
         )
 
 

@@ -78,4 +78,5 @@ def _place(part: Tensor, box: Box, canvas: Tensor) -> Tensor:
 
 
 def _double(grid: Tensor) -> Tensor:
-    return F.interpolate(grid, scale_factor=2, mode="bilinear", align_corners=False)
+    # As CUDA's autocast has it; where torch is to be deterministic, that would leave out the cast.
+    return F.interpolate(grid.float(), scale_factor=2, mode="bilinear", align_corners=False)

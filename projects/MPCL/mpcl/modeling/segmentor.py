@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..losses.segmentation import segmentation_loss
 from ..structures import Outputs, View
+from ..utils.gpus import computes_bfloat16
 from .daformer_head import DAFormerHead
 from .inference import sliding_window, whole_image
 from .prototype_head import PrototypeHead
@@ -212,7 +213,7 @@ class MPCLSegmentor(nn.Module):
 
     def _prediction_precision(self) -> torch.autocast:
         device = self.device
-        half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        half = device.type == "cuda" and computes_bfloat16(device)
         return torch.autocast(
             device.type, torch.bfloat16, enabled=half and self.predict_in_bfloat16
         )
