@@ -3,7 +3,7 @@
 
 Streets is drawn by a program: ``source`` looks like a game, ``target`` and ``val`` like a dash
 camera in autumn weather. It has the 19 classes and the folders of Cityscapes, and serves the
-five-minute run, the tests and quick comparisons; it replaces no real benchmark.
+demo, the tests and quick comparisons; it replaces no real benchmark.
 
     python datasets/prepare_streets.py                          # 240 + 240 + 60 images of 256 x 512
     python datasets/prepare_streets.py --preview streets.png    # also draws a contact sheet

@@ -4,7 +4,7 @@
   python dev/benchmark.py step                      # a training step with and without prototypes
   python dev/benchmark.py step --config-file projects/MPCL/configs/daformer_gauss.yaml
   python dev/benchmark.py backbone --variants b0 b5
-  python dev/benchmark.py sinkhorn --json docs/benchmarks/sinkhorn.json
+  python dev/benchmark.py sinkhorn --json docs/benchmarks/cpu/sinkhorn.json
 
 Variants take turns, medians are compared. The defaults take about a minute on two cores. On a GPU
 (--device cuda, the default where there is one) times are of CUDA events.

@@ -8,7 +8,7 @@
 Known are
   - DAFormer, HRDA and MIC checkpoints: encoder and decode head, of the student (model.*) and, where
     the file has one, of the teacher (ema_model.*);
-  - SegFormer's mit_b0.pth ... mit_b5.pth and whole SegFormer models of its authors;
+  - SegFormer's mit_b0.pth ... mit_b5.pth and whole SegFormer models, of its authors or OpenMMLab;
   - Hugging Face SegFormer, a folder or its pytorch_model.bin or model.safetensors;
   - any encoder of timm, a file with --timm NAME, or a folder whose config.json names it;
   - EfficientNets of efficientnet_pytorch (B0 to B7, Lite), with --timm tf_efficientnet_b0 ...;

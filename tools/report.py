@@ -3,7 +3,7 @@
 
   python tools/report.py output/streets/daformer_gauss
   python tools/report.py output/streets/daformer output/streets/daformer_gauss --output compare.html
-  python tools/report.py output/ladder/streets        # all runs below a folder
+  python tools/report.py output/study/streets         # all runs below a folder
 
 What was run (command, git state, versions, settings), curves, IoU of each class, confusion
 matrices, predictions beside the ground truth, prototypes, timings and memory; several runs are

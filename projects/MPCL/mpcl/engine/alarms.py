@@ -74,7 +74,7 @@ class CollapseAlarm:
 
 
 _ADVICE = {
-    ENTROPY: " onto few classes; look at target/pseudo_label in TensorBoard. A smaller "
+    ENTROPY: " onto few classes; look at 'training step' in TensorBoard. A smaller "
     "SOLVER.BASE_LR, rare-class sampling or the feature distance help "
     "(SELF_TRAINING.COLLAPSE.MIN_ENTROPY is this floor)",
     CONFIDENT: ": the teacher trusts almost no pixel, so the target teaches nothing; a lower "
