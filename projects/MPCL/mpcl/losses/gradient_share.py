@@ -36,14 +36,25 @@ def gradient_share(
 
     classifier = gradients(torch.stack([losses[name] for name in REFERENCE]).sum())
     scalars: dict[str, Tensor] = {}
-    for name in WATCHED:
+    for name in WATCHED:  # the gradients of one are gone before the next one's are computed
         label = name.removeprefix("loss_")
-        for place, own, prototype in zip(places, classifier, gradients(losses[name])):
-            norm = _dot(own, own).sqrt().clamp_min(1e-12)
-            length = _dot(prototype, prototype).sqrt()
-            cosine = _dot(own, prototype) / (norm * length.clamp_min(1e-12))
-            scalars[f"gradient_share/{place}/{label}"] = length / norm
-            scalars[f"gradient_cosine/{place}/{label}"] = cosine
+        scalars |= _compared(label, places, classifier, gradients(losses[name]))
+    return scalars
+
+
+def _compared(
+    label: str,
+    places: Sequence[str],
+    classifier: Sequence[tuple[Tensor, ...]],
+    prototypes: Sequence[tuple[Tensor, ...]],
+) -> dict[str, Tensor]:
+    scalars = {}
+    for place, own, prototype in zip(places, classifier, prototypes):
+        norm = _dot(own, own).sqrt().clamp_min(1e-12)
+        length = _dot(prototype, prototype).sqrt()
+        cosine = _dot(own, prototype) / (norm * length.clamp_min(1e-12))
+        scalars[f"gradient_share/{place}/{label}"] = length / norm
+        scalars[f"gradient_cosine/{place}/{label}"] = cosine
     return scalars
 
 
