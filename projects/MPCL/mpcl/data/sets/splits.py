@@ -1,6 +1,7 @@
 """The files of a split of a user's own data: in folders, in zip archives, or named by lists."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ class Split:
         """Raises ValueError where two places hold the same image: it would count twice."""
         if len(self.images) == 1:
             return
-        files = [os.path.realpath(record["file_name"]) for record in records]
-        if len({*files}) < len(files):
-            twice = next(file for number, file in enumerate(files) if file in files[:number])
+        files = Counter(os.path.realpath(record["file_name"]) for record in records)
+        twice, number = files.most_common(1)[0]
+        if number > 1:
             places = ", ".join(map(str, self.images))
             raise ValueError(f"images {places}: {shown(twice)} is in two of them; expected it once")
 
