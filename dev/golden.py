@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Proof that a change of the code changes no number.
 
-  python dev/golden.py record    # writes dev/golden.json with the code as it is
-  python dev/golden.py check     # compares the code as it is with dev/golden.json
+  python dev/golden.py record    # writes output/golden.json with the code as it is
+  python dev/golden.py check     # compares the code as it is with that
 
 Trains each method with each prototype type for six iterations on a tiny drawn world (one thread,
 fixed seed, with pictures, guard and checkpoints as in a real run), and writes down the losses of
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = Path(__file__).with_suffix(".json")
+REFERENCE = ROOT / "output" / "golden.json"
 TOLERANCE = 1e-5
 RUNS = (
     "source_only",
@@ -174,6 +174,7 @@ def main() -> None:
         encoder_file(root)
         found = {name: train(name, root, data) for name in args.runs or RUNS}
     if args.action == "record":
+        args.reference.parent.mkdir(exist_ok=True)
         args.reference.write_text(json.dumps(found, separators=(",", ":")) + "\n")
         return
     reference = json.loads(args.reference.read_text())

@@ -27,7 +27,7 @@ def test_everything_is_stored_where_it_belongs_when_there_is_room():
     assert stored(bank, 0) == [0, 1, 5, 9] and stored(bank, 1) == [2, 4, 10]
     assert stored(bank, 2) == []
     assert bank.fill.tolist() == [4, 3, 0] and bank.cursor.tolist() == [4, 3, 0]
-    assert bank.num_bytes == C * 10 * D * 2  # half precision
+    assert bank.features.nbytes == C * 10 * D * 2  # half precision
 
 
 def test_the_newest_embeddings_replace_the_oldest_across_the_end_of_the_ring():

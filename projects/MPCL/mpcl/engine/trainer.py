@@ -4,7 +4,8 @@ import resource
 import time
 import weakref
 from collections import OrderedDict
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -112,7 +113,10 @@ class AdaptationTrainer(SimpleTrainer):
             step.outputs = self.model(step.images)  # student
         if self.adaptation is not None:
             self.adaptation.after_forward(step)  # Sinkhorn clustering; prototype update
-        losses |= self.backward(self.criterion(step), step)
+        of_step = self.criterion(step)
+        with self.statistics_kept():
+            self.compare_gradients(of_step, step)
+            losses |= self.backward(of_step)
         self.update_student(step, losses)  # after it, after_step: EMA teacher
         self.write_metrics(losses)
         self.last_step = step
@@ -133,41 +137,48 @@ class AdaptationTrainer(SimpleTrainer):
         with nullcontext() if self.model is self.student else self.model.no_sync():
             with self.autocast():
                 outputs = self.model({"masked": step.masked.images}, embed=False)["masked"]
-            return self.backward(self.criterion.of_masked(outputs, step.masked))
+            of_masked = self.criterion.of_masked(outputs, step.masked)
+            with self.statistics_kept():
+                return self.backward(of_masked)
 
-    def backward(self, losses: dict[str, Tensor], step: Step | None = None) -> dict[str, Tensor]:
-        """Adds the gradients of weighted losses.
-
-        Args:
-            step: of the main forward, whose gradients are compared every GRADIENT_SHARE_PERIOD.
-        Returns: the losses without their graph.
-        """
-        checkpointed = self.cfg.MODEL.BACKBONE.CHECKPOINT
-        statistics = [each.clone() for each in self.guard.statistics] if checkpointed else []
-        # Scaled one by one: small gradients would vanish in float16 from the shares, too.
-        scaled = {name: self.grad_scaler.scale(loss) for name, loss in losses.items()}
-        period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
-        due = step is not None and step.pixels and period and step.iteration % period == 0
-        if due and (where := self.watched(step)):
-            self.metrics.add(gradient_share(scaled, where))
-        sum(scaled.values()).backward()
-        if statistics:  # the backward has shown the encoder's blocks their images once more
-            torch._foreach_copy_(self.guard.statistics, statistics)
+    def backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the gradients of weighted losses; returns the losses without their graph."""
+        sum(self.scaled(losses).values()).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def watched(self, step: Step) -> dict[str, list[Tensor]]:
-        """Where the gradients of segmentation and prototypes meet: what both heads read of the
-        decoder, if they share it, and the encoder's weights that learn."""
+    def scaled(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses, in float16 so large that small gradients do not vanish."""
+        return {name: self.grad_scaler.scale(loss) for name, loss in losses.items()}
+
+    def compare_gradients(self, losses: dict[str, Tensor], step: Step) -> None:
+        """Every GRADIENT_SHARE_PERIOD iterations, how much the prototypes' losses pull where their
+        gradients and the segmentation's meet: what both heads read of the decoder, if they share
+        it, and the encoder's weights that learn."""
+        period = self.cfg.PROTOTYPES.GRADIENT_SHARE_PERIOD
+        if not step.pixels or not period or step.iteration % period:
+            return
         encoder = [each for each in self.student.backbone.parameters() if each.requires_grad]
         shared = self.student.prototype_head.fusion is None
         places = {"fused": step.fused if shared else [], "encoder": encoder}
-        return {place: tensors for place, tensors in places.items() if tensors}
+        if where := {place: tensors for place, tensors in places.items() if tensors}:
+            self.metrics.add(gradient_share(self.scaled(losses), where))
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Around the backwards of a forward: where they compute the encoder's blocks again, these
+        show their batch norm the images once more."""
+        checkpointed = self.cfg.MODEL.BACKBONE.CHECKPOINT
+        statistics = [each.clone() for each in self.guard.statistics] if checkpointed else []
+        yield
+        if statistics:
+            torch._foreach_copy_(self.guard.statistics, statistics)
 
     def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the
         forward has changed is taken back."""
         self.grad_scaler.unscale_(self.optimizer)
-        # GradScaler's own way to tell a fused optimiser, on the device, to leave all as it is.
+        # 1 where this step shall change nothing, else 0. A fused optimiser reads this attribute on
+        # the device, which is GradScaler's own way: an "if" would wait for the device.
         self.optimizer.found_inf = self.guard.check(step, losses)
         self.optimizer.step()
         self.grad_scaler.update()

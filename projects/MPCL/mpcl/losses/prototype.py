@@ -82,27 +82,28 @@ class PrototypeLosses:
 
     def _of_scale(self, views: Mapping[str, Pixels]) -> tuple[Tensor, Tensor]:
         """Contrast and consistency of one scale, unweighted."""
-        seen_in = {"source": "source", "mixed": "mixed", "target": "mixed"}
+        mixed = views["mixed"]
+        compared = {  # whose pixels, weighted how
+            "source": ("source", views["source"].weight),
+            "mixed": ("mixed", mixed.weight),
+            "target": ("mixed", mixed.weight.masked_fill(mixed.from_source, 0)),
+        }
+        chosen = [compared[name] for name in self.contrast_views]
         similarity = {
             name: self.prototypes.similarity(views[name].rows)
-            for name in {"mixed", *(seen_in[name] for name in self.contrast_views)}
+            for name in dict.fromkeys(["mixed", *(name for name, _ in chosen)])
         }
-
-        def contrast(name: str) -> Tensor:
-            view = views[seen_in[name]]
-            weight = (
-                view.weight.masked_fill(view.from_source, 0) if name == "target" else view.weight
-            )
-            return pixel_prototype_contrast(
-                similarity[seen_in[name]],
-                view.cluster.flatten(),
+        contrasts = [
+            pixel_prototype_contrast(
+                similarity[name],
+                views[name].cluster.flatten(),
                 weight.flatten(),
                 self.temperature,
                 self.prototypes.started,
                 in_class_negatives=self.in_class_negatives,
             )
-
-        mixed = views["mixed"]
+            for name, weight in chosen
+        ]
         # Unweighted, margins still take no part; nor does a target without a confident pixel.
         weight = mixed.weight if self.consistency_weighted else (mixed.weight > 0).float()
         consistency = prototype_consistency(
@@ -112,7 +113,7 @@ class PrototypeLosses:
             self.temperature,
             self.prototypes.started,
         )
-        return torch.stack([contrast(name) for name in self.contrast_views]).sum(), consistency
+        return torch.stack(contrasts).sum(), consistency
 
 
 def pixel_prototype_contrast(

@@ -121,8 +121,6 @@ class DAFormerHead(nn.Module):
                 plain "BN".
         """
         super().__init__()
-        self.num_classes = num_classes
-        self.channels = channels
         self.fusion = ContextAwareFusion(
             input_shape, channels=channels, dilations=dilations, norm=norm
         )

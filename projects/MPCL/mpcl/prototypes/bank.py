@@ -48,11 +48,6 @@ class FeatureBank(nn.Module):
         self.register_buffer("cursor", torch.zeros(num_classes, dtype=torch.int64))
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the stored embeddings."""
-        return self.features.numel() * self.features.element_size()
-
-    @property
     def filled(self) -> Tensor:
         """(C, size) bool: slots that hold an embedding."""
         return torch.arange(self.size, device=self.fill.device) < self.fill.unsqueeze(1)

@@ -64,7 +64,7 @@ class Prototypes(nn.Module, ABC):
             raise ValueError(f"momentum is {momentum}, expected a number in [0, 1)")
         if scale not in SIMILARITY_SCALES:
             raise ValueError(f"scale is {scale!r}, expected one of {SIMILARITY_SCALES}")
-        self.num_classes, self.num_prototypes, self.dim = num_classes, num_prototypes, dim
+        self.num_classes, self.num_prototypes = num_classes, num_prototypes
         self.momentum = momentum
         self.divisor = dim if scale == "mean" else 1
         shape = (num_classes, num_prototypes)

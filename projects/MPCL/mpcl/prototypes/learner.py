@@ -92,7 +92,7 @@ class PrototypeLearner:
         if head is None:
             return None
         proto = cfg.PROTOTYPES
-        num_bytes = sum(bank.num_bytes for bank in head.banks.values())
+        num_bytes = sum(bank.features.nbytes for bank in head.banks.values())
         logger.info(
             f"Feature banks ({', '.join(head.banks)}): {num_bytes / 2**20:.0f} MiB "
             f"({head.prototypes.num_classes} classes x {proto.BANK.SIZE} embeddings of "

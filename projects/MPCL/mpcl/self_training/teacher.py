@@ -39,12 +39,11 @@ class EMATeacher(nn.Module):
             module inside.
         momentum: alpha in [0, 1), the weight kept of the old value once the warm-up is over.
         statistics: of batch norm in evaluation, ``"student"`` or ``"target"``; see above.
-        without: sub-modules of ``student`` to leave out. They are never copied; in the teacher the
-            attribute is None.
+        without: names of attributes of ``student``, sub-modules to leave out. They are never
+            copied; in the teacher the attribute is None.
     Attributes:
         model: the averaged copy.
-    Raises: ValueError: ``momentum`` is outside [0, 1), ``statistics`` is unknown, or an entry of
-        ``without`` is no sub-module of ``student``.
+    Raises: ValueError: ``momentum`` is outside [0, 1), or ``statistics`` is unknown.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class EMATeacher(nn.Module):
         *,
         momentum: float = 0.999,
         statistics: str = "student",
-        without: Sequence[nn.Module] = (),
+        without: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if statistics not in STATISTICS:
@@ -62,10 +61,11 @@ class EMATeacher(nn.Module):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
         self.statistics = statistics
-        self._left_out = _names_of(without, student)
+        self._left_out = tuple(f"{name}." for name in without)
         # deepcopy takes what it finds in its memo for the copy of an object: left-out modules are
         # "copied" to None.
-        self.model: nn.Module = copy.deepcopy(student, {id(module): None for module in without})
+        left_out = {id(getattr(student, name)): None for name in without}
+        self.model: nn.Module = copy.deepcopy(student, left_out)
         self.model.requires_grad_(False)
         # Not those that the student keeps in evaluation mode.
         self._batch_norms = [
@@ -88,12 +88,11 @@ class EMATeacher(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any, student: Any) -> "EMATeacher":
         """A copy of the student without its prototype head, on the same device."""
-        head = student.prototype_head
         return cls(
             student,
             momentum=cfg.SELF_TRAINING.TEACHER_MOMENTUM,
             statistics=cfg.SELF_TRAINING.TEACHER_STATISTICS,
-            without=[] if head is None else [head],
+            without=["prototype_head"],  # None of a student without prototypes
         )
 
     @torch.no_grad()
@@ -176,20 +175,6 @@ class EMATeacher(nn.Module):
                     f"student tensor {name} must have shape {tuple(expected)}, got {tuple(shape)}"
                 )
         return [(owner, theirs[name][0], key) for name, (owner, key) in mine.items()]
-
-
-def _names_of(modules: Sequence[nn.Module], root: nn.Module) -> tuple[str, ...]:
-    """Prefixes ("name.") under which the tensors of ``modules`` appear in ``root``."""
-    wanted = {id(module) for module in modules}
-    found = [
-        (id(module), f"{name}.")
-        for name, module in root.named_modules(remove_duplicate=False)
-        if name and id(module) in wanted
-    ]
-    if missing := wanted - {key for key, _ in found}:
-        names = [type(module).__name__ for module in modules if id(module) in missing]
-        raise ValueError(f"without must list sub-modules of the student, got foreign {names}")
-    return tuple(name for _, name in found)
 
 
 def _tensors_by_name(root: nn.Module) -> dict[str, tuple[nn.Module, str]]:
