@@ -54,7 +54,6 @@ REPORT = ["plotly>=5.20", "scikit-learn>=1.4"]
 
 TEST = [
     "pytest>=8.0",
-    "pytest-cov>=5.0",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     # These two change what they accept from one minor version to the next.

@@ -210,13 +210,6 @@ def check_weights(folder: Path = Path("weights")) -> Iterator[Finding]:
         yield Finding(NOTE, "weights", f"no {folder}/*.pth (README.md says where they come from)")
 
 
-def known_datasets() -> list[str]:
-    """Names of the data sets of this project, and of Detectron2's that it builds on."""
-    from mpcl.data.sets.registration import registered_names
-
-    return registered_names()
-
-
 def check_dataset(name: str) -> Finding:
     """Lists a data set's files, without opening one; that they are missing is no obstacle here."""
     from detectron2.data import DatasetCatalog
@@ -230,7 +223,9 @@ def check_dataset(name: str) -> Finding:
 
 def check_datasets() -> Iterator[Finding]:
     """The data sets that are there; without a config nobody needs the others."""
-    listed = [check_dataset(name) for name in known_datasets()]
+    from mpcl.data.sets.registration import registered_names
+
+    listed = [check_dataset(name) for name in registered_names()]
     found = [finding for finding in listed if finding.mark == OK]
     yield from found
     missing = f"{len(listed) - len(found)} of {len(listed)} known ones are not there"
@@ -264,7 +259,6 @@ def check_run(config_file: str, opts: list[str]) -> Iterator[Finding]:
         if config_file:
             from mpcl.config import get_cfg_from
 
-            known_datasets()  # registers them
             yield from check_config(get_cfg_from(config_file, opts))
         else:
             yield check_output(Path("output"))

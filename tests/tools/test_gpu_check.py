@@ -10,7 +10,6 @@ import pytest
 IN_A_PROCESS = {"train", "resume", "evaluation"}  # Detectron2 is told where data are when imported
 
 
-@pytest.mark.slow
 def test_tiny_stages_run_on_the_cpu(tmp_path, capfd, monkeypatch):
     """With MPCL_TEST_FULL=1 as the command runs them. Else a process that need not be, which takes
     seconds to start, is none; and the doctor and the tests for a GPU are left to their own."""

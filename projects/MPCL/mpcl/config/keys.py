@@ -17,7 +17,7 @@ from ..modeling.timm_backbone import pixel_statistics
 from .reading import merge_file, merge_options
 from .validation import check_class_subsets, validate
 
-__all__ = ["add_mpcl_config", "get_cfg_from"]
+__all__ = ["add_mpcl_config", "default_config", "get_cfg_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,7 @@ def get_cfg_from(
         ValueError: a value of the wrong type or range, or a combination that cannot be trained;
             the message names the keys.
     """
-    cfg = get_cfg()
-    add_mpcl_config(cfg)
+    cfg = default_config()
     defaults = cfg.clone()
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [], []  # filled in below, unless someone sets them
     if config_file:
@@ -65,6 +64,13 @@ def get_cfg_from(
     for name in cfg.DATASETS.TEST:
         if name in MetadataCatalog and hasattr(MetadataCatalog.get(name), "stuff_classes"):
             check_class_subsets(cfg.TEST.CLASS_SUBSETS, MetadataCatalog.get(name).stuff_classes)
+    return cfg
+
+
+def default_config() -> CN:
+    """Detectron2's defaults with the project's."""
+    cfg = get_cfg()
+    add_mpcl_config(cfg)
     return cfg
 
 

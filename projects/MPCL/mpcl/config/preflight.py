@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
@@ -26,7 +26,7 @@ from ..data.sets.classes import classes_of, read_classes
 from ..data.sets.driving_classes import CITYSCAPES_CLASSES
 from ..data.sets.registration import check_ignore_label, load_records, registered_names
 from ..utils.gpus import computes_bfloat16, has_kernels
-from .keys import add_mpcl_config
+from .keys import default_config
 from .reading import get
 
 _SETS = "See datasets/README.md; tools/check_data.py --list shows the names"
@@ -387,8 +387,7 @@ def _distance_notes(cfg: CfgNode) -> list[str]:
     distance, classes = cfg.SELF_TRAINING.FEATURE_DISTANCE, classes_of(cfg).stuff_classes
     if not cfg.SELF_TRAINING.ENABLED or distance.WEIGHT == 0:
         return []
-    add_mpcl_config(defaults := get_cfg())
-    chosen = tuple(defaults.SELF_TRAINING.FEATURE_DISTANCE.CLASSES)
+    chosen = tuple(default_config().SELF_TRAINING.FEATURE_DISTANCE.CLASSES)
     names = [classes[index] for index in distance.CLASSES]
     if tuple(distance.CLASSES) != chosen or names == [CITYSCAPES_CLASSES[i] for i in chosen]:
         return []

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.training import TrainingCheckpointer, checkpoints_in
-from ..config import add_mpcl_config, get_cfg_from
+from ..config import default_config, get_cfg_from
 from ..config.preflight import preflight
 from ..config.reading import get, leaves
 from ..data.sets.classes import classes_of, write_classes
@@ -172,8 +172,7 @@ def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
 def changed_keys(cfg: CfgNode) -> Iterator[tuple[str, object]]:
     """Dotted keys with another value than the project's defaults, and that value."""
-    defaults = get_cfg()
-    add_mpcl_config(defaults)
+    defaults = default_config()
     for key in leaves(cfg):
         value = get(cfg, key)
         if value != get(defaults, key):

@@ -19,9 +19,9 @@ class DilatedDepthwiseConv(nn.Conv2d):
     being compiled or exported, get the dilated convolution. The results are equal.
     """
 
-    def __init__(self, channels: int, dilation: int, *, bias: bool = False) -> None:
+    def __init__(self, channels: int, dilation: int) -> None:
         super().__init__(
-            channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=bias
+            channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
         )
 
     def forward(self, grid: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class DilatedDepthwiseConv(nn.Conv2d):
         rows = F.pad(_rows(grid), (0, 0, 0, 1))  # the last one is what lies beyond the border
         # Gathers rows; the gradient of an index would be much slower.
         phases = F.embedding(pixels, rows, padding_idx=-1).permute(0, 3, 1, 2)
-        phases = F.conv2d(phases, self.weight, self.bias, padding=1, groups=self.groups)
+        phases = F.conv2d(phases, self.weight, padding=1, groups=self.groups)
         return F.embedding(places, _rows(phases)).permute(0, 3, 1, 2)
 
 

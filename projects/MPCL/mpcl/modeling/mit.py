@@ -181,20 +181,12 @@ class MixTransformer(Backbone):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        variant: str,
-        drop_path: float = 0.1,
-        in_channels: int = 3,
-        checkpoint: bool = False,
-    ) -> None:
+    def __init__(self, *, variant: str, drop_path: float = 0.1, checkpoint: bool = False) -> None:
         """
         Args:
             variant: "b0" ... "b5".
             drop_path: probability, in [0, 1), of dropping a branch of the last block; it grows
                 linearly from 0 over all blocks of the encoder and is active in train mode only.
-            in_channels: channels of the images.
             checkpoint: keep what goes into a block rather than what is inside it for the backward,
                 which computes the block again.
         Raises: ValueError: ``variant`` is unknown.
@@ -208,8 +200,7 @@ class MixTransformer(Backbone):
         keep = 1 - torch.linspace(0, drop_path, sum(depths)) if drop_path else None
         self.register_buffer("keep", keep, persistent=False)
         self.stages = nn.ModuleList(
-            Stage(s, (in_channels, *channels)[s], channels[s], depths[s], checkpoint)
-            for s in range(4)
+            Stage(s, (3, *channels)[s], channels[s], depths[s], checkpoint) for s in range(4)
         )
         self._out_features = [f"stage{s}" for s in range(1, 5)]
         self._out_feature_channels = dict(zip(self._out_features, channels))
@@ -221,7 +212,6 @@ class MixTransformer(Backbone):
         return {
             "variant": cfg.MODEL.MIT.VARIANT,
             "drop_path": cfg.MODEL.BACKBONE.DROP_PATH,
-            "in_channels": input_shape.channels,
             "checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
         }
 

@@ -36,7 +36,6 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> "TimmBackbone":
         cfg.MODEL.TIMM.NAME,
         drop_path=cfg.MODEL.BACKBONE.DROP_PATH,
         grad_checkpointing=cfg.MODEL.BACKBONE.CHECKPOINT,
-        in_channels=input_shape.channels,
     )
 
 
@@ -60,12 +59,7 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self,
-        name: str,
-        *,
-        drop_path: float = 0.0,
-        grad_checkpointing: bool = False,
-        in_channels: int = 3,
+        self, name: str, *, drop_path: float = 0.0, grad_checkpointing: bool = False
     ) -> None:
         """
         Args:
@@ -75,7 +69,6 @@ class TimmBackbone(Backbone):
                 0 over the blocks and is active in train mode only.
             grad_checkpointing: compute each block (stage) again in the backward pass instead of
                 keeping its activations.
-            in_channels: channels of the images.
         Raises: ValueError: timm has no such model, ``drop_path`` is above 0 for a model without
             it, or the model cannot give four levels, or only for images of one size.
         """
@@ -83,7 +76,7 @@ class TimmBackbone(Backbone):
         check_name(name)
         self.name = name
         rate = {"drop_path_rate": drop_path} if drop_path else {}
-        self.timm = _create(name, in_chans=in_channels, **rate)
+        self.timm = _create(name, **rate)
         reductions = [info["reduction"] for info in self.timm.feature_info]
         self.is_plain = len(set(reductions)) == 1 and hasattr(self.timm, "patch_embed")
         if self.is_plain and reductions[0] != PATCH:

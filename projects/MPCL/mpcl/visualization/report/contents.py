@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from detectron2.config import get_cfg
 
-from ...config import add_mpcl_config
+from ...config import default_config
 from ...evaluation.evaluator import class_scores
 from ...evaluation.run_record import Confusion, read_confusions, read_sessions
 from ...evaluation.runs import Run, differences, read_run, shortest_names
@@ -72,9 +71,7 @@ class RunContents(Run):
 
     def not_default(self) -> dict[str, tuple[Any, Any]]:
         """Keys that are not at the package's default, with default and value."""
-        cfg = get_cfg()
-        add_mpcl_config(cfg)
-        known = yaml.safe_load(cfg.dump())
+        known = yaml.safe_load(default_config().dump())
         known["MODEL"].pop("DEVICE")  # its default is the machine's
         ours = {**self.config, "MODEL": {**self.config["MODEL"]}}
         ours["MODEL"].pop("DEVICE", None)
