@@ -134,22 +134,15 @@ class PrototypeLearner:
         if look and self.num_started < num_classes:
             self._start_ready_classes(step.iteration)
 
-        logged, moving, none = {}, [], num_classes * num_prototypes
-        started = torch.cat([self.prototypes.started, self.prototypes.started.new_zeros(1)])
-        for scale, pixels in scales.items():  # lines 6, 7: Eq. (13), (14)
-            label, bank = pixels.label.flatten(), self.banks[scale]
-            similarity = self.prototypes.own_similarity(pixels.rows, label)
-            has_cluster = started[label] & similarity.isfinite().all(1)
-            takes_part = pixels.trusted.flatten() & has_cluster
-            pool = self._pool(similarity, torch.where(takes_part, label, num_classes), bank)
-            potentials, violation = balance(*pool, epsilon=self.epsilon, sweeps=self.sweeps)
-            own = assign(similarity, label, potentials, self.epsilon)
-            cluster = torch.where(has_cluster, label * num_prototypes + own, none)
+        logged, moving = {}, []
+        for scale, pixels in scales.items():
+            bank = self.banks[scale]
+            cluster, moves, violation = self._cluster(pixels, bank)
             views = step.pixels[scale].values()
             sizes = [len(view.label) for view in views]
             for view, part in zip(views, torch.split(cluster.view_as(pixels.label), sizes)):
                 view.cluster = part
-            moving.append((pixels.rows, torch.where(takes_part, cluster, none)))
+            moving.append((pixels.rows, moves))
             suffix, fill = "" if scale == CONTEXT else f"_{scale}", bank.fill / bank.size
             logged[f"marginal_violation{suffix}"] = violation
             logged[f"bank_fill_mean{suffix}"] = fill.mean()
@@ -157,6 +150,27 @@ class PrototypeLearner:
         # All scales are assigned to the same prototypes, and move them together: line 8.
         logged |= self.prototypes.update_(*(torch.cat(parts) for parts in zip(*moving)))
         return {f"prototypes/{name}": value for name, value in logged.items()}
+
+    def _cluster(self, pixels: Pixels, bank: FeatureBank) -> tuple[Tensor, Tensor, Tensor]:
+        """Assigns pixels to prototypes of their classes, lines 6 and 7: Eq. (13), (14).
+
+        A pixel whose class has started and whose embedding is finite has a cluster, and enters the
+        losses. If it is trusted, too, it balances the clustering and moves its prototype.
+
+        Returns: (N,) the cluster of each pixel, and of those that move prototypes, class * K + k,
+            where C*K = none; and by how much the clustering is not balanced, a scalar.
+        """
+        num_classes, num_prototypes = self.prototypes.num_classes, self.prototypes.num_prototypes
+        label, none = pixels.label.flatten(), num_classes * num_prototypes
+        started = torch.cat([self.prototypes.started, self.prototypes.started.new_zeros(1)])
+        similarity = self.prototypes.own_similarity(pixels.rows, label)
+        has_cluster = started[label] & similarity.isfinite().all(1)
+        takes_part = pixels.trusted.flatten() & has_cluster
+        pool = self._pool(similarity, torch.where(takes_part, label, num_classes), bank)
+        potentials, violation = balance(*pool, epsilon=self.epsilon, sweeps=self.sweeps)
+        own = assign(similarity, label, potentials, self.epsilon)
+        cluster = torch.where(has_cluster, label * num_prototypes + own, none)
+        return cluster, torch.where(takes_part, cluster, none), violation
 
     def _pool(self, similarity: Tensor, label: Tensor, bank: FeatureBank) -> tuple[Tensor, Tensor]:
         """This rank's pool: similarities (K, C, P), and the places (C, P) that hold a pixel.
