@@ -54,8 +54,9 @@ def test_one_key_sends_scalars_and_pictures_and_a_resumed_run_goes_on(wandb, tin
 
 
 def test_preflight_names_the_package_where_it_is_missing(wandb, tiny_cfg, monkeypatch):
-    assert preflight(tiny_cfg("daformer", "WANDB.PROJECT", "streets")) == []
+    options = ("WANDB.PROJECT", "streets", "MODEL.TIMM.NAME", "")
+    assert preflight(tiny_cfg("daformer", *options)) == []
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="pip install wandb"):
-        preflight(tiny_cfg("daformer", "WANDB.PROJECT", "streets"))
-    assert preflight(tiny_cfg("daformer")) == []
+        preflight(tiny_cfg("daformer", *options))
+    assert preflight(tiny_cfg("daformer", "MODEL.TIMM.NAME", "")) == []

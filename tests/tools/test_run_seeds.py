@@ -1,10 +1,8 @@
 """The driver of several seeds, around a training that takes no time."""
 
 import json
-import os
-import signal
+import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -86,12 +84,22 @@ def test_a_failure_stops_and_shows_the_command_and_the_next_start_resumes(start,
     assert "--resume" not in calls(tmp_path / "out" / "seed_1")[0]
 
 
-def test_ctrl_c_waits_until_the_training_has_saved(tmp_path, capfd):
-    # A terminal sends the signal to both; the training takes its time.
+def test_ctrl_c_waits_until_the_training_has_saved(tmp_path, monkeypatch, capfd):
+    class Interrupted(subprocess.Popen):
+        """Meets a Ctrl-C in the first wait, as ``subprocess.run`` would."""
+
+        waits = 0
+
+        def wait(self, timeout=None):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(tool.subprocess, "Popen", Interrupted)
     saves = (
         f"import time; time.sleep(1); open({str(tmp_path / 'saved')!r}, 'w'); raise SystemExit(75)"
     )
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert tool.run_to_its_end([sys.executable, "-c", saves]) == 75
     assert (tmp_path / "saved").exists() and "Waiting" in capfd.readouterr().err
 
