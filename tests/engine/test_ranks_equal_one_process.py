@@ -18,9 +18,9 @@ RUNS = {"daformer_gauss": True, "mic_gauss": False}  # whether the ranks are une
 ITERATIONS = 3
 
 
-# Where a pixel lies between two classes or prototypes to the last bit, or Adam divides a gradient near
-# 0 by its own size, sums in another order tip it over, and all that follows differs. Which seeds have
-# such a place depends on the processor; a fault shows with every seed.
+# Where a pixel lies between two classes or prototypes to the last bit, or Adam divides a gradient
+# near 0 by its own size, sums in another order tip it over, and all that follows differs. Which
+# seeds have such a place depends on the processor; a fault shows with every seed.
 SEEDS = (13, 14, 11, 12)
 
 
