@@ -23,7 +23,7 @@ from PIL import Image
 
 import mpcl
 from mpcl.config import get_cfg_from
-from mpcl.config.preflight import _distance_notes
+from mpcl.config.notes import distance_notes
 from mpcl.data.files import list_files
 from mpcl.data.labels import read_label
 from mpcl.data.paired_loader import build_paired_loader
@@ -250,12 +250,12 @@ def test_classes_of_the_feature_distance_that_are_not_cityscapes_are_named():
     try:
         cfg = get_cfg_from("", ["DATASETS.TRAIN", f"({name!r},)"])
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, distance = 20, cfg.SELF_TRAINING.FEATURE_DISTANCE
-        assert _distance_notes(cfg) == []
+        assert distance_notes(cfg) == []
         distance.WEIGHT = 0.005
-        (note,) = _distance_notes(cfg)
+        (note,) = distance_notes(cfg)
         assert "features of leaf 6, leaf 7, leaf 11" in note
         distance.CLASSES = (1, 2)
-        assert _distance_notes(cfg) == []
+        assert distance_notes(cfg) == []
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
