@@ -36,12 +36,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def earlier_checkpoints(args: argparse.Namespace) -> list[Path]:
-    """The run's periodic checkpoints before the one that is looked at, oldest first."""
-    from mpcl.checkpoint.training import checkpoints_in
+    """The run's checkpoints of iterations before the one that is looked at, oldest first."""
+    from mpcl.checkpoint.training import checkpoints_in, iteration_of
 
-    names = sorted(path.name for path in checkpoints_in(args.run))  # the final one comes last
-    looked_at = Path(args.network["weights"] or names[-1]).name
-    return [args.run / name for name in names if name < looked_at]
+    paths = sorted(checkpoints_in(args.run), key=iteration_of)
+    looked_at = iteration_of(Path(args.network["weights"] or paths[-1]))
+    return [path for path in paths if iteration_of(path) < looked_at]
 
 
 @command_line(parse_args)

@@ -27,12 +27,12 @@ def add_arguments(parser) -> None:
 def run(args) -> list[Row]:
     cv2.setNumThreads(0)  # as in the loader's workers
     rows: list[Row] = []
-    common = {"crop_size": (640, 640), "flip": True, "pad_colour": (124, 116, 104)}
+    common = {"crop_size": (640, 640), "flip": True, "pad_color": (124, 116, 104)}
     source = SourceMapper(
         size=(1280, 720),
         single_category_max_area=0.75,
         min_crop_fraction=0.0,
-        distort_colours=False,
+        photometric_distortion=False,
         label_maps={},
         **common,
     )

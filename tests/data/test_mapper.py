@@ -8,7 +8,7 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.data import mapper as mapper_module
-from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper
+from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, inside_margins
 from mpcl.data.resizing import keep_aspect_size
 from mpcl.data.sampler import Draw
 
@@ -40,15 +40,15 @@ def source_mapper(**changes):
         "flip": False,
         "single_category_max_area": 1.0,
         "min_crop_fraction": 0.0,
-        "distort_colours": False,
-        "pad_colour": MEAN,
+        "photometric_distortion": False,
+        "pad_color": MEAN,
         "label_maps": {},
     }
     return SourceMapper(**(settings | changes))
 
 
 def target_mapper(**changes):
-    settings = {"size": None, "crop_size": (32, 32), "flip": False, "pad_colour": MEAN}
+    settings = {"size": None, "crop_size": (32, 32), "flip": False, "pad_color": MEAN}
     return TargetMapper(**(settings | changes))
 
 
@@ -239,7 +239,7 @@ def test_the_rare_class_must_exceed_its_share_of_the_crop(tmp_path, monkeypatch)
 @pytest.mark.parametrize("distort", [False, True])
 def test_the_seed_of_the_draw_alone_decides(tmp_path, distort):
     record = write(tmp_path, noise(), stripes())
-    mapper = source_mapper(flip=True, distort_colours=distort, single_category_max_area=0.75)
+    mapper = source_mapper(flip=True, photometric_distortion=distort, single_category_max_area=0.75)
 
     def states():
         numpy_state = np.random.get_state()[1].tolist()
@@ -257,7 +257,7 @@ def test_the_seed_of_the_draw_alone_decides(tmp_path, distort):
 
 def test_colour_distortion_changes_colours_but_neither_place_nor_label_nor_padding(tmp_path):
     record = write(tmp_path, noise(24, 64), stripes(24, 64))
-    plain, distorted = source_mapper(), source_mapper(distort_colours=True)
+    plain, distorted = source_mapper(), source_mapper(photometric_distortion=True)
     changed = 0
     for seed in range(10):
         a, b = plain(record, Draw(0, seed)), distorted(record, Draw(0, seed))
@@ -344,6 +344,43 @@ def test_configuration_reaches_the_mappers(tmp_path):
     source, target, test = (m.from_config(cfg) for m in (SourceMapper, TargetMapper, TestMapper))
     assert source.size == (64, 48) and target.size == test.size == (32, 24)
     assert source.crop_size == target.crop_size == (24, 32)
-    assert source.pad_colour == target.pad_colour == MEAN
+    assert source.pad_color == target.pad_color == MEAN
     assert source.min_crop_fraction == cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION
-    assert source.flip and target.flip and not source.distort_colours
+    assert source.flip and target.flip and not source.photometric_distortion
+
+
+@pytest.mark.parametrize(
+    ("margins", "rows", "columns"),
+    [
+        ((0, 0, 0, 0), [1, 1, 1, 1], [1, 1, 1, 1]),
+        ((0.1, 0.1, 0, 0), [1, 1, 1, 1], [1, 1, 1, 1]),  # less than half a row is no row
+        ((0.25, 0, 0, 0), [0, 1, 1, 1], [1, 1, 1, 1]),
+        ((0, 0.25, 0, 0.5), [1, 1, 1, 0], [1, 1, 0, 0]),
+        ((0.2, 0.45, 0.25, 0), [0, 1, 0, 0], [0, 1, 1, 1]),
+    ],
+)
+def test_margins_are_whole_rows_and_columns_and_zero_is_none(margins, rows, columns):
+    assert inside_margins((4, 4), margins).tolist() == np.outer(rows, columns).tolist()
+
+
+def test_margins_of_the_crop_are_its_rows_wherever_it_lies(tmp_path):
+    # DAFormer's 15 and 120 rows of a 512 crop; the image is larger, and its margin is to the left.
+    record = write(tmp_path, noise(640, 600))
+    settings = {"crop_size": (512, 512), "crop_margins": (15 / 512, 120 / 512)}
+    for seed in range(4):
+        valid = target_mapper(**settings)(record, Draw(0, seed))["valid"]
+        assert valid[15:-120].all() and not valid[:15].any() and not valid[-120:].any()
+
+
+def test_where_nothing_is_shown_is_mirrored_with_the_image_and_told_by_rgb(tmp_path):
+    image = noise(32, 32)
+    image[:, 20:] = (1, 2, 3)
+    record = write(tmp_path, image) | {"dataset": "tiles"}
+    mapper = target_mapper(flip=True, nodata={"tiles": (1, 2, 3)})
+    seen = set()
+    for seed in range(20):
+        result = mapper(record, Draw(0, seed))
+        empty = (result["image"] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all(0)
+        assert torch.equal(result["valid"], ~empty)
+        seen.add(bool(empty[0, 0]))
+    assert seen == {True, False}

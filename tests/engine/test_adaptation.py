@@ -58,7 +58,9 @@ def test_target_is_labelled_by_the_teacher_and_mixed_is_pasted_onto_it_then_augm
     assert torch.equal(step.target.label, logits.argmax(1))
     assert not step.target.weight.requires_grad
     pasted = step.mixed.from_source
-    assert pasted.any() and not pasted.all()
+    for label, mask in zip(step.source.label, pasted):  # half of the four classes, as a whole
+        classes = set(label[mask].tolist())
+        assert len(classes) == 2 and not classes & set(label[~mask].tolist())
     for name in ("label", "weight", "trusted"):
         source, target, mixed = (
             getattr(view, name) for view in (step.source, step.target, step.mixed)
@@ -88,13 +90,19 @@ def test_teacher_follows_after_the_step(hook):
 
 
 def test_masked_view_hides_the_unmixed_target_and_passes_apart(tiny_cfg):
-    hook = build_hook(tiny_cfg("mic_daformer", "SELF_TRAINING.MASKED.AUGMENT", False))
+    opts = ("SELF_TRAINING.MASKED.AUGMENT", False, "SELF_TRAINING.CONFIDENCE_THRESHOLD", 0.0)
+    hook = build_hook(tiny_cfg("mic_daformer", *opts))
     step = make_step()
     hook.before_forward(step)
     hidden = step.masked.images == 0
     images = (step.target if hook.masking.images == "target" else step.source).images
     assert hidden.any() and torch.equal(step.masked.images[0][~hidden[0]], images[0][~hidden[0]])
     assert "masked" not in step.images
+    labelled = step.target
+    if hook.masking.images == "pair":
+        labelled = step.source.join(step.target, lambda s, t: torch.cat([s[:1], t[:1]]))
+    assert torch.equal(step.masked.label, labelled.label)
+    assert torch.equal(step.masked.weight, labelled.weight) and labelled.weight.any()
 
 
 def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
@@ -102,7 +110,8 @@ def test_reference_features_see_what_the_students_encoder_sees(tiny_cfg):
     hook.reference_encoder = lambda images: {hook.student.deepest_feature: images}
     step = make_step()
     hook.before_forward(step)
-    assert step.reference_features.shape == (2, 3, 32, 32)
+    half = F.avg_pool2d(step.source.images, 2)
+    torch.testing.assert_close(step.reference_features, half)
 
 
 class WeightCasts(TorchDispatchMode):

@@ -14,7 +14,7 @@ from mpcl.data import mapper
 from mpcl.data.decoding import BadFile
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine import trainer as trainer_module
-from mpcl.engine.evaluate import evaluate_networks
+from mpcl.engine.evaluate import evaluate_networks, headline_key
 from mpcl.evaluation import evaluator
 from mpcl.evaluation.runs import differences, read_run
 from mpcl.predict.loading import load_networks
@@ -142,6 +142,12 @@ def test_a_finished_run_reads_back_what_it_reported(tiny_cfg, parts):
         loaded, _, teacher, *_ = load_networks(Path(cfg.OUTPUT_DIR))
         assert differences(yaml.safe_load(loaded.dump()), yaml.safe_load(cfg.dump())) == {}
         assert loaded.OUTPUT_DIR == cfg.OUTPUT_DIR and (teacher is None) == (len(networks) == 1)
+
+
+def test_the_headline_is_of_the_network_in_use(tiny_cfg):
+    assert headline_key(tiny_cfg("daformer_gauss"), "tiny_val").startswith("sem_seg/mIoU")
+    cfg = tiny_cfg("daformer_gauss", "TEST.OUTPUT", "prototypes")  # which no teacher has
+    assert headline_key(cfg, "tiny_val").startswith("sem_seg_student/mIoU")
 
 
 def test_the_best_checkpoint_is_kept_on_request_and_called_selection_on_labels(

@@ -89,7 +89,7 @@ def unlabelled(device: str) -> View:
 def pseudo_label(device: str) -> None:
     logits = torch.randn(2, C, 8, 8, device=device)
     for scope in ("batch", "image"):
-        PseudoLabels(scope=scope, ignore_top=0.1, ignore_bottom=0.2)(logits, unlabelled(device))
+        PseudoLabels(scope=scope)(logits, unlabelled(device))
 
 
 def mix_and_mask(device: str) -> None:

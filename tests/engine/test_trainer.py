@@ -48,6 +48,9 @@ def test_method_trains_logs_and_evaluates(tiny_cfg, method):
     clusters = method.endswith(("centroid", "gauss"))
     assert {"loss_sem_seg", "total_loss", "lr", "time", "data_time", "sem_seg/mIoU"} <= seen
     assert 0 <= results["sem_seg"]["mIoU"] <= 100
+    for row in (row for row in rows.values() if "total_loss" in row):
+        losses = [value for name, value in row.items() if name.startswith("loss_")]
+        assert row["total_loss"] == pytest.approx(sum(losses), rel=1e-4)
     assert ("sem_seg_student" in results) == adapts
     for name, expected in {
         "loss_sem_seg_mix": adapts,
@@ -280,6 +283,21 @@ def test_masked_views_own_backward_adds_up_to_the_joint_gradient(tiny_cfg, metho
     sum(losses.values()).backward()
     for name, parameter in trainer.student.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_random_numbers_depend_on_seed_rank_and_iteration_alone(tiny_cfg, monkeypatch):
+    def drawn(seed: int, rank: int, iteration: int) -> int:
+        trainer = AdaptationTrainer(tiny_cfg("daformer", *SMALLEST, *QUIET, "SEED", seed))
+        monkeypatch.setattr("mpcl.engine.trainer.comm.get_rank", lambda: rank)
+        monkeypatch.setattr(trainer, "next_step", lambda: 1 / 0)
+        trainer.iter = iteration
+        with pytest.raises(ZeroDivisionError):
+            trainer.run_step()
+        monkeypatch.undo()
+        return torch.initial_seed()
+
+    seeds = [drawn(*state) for state in [(5, 0, 3), (5, 0, 4), (5, 1, 3), (6, 0, 3)]]
+    assert len(set(seeds)) == 4 and drawn(5, 0, 3) == seeds[0]
 
 
 def test_margins_of_the_image_take_the_weight_from_pseudo_labels(tiny_cfg):

@@ -111,6 +111,23 @@ def test_detail_equals_the_single_scale_model_on_the_crop(tiny_cfg):
     torch.testing.assert_close(detail.logits, alone)
 
 
+@torch.no_grad()
+def test_features_and_embeddings_are_those_of_their_scale(tiny_cfg):
+    opts = ("MODEL.HRDA.DETAIL_SIZE", (32, 48), "PROTOTYPES.HEAD", "shared")
+    model = build(tiny_cfg, "hrda_gauss", *opts).eval()
+    images = torch.randn(2, 3, 64, 64)
+    outputs = model({"source": images})["source"]
+    for found, view in (
+        (outputs, model.encoder_input(images)),
+        (outputs.detail, outputs.detail.box.crop(images)),
+    ):
+        alone = model.forward_features(model.backbone(view))
+        torch.testing.assert_close(found.embeddings, alone.embeddings)
+        torch.testing.assert_close(found.fused, alone.fused)
+        if found is outputs:
+            torch.testing.assert_close(found.features, alone.features)
+
+
 @pytest.mark.parametrize("size", [(64, 96), (77, 90), (130, 65)])
 @torch.no_grad()
 def test_prediction_has_the_images_size_also_off_the_grid(tiny_cfg, size):

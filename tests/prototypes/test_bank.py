@@ -88,6 +88,7 @@ def test_memory_layout_of_the_embeddings_does_not_matter():
 
 
 def test_samples_come_from_the_filled_slots_of_each_class_and_reach_all_of_them():
+    torch.manual_seed(0)
     bank = FeatureBank(C, 10, D)
     label = torch.tensor([[[0, 0, 0, 1]]])
     bank.push_(numbered(label), label)

@@ -216,6 +216,10 @@ def test_prototypes_find_the_modes_of_each_class(kind):
     # Each pixel belongs to the prototype of its own mode.
     nearest = torch.cdist(pixels.rows, found.flatten(0, 1)).argmin(1)
     assert (pixels.cluster.flatten() == nearest).float().mean() > 0.95
+    if kind is GaussianPrototypes:  # the noise of an embedding has a deviation of 0.1
+        torch.testing.assert_close(
+            learner.prototypes.variance, torch.full((C, K, D), 0.01), atol=0.005, rtol=0
+        )
     # Where the prototypes started is kept, on the modes too, while they moved on.
     start = learner.prototypes.start_mean
     torch.testing.assert_close(start, found, atol=0.1, rtol=0)

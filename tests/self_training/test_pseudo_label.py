@@ -90,35 +90,15 @@ def test_without_confident_pixels_weights_are_zero_and_labels_remain(scope, valu
     assert ((view.label >= 0) & (view.label < 2)).all()
 
 
-def test_margins_and_invalid_pixels_lose_weight_and_trust_but_count_in_the_share():
-    # DAFormer's 15 and 120 rows of a 512 crop.
+def test_invalid_pixels_lose_weight_and_trust_but_count_in_the_share():
     probability = torch.full((2, 512, 4), 0.6)
     probability[:, :256] = 0.99
     valid = torch.ones(2, 512, 4, dtype=torch.bool)
-    valid[1, :, 0] = False
-    margins = {"ignore_top": 15 / 512, "ignore_bottom": 120 / 512}
-    view, fraction = label(two_class_logits(probability), (512, 4), valid, **margins)
-    expected = torch.full((2, 512, 4), 0.5) * valid
-    expected[:, :15] = expected[:, -120:] = 0
-    assert torch.equal(view.weight, expected)
-    assert torch.equal(view.trusted, (probability > 0.9) & (expected > 0))
+    valid[1, :, 0] = valid[0, -120:] = False
+    view, fraction = label(two_class_logits(probability), (512, 4), valid)
+    assert torch.equal(view.weight, 0.5 * valid)
+    assert torch.equal(view.trusted, (probability > 0.9) & valid)
     assert fraction == 0.5
-
-
-@pytest.mark.parametrize(
-    ("top", "bottom", "weights"),
-    [
-        (0.0, 0.0, [1, 1, 1, 1]),
-        (0.1, 0.1, [1, 1, 1, 1]),  # less than half a row is no row
-        (0.25, 0.0, [0, 1, 1, 1]),
-        (0.0, 0.25, [1, 1, 1, 0]),
-        (0.2, 0.45, [0, 1, 0, 0]),
-    ],
-)
-def test_margins_are_whole_rows_and_zero_rows_are_none(top, bottom, weights):
-    logits = two_class_logits(torch.full((1, 4, 1), 0.99))
-    view, _ = label(logits, (4, 1), ignore_top=top, ignore_bottom=bottom)
-    assert view.weight.flatten().tolist() == weights
 
 
 def test_the_share_is_that_of_the_batches_of_all_ranks(monkeypatch):
@@ -134,8 +114,6 @@ def test_the_share_is_that_of_the_batches_of_all_ranks(monkeypatch):
     [
         ({"threshold": 1.5}, r"threshold must be in \[0, 1\], got 1.5"),
         ({"scope": "pixel"}, r"scope must be one of \('batch', 'image'\), got 'pixel'"),
-        ({"ignore_top": -0.1}, "ignore_top and ignore_bottom"),
-        ({"ignore_top": 0.5, "ignore_bottom": 0.5}, "got 0.5 and 0.5"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):

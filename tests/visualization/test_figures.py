@@ -58,20 +58,28 @@ def test_each_figure_is_written(trained_runs, tmp_path, words, capsys):
     assert capsys.readouterr().out.strip() == str(file)
 
 
-def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(gauss):
+@pytest.mark.parametrize("margins", [(0, 0, 0, 0, 0, 0), (0.25, 0, 0, 0.5, 0, 0.125)])
+def test_pseudo_labels_of_a_labelled_set_are_counted_against_the_truth(gauss, margins):
+    *of_image, top, bottom = map(float, margins)
     cfg = gauss.cfg.clone()
     cfg.merge_from_list(["DATASETS.TRAIN_TARGET", ("tiny_val",)])
-    truth, label, probability = [], [], []
+    truth, label, probability, inside = [], [], [], []
     for scene in load_scenes(cfg, "tiny_val", 3):
+        height, width = scene.truth.shape
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        lowest = height - max(of_image[1], bottom) * height
+        kept = (rows >= max(of_image[0], top) * height) & (rows < lowest)
+        inside.append((kept & (columns < width - of_image[3] * width)).flatten())
         posterior = gauss.teacher.model([scene.record])[0]["sem_seg"].softmax(0)
         truth.append(torch.from_numpy(scene.truth).flatten())
         label.append(posterior.argmax(0).flatten())
         probability.append(posterior.amax(0).flatten())
-    truth, label, probability = map(torch.cat, (truth, label, probability))
+    truth, label, probability, inside = map(torch.cat, (truth, label, probability, inside))
     threshold = float(probability.median())
-    st = ("CONFIDENCE_THRESHOLD", threshold), ("IGNORE_TOP", 0.0), ("IGNORE_BOTTOM", 0.0)
+    st = ("CONFIDENCE_THRESHOLD", threshold), ("IGNORE_TOP", top), ("IGNORE_BOTTOM", bottom)
+    st = (*st, ("IGNORE_MARGINS", tuple(of_image)))
     cfg.merge_from_list([word for key, value in st for word in (f"SELF_TRAINING.{key}", value)])
-    known, sure, right = truth < 4, probability >= threshold, label == truth
+    known, sure, right = truth < 4, (probability >= threshold) & inside, label == truth
     masks = (sure[known], right[known], right[known & sure])
     _, found = pseudo_label_figure(gauss._replace(cfg=cfg), number=3)
     assert 0 < found.confident < 1
@@ -486,6 +494,9 @@ def test_drift_is_measured_from_earlier_checkpoints_of_the_run_alone(tmp_path):
 
     assert found() == ["model_0000001", "model_0000003"]
     assert found("--weights", str(tmp_path / "model_0000003.pth")) == ["model_0000001"]
+    selected = tmp_path / "model_selected_on_labels.pth"
+    torch.save({"model": {}, "trainer": {"iteration": 3}}, selected)
+    assert found("--weights", str(selected)) == ["model_0000001"]
     (tmp_path / "model_final.pth").touch()
     assert found() == ["model_0000001", "model_0000003", "model_0000005"]
 

@@ -144,7 +144,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         iteration the final one."""
 
         def order(path: Path) -> tuple[int, str]:
-            return _iteration(path, *_state(path)), path.name
+            return iteration_of(path), path.name
 
         damaged: list[str] = []
         for path in sorted(self._known(), key=order, reverse=True):
@@ -189,11 +189,16 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def iteration_of(path: Path) -> int:
+    """The last iteration in a checkpoint; by its name where the file does not say."""
+    return _iteration(path, *_state(path))
+
+
 @lru_cache
 def _iteration(path: Path, size: int, changed: int) -> int:
-    """The last iteration in a checkpoint; by its name where the file does not say."""
     try:
-        iteration = read(str(path), mmap=True).get("iteration")
+        state = read(str(path), mmap=True)  # of the best checkpoint the trainer alone tells it
+        iteration = state.get("iteration", state.get("trainer", {}).get("iteration"))
     except (ValueError, OSError):  # whoever takes it for the newest will say why it is none
         iteration = None
     return iteration if isinstance(iteration, int) else _number(path)

@@ -28,10 +28,10 @@ from .sampler import NO_CLASS, Draw
 _TRIES = 11  # boxes drawn for the category rule, and crops for the rare class; the last one stands
 
 Record = dict[str, Any]
-Box = tuple[slice, slice]
+Window = tuple[slice, slice]
 
 
-def _random_box(size: Size, crop_size: Size, rng: np.random.Generator) -> Box:
+def _random_box(size: Size, crop_size: Size, rng: np.random.Generator) -> Window:
     """An evenly drawn crop; it ends at the border where the image is smaller than the crop."""
     top, left = (int(rng.integers(max(n - c, 0) + 1)) for n, c in zip(size, crop_size))
     return slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
@@ -66,7 +66,7 @@ def _is_mixed(counts: np.ndarray, max_area: float) -> bool:
     return bool(counts.max() < max_area * counts.sum())
 
 
-def _distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _photometric_distortion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random brightness, contrast, saturation and hue of a BGR image, as SSD and mmseg do."""
     from detectron2.projects.point_rend import ColorAugSSDTransform
 
@@ -83,7 +83,7 @@ def _crop_settings(cfg: CfgNode) -> dict[str, Any]:
     return {
         "crop_size": tuple(cfg.INPUT.CROP.SIZE),
         "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
-        "pad_colour": tuple(round(mean) for mean in cfg.MODEL.PIXEL_MEAN),
+        "pad_color": tuple(round(mean) for mean in cfg.MODEL.PIXEL_MEAN),
     }
 
 
@@ -100,7 +100,7 @@ class _CropMapper:
     size: Size | None  # bounding box of the resized image, see keep_aspect_size
     crop_size: Size  # (h, w) of the result; smaller images are padded below and to the right
     flip: bool  # whether half of the images are mirrored
-    pad_colour: tuple[int, int, int]  # RGB: the mean colour, about 0 once normalised
+    pad_color: tuple[int, int, int]  # RGB: the mean colour, about 0 once normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class SourceMapper(_CropMapper):
     min_crop_fraction: float  # in [0, 1)
     # Random brightness, contrast, saturation and hue, for training without adaptation:
     # self-training distorts the mixed images later.
-    distort_colours: bool
+    photometric_distortion: bool
     # Raw id -> class index, by the name of the data set; label files of others hold class indices.
     label_maps: Mapping[str, LabelMap]
     num_classes: int = IGNORE_LABEL  # other indices than [0, num_classes) and 255 are refused
@@ -133,7 +133,7 @@ class SourceMapper(_CropMapper):
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
             min_crop_fraction=cfg.DATALOADER.RARE_CLASS.MIN_CROP_FRACTION,
-            distort_colours=cfg.INPUT.COLOR_AUG_SSD,
+            photometric_distortion=cfg.INPUT.COLOR_AUG_SSD,
             **_crop_settings(cfg),
         )
 
@@ -156,10 +156,10 @@ class SourceMapper(_CropMapper):
         crop, label = resize(image, size)[box], label[box]
         if self.flip and rng.random() < 0.5:
             crop, label = cv2.flip(crop, 1), cv2.flip(label, 1)
-        if self.distort_colours:
-            crop = _distort_colours(crop, rng)
+        if self.photometric_distortion:
+            crop = _photometric_distortion(crop, rng)
         label = np.ascontiguousarray(_pad(label, self.crop_size, (IGNORE_LABEL,)))
-        result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
+        result = _result(record, image, _pad(crop, self.crop_size, self.pad_color[::-1]))
         return {**result, "sem_seg": torch.from_numpy(label)}
 
     def _read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ class SourceMapper(_CropMapper):
         check_label(label_file, label, self.num_classes)
         return image, label
 
-    def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Box:
+    def _mixed_box(self, label: np.ndarray, rng: np.random.Generator) -> Window:
         """A box without a dominant class, as far as a few tries find one."""
         for _ in range(_TRIES):
             box = _random_box(label.shape, self.crop_size, rng)
@@ -185,7 +185,7 @@ class SourceMapper(_CropMapper):
                 break
         return box
 
-    def _accepted_box(self, label: np.ndarray, rare_class: int, rng: np.random.Generator) -> Box:
+    def _accepted_box(self, label: np.ndarray, rare_class: int, rng: np.random.Generator) -> Window:
         """A mixed box with enough of the rare class, as far as a few tries find one."""
         enough = self.min_crop_fraction * self.crop_size[0] * self.crop_size[1]
         for _ in range(_TRIES):
@@ -199,16 +199,20 @@ class SourceMapper(_CropMapper):
 class TargetMapper(_CropMapper):
     """Unlabelled record and draw -> random crop of the image. Nothing in it can open a label."""
 
-    # Top, bottom, left and right shares of the image that pseudo-labels are not to be trusted in.
+    # Where pseudo-labels are not to be trusted: shares of the image at its top, bottom, left and
+    # right, and of the rows of the crop at its top and bottom.
     margins: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    crop_margins: tuple[float, float] = (0.0, 0.0)
     # RGB of pixels that show nothing, by the name of the data set.
     nodata: Mapping[str, Color] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "TargetMapper":
+        st = cfg.SELF_TRAINING
         return cls(
             size=tuple(cfg.INPUT.TARGET_SIZE),
-            margins=tuple(cfg.SELF_TRAINING.IGNORE_MARGINS),
+            margins=tuple(st.IGNORE_MARGINS),
+            crop_margins=(st.IGNORE_TOP, st.IGNORE_BOTTOM),
             nodata=_described(cfg.DATASETS.TRAIN_TARGET, "nodata"),
             **_crop_settings(cfg),
         )
@@ -234,13 +238,14 @@ class TargetMapper(_CropMapper):
         flip = self.flip and rng.random() < 0.5
         if flip:
             crop = cv2.flip(crop, 1)
-        result = _result(record, image, _pad(crop, self.crop_size, self.pad_colour[::-1]))
-        valid = _inside_margins(size, self.margins)
+        result = _result(record, image, _pad(crop, self.crop_size, self.pad_color[::-1]))
+        valid = inside_margins(size, self.margins)
         for empty in self._empty(record, image):
             # Bilinear as the image: a pixel into which one without data is mixed shows neither.
             valid &= resize(empty, size) == 0
         valid = valid[box]
         valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
+        valid &= inside_margins(self.crop_size, (*self.crop_margins, 0.0, 0.0))
         return {**result, "valid": torch.from_numpy(valid.astype(bool))}
 
     def _empty(self, record: Record, image: np.ndarray) -> Iterator[np.ndarray]:
@@ -253,8 +258,10 @@ class TargetMapper(_CropMapper):
             yield cv2.inRange(mask, (0, 0, 0), (0, 0, 0))
 
 
-def _inside_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:
-    """(h, w) uint8: 1 inside the top, bottom, left and right margins, 0 in them."""
+def inside_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:
+    """(h, w) uint8: 1 inside the margins, 0 in them: shares of the height at the top and at the
+    bottom, and of the width at the left and at the right, rounded to whole rows and columns.
+    """
     (height, width), (top, bottom, left, right) = size, margins
     inside = np.zeros(size, np.uint8)
     rows = slice(round(top * height), height - round(bottom * height))

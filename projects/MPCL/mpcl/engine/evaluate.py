@@ -145,5 +145,8 @@ def evaluate_networks(networks: Networks) -> OrderedDict:
 def headline_key(cfg, dataset: str) -> str:
     """The key in metrics.json of a test set's headline, of the network in use."""
     several = len(cfg.DATASETS.TEST) > 1 or MetadataCatalog.get(dataset).get("parts", ())
-    metric = f"sem_seg/{mean_metrics(cfg.TEST.CLASS_SUBSETS)[0]}"
+    task = (
+        "sem_seg_student" if cfg.TEST.OUTPUT == "prototypes" else "sem_seg"
+    )  # no teacher has them
+    metric = f"{task}/{mean_metrics(cfg.TEST.CLASS_SUBSETS)[0]}"
     return f"{dataset}/{metric}" if several else metric

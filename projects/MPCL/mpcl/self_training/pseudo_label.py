@@ -35,46 +35,31 @@ class PseudoLabels:
 
     .. math:: q = \frac{1}{BHW} \sum_{b,i} [\max_c p_{b,i,c} \ge \theta]
 
-    Unsure pixels are kept: the share scales the target's influence as a whole. Margins (the bonnet
-    and the sky border of rectified images) get weight 0, but do count in the share. With several
-    ranks a batch is what all of them hold, so that N ranks equal one large batch; all must call.
+    Unsure pixels are kept: the share scales the target's influence as a whole. Pixels of weight 0
+    (margins, padding) keep it, but do count in the share. With several ranks a batch is what all of
+    them hold, so that N ranks equal one large batch; all must call.
 
     Source: MPCL Eq. (16); DAFormer, arXiv:2111.14887 (and DACS, arXiv:2007.08702, before it).
 
     Attributes:
         threshold: theta in [0, 1], inclusive.
         scope: "batch": one share for the batch; "image": one for each image.
-        ignore_top, ignore_bottom: margins as fractions of the height, rounded to whole rows.
-    Raises: ValueError: ``threshold`` is outside [0, 1], ``scope`` is unknown, or the margins are
-        negative or leave no row.
+    Raises: ValueError: ``threshold`` is outside [0, 1], or ``scope`` is unknown.
     """
 
     threshold: float = 0.968
     scope: str = "batch"
-    ignore_top: float = 0.0
-    ignore_bottom: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be one of {SCOPES}, got {self.scope!r}")
-        top, bottom = self.ignore_top, self.ignore_bottom
-        if not (top >= 0.0 and bottom >= 0.0 and top + bottom < 1.0):
-            raise ValueError(
-                "ignore_top and ignore_bottom must be non-negative fractions with a sum below 1, "
-                f"got {top} and {bottom}"
-            )
 
     @classmethod
     def from_config(cls, cfg: Any) -> "PseudoLabels":
         st = cfg.SELF_TRAINING
-        return cls(
-            threshold=st.CONFIDENCE_THRESHOLD,
-            scope=st.CONFIDENCE,
-            ignore_top=st.IGNORE_TOP,
-            ignore_bottom=st.IGNORE_BOTTOM,
-        )
+        return cls(threshold=st.CONFIDENCE_THRESHOLD, scope=st.CONFIDENCE)
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, target: View) -> tuple[View, Tensor]:
@@ -83,25 +68,17 @@ class PseudoLabels:
             logits: (B, C, h, w) of the teacher, any floating-point type; computed on in float32.
             target: unlabelled; its weight is 0 where pseudo-labels shall weigh nothing, else 1.
         Returns: the target with a label of every pixel, however unsure, the confident share as its
-            weight, and as trusted pixels those outside the margins that reach the threshold; and
-            the share of all pixels of the batch, margins included, that reach it, a scalar in [0,
-            1] (with ``scope="image"``: the mean of the images' shares).
+            weight, and as trusted pixels those of weight 1 that reach the threshold; and the share
+            of all pixels of the batch, whatever their weight, that reach it, a scalar in [0, 1]
+            (with ``scope="image"``: the mean of the images' shares).
         Raises: ValueError: ``logits`` has not four dimensions.
         """
         if logits.dim() != 4:
             raise ValueError(f"logits must be (B, C, h, w), got {tuple(logits.shape)}")
-        height, width = target.images.shape[-2:]
-        probability, label = most_probable(logits, (height, width))
+        probability, label = most_probable(logits, target.images.shape[-2:])
         reached = probability >= self.threshold
         share = reached.float().mean(dim=(1, 2), keepdim=True)
         confident_fraction = sum_over_ranks(share.mean()) / world_size()
-        inside = self._inside_margins(height, logits.device) * target.weight
-        weight = (confident_fraction if self.scope == "batch" else share) * inside
-        view = replace(target, label=label, weight=weight, trusted=reached & (inside > 0))
+        weight = (confident_fraction if self.scope == "batch" else share) * target.weight
+        view = replace(target, label=label, weight=weight, trusted=reached & (target.weight > 0))
         return view, confident_fraction
-
-    def _inside_margins(self, height: int, device: torch.device) -> Tensor:
-        """(1, H, 1) bool: rows between the margins. Compared, as the slice [-0:] is every row."""
-        row = torch.arange(height, device=device).view(1, -1, 1)
-        top, bottom = round(self.ignore_top * height), round(self.ignore_bottom * height)
-        return (row >= top) & (row < height - bottom)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
 from ..data.labels import IGNORED_COLOR, colorize
+from ..data.mapper import inside_margins
 from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
 from ..predict.loading import Networks, refuse_other_classes
@@ -134,7 +135,10 @@ def _quality(labelled: int, confident: int, right: int, both: int) -> PseudoLabe
 def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tensor]:
     """The image at its own size, labelled by the teacher, and the probability of its labels."""
     logits = teacher.model([scene.record])[0]["sem_seg"][None]
-    everywhere = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    size, st = logits.shape[-2:], cfg.SELF_TRAINING
+    valid = inside_margins(size, st.IGNORE_MARGINS)
+    valid &= inside_margins(size, (st.IGNORE_TOP, st.IGNORE_BOTTOM, 0.0, 0.0))
+    everywhere = torch.from_numpy(valid).bool().to(logits.device)[None]
     unlabelled = View.of_target(logits[:, :3], everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
-    return target, most_probable(logits, logits.shape[-2:])[0]
+    return target, most_probable(logits, size)[0]
