@@ -75,7 +75,8 @@ class PseudoLabels:
         """
         if logits.dim() != 4:
             raise ValueError(f"logits must be (B, C, h, w), got {tuple(logits.shape)}")
-        probability, label = most_probable(logits, target.images.shape[-2:])
+        height, width = target.images.shape[-2:]
+        probability, label = most_probable(logits, (height, width))
         reached = probability >= self.threshold
         share = reached.float().mean(dim=(1, 2), keepdim=True)
         confident_fraction = sum_over_ranks(share.mean()) / world_size()
