@@ -1,6 +1,7 @@
 """The table of ablations: every row differs from its config, and every key in it trains a step."""
 
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from mpcl.engine import AdaptationTrainer
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "docs" / "ABLATIONS.md").read_text()
-ROWS = re.findall(r"^\| \S+ \| [^|]+ \| `(\w+)` \| `(\S+) ([^`]+)` \|", TABLE, re.M)
+FOUND = re.findall(r"^\| \S+ \| [^|]+ \| `(\w+)` \| `([^`]+)` \|", TABLE, re.M)
+ROWS = [(config, *shlex.split(words)) for config, words in FOUND]  # as a shell reads them
 FIRST_OF_KEY = {key: (config, value) for config, key, value in reversed(ROWS)}
 ONE_STEP = ["SOLVER.MAX_ITER", 1, "PROTOTYPES.INIT.ITER", 0, "PROTOTYPES.INIT.MIN_SAMPLES", 1]
 
