@@ -34,6 +34,8 @@ from mpcl.evaluation.evaluator import SegmentationEvaluator
 
 pytest_plugins = ["mistakes"]
 
+NO_MARGINS = ("SELF_TRAINING.IGNORE_TOP", "0.0", "SELF_TRAINING.IGNORE_BOTTOM", "0.0")
+
 
 def checked(world: World, capsys, status: int = 0) -> str:
     """What ``check_data.py --file`` prints; asserts its exit status."""
@@ -172,7 +174,7 @@ def test_target_pixels_without_data_get_no_weight_in_training(world):
         image[:, :32] = 0
         world.save(image, f"target/{i}.png")
     world.description["splits"]["target"]["nodata"] = [0, 0, 0]
-    (batch,) = batches(world, 1, "INPUT.RANDOM_FLIP", "none")
+    (batch,) = batches(world, 1, "INPUT.RANDOM_FLIP", "none", *NO_MARGINS)
     for record in batch["target"]:
         assert torch.equal(record["valid"], record["image"].any(0)) and not record["valid"].all()
     train_net.cli(world.command(*SMALLEST, "SOLVER.MAX_ITER", "2", "VIS_PERIOD", "0"))
@@ -460,7 +462,8 @@ def test_masks_say_where_target_images_show_something(world, capsys):
         world.save(np.full((64, 96, 3), 20 * (i + 1), np.uint8), f"target/{i}.png")
     world.description["splits"]["target"]["valid"] = "target_masks"
     checked(world, capsys)
-    (batch,) = batches(world, 1, "INPUT.RANDOM_FLIP", "none", "INPUT.CROP.SIZE", "(64,96)")
+    opts = ("INPUT.RANDOM_FLIP", "none", "INPUT.CROP.SIZE", "(64,96)", *NO_MARGINS)
+    (batch,) = batches(world, 1, *opts)
     for record in batch["target"]:
         columns = 24 * (record["image"].max().item() // 20)
         assert not record["valid"][:, :columns].any() and record["valid"][:, columns:].all()
