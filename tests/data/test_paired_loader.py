@@ -114,6 +114,19 @@ def test_workers_do_not_change_a_byte(cfg, distort):
     assert_same(alone, take(build_paired_loader(cfg), 5))
 
 
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_the_seed_moves_files_and_crops(cfg, domain):
+    cfg.DATALOADER.RARE_CLASS.ENABLED = False
+    seen = []
+    for cfg.SEED in (0, 1):
+        images = [image for batch in take(build_paired_loader(cfg), 3) for image in batch[domain]]
+        crops = {image["file_name"]: image["image"] for image in images}
+        seen.append(([image["file_name"] for image in images], crops))
+    (files, crops), (other_files, other_crops) = seen
+    assert files != other_files
+    assert any(not torch.equal(crops[name], other_crops[name]) for name in crops)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_sought_loader_goes_on_like_a_straight_one(cfg, num_workers):
     cfg.DATALOADER.NUM_WORKERS = num_workers

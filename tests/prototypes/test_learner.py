@@ -255,6 +255,33 @@ def test_classes_wait_for_enough_embeddings_or_a_full_ring(monkeypatch):
     assert learner.prototypes.started.all()
 
 
+def test_classes_wait_for_enough_embeddings_of_each_prototype(monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY", 1)
+    learner = make_learner(bank_size=600, start_samples=200)
+    for iteration in range(2, 20):
+        run(learner, [iteration])
+        enough = learner.banks["context"].fill >= 200 * K
+        assert torch.equal(learner.prototypes.started, enough)
+        if enough.all():
+            break
+    assert 2 < iteration < 19
+
+
+def test_prototypes_start_from_the_banks_of_both_scales():
+    # The context holds one mode of each class, the detail the other; neither is enough alone.
+    banks = {scale: FeatureBank(C, 500, D) for scale in ("context", "detail")}
+    learner = make_learner(banks=banks, start_samples=100)
+    label = torch.arange(C).view(1, C, 1).expand(3, C, 50).contiguous()
+    for mode, (scale, bank) in enumerate(banks.items()):
+        points = MODES[label, mode] + 0.1 * torch.randn(3, C, 50, D)
+        bank.push_(points.permute(0, 3, 1, 2), label)
+        learner._start_ready_classes(2)
+        assert learner.prototypes.started.all() == (scale == "detail")
+    for c in range(C):
+        order = learner.prototypes.mean[c].sum(-1).argsort(descending=True)
+        torch.testing.assert_close(learner.prototypes.mean[c][order], MODES[c], atol=0.1, rtol=0)
+
+
 @POOLS
 def test_a_few_pixels_of_a_class_go_to_their_nearest_prototypes(pool):
     # Balanced, both modes would get one of two pixels that lie near the same one.

@@ -145,8 +145,7 @@ def evaluate_networks(networks: Networks) -> OrderedDict:
 def headline_key(cfg, dataset: str) -> str:
     """The key in metrics.json of a test set's headline, of the network in use."""
     several = len(cfg.DATASETS.TEST) > 1 or MetadataCatalog.get(dataset).get("parts", ())
-    task = (
-        "sem_seg_student" if cfg.TEST.OUTPUT == "prototypes" else "sem_seg"
-    )  # no teacher has them
+    # No teacher has prototypes that could predict.
+    task = "sem_seg_student" if cfg.TEST.OUTPUT == "prototypes" else "sem_seg"
     metric = f"{task}/{mean_metrics(cfg.TEST.CLASS_SUBSETS)[0]}"
     return f"{dataset}/{metric}" if several else metric
