@@ -266,7 +266,7 @@ def test_classes_of_the_feature_distance_that_are_not_cityscapes_are_named():
 def test_a_large_set_is_judged_by_all_its_labels_before_training(world, capsys, monkeypatch):
     # Of a set that is not seen whole, a class may lack by chance; the count of all labels decides.
     masks(world, lambda label: np.where(label == 3, 0, label), ["source"])
-    monkeypatch.setattr("mpcl.config.preflight.sample", lambda records, *_: records[:1])
+    monkeypatch.setattr("mpcl.config.set_checks.sample", lambda records, *_: records[:1])
     assert notes(world) == []
     with pytest.raises(SystemExit) as end:
         train_net.cli(world.command(*SMALLEST))
@@ -299,7 +299,7 @@ def test_sizes_of_all_test_labels_are_compared_before_training(world, monkeypatc
     file = "val_labels/1.png"
     world.save(world.pixels(file)[:-1], file)
     looked_at = lambda records, at_most=1: records[:at_most]  # noqa: E731
-    monkeypatch.setattr("mpcl.config.preflight.sample", looked_at)
+    monkeypatch.setattr("mpcl.config.set_checks.sample", looked_at)
     with pytest.raises(ValueError, match=r"val_labels/1\.png has height x width \(63, 96\)"):
         notes(world)
 

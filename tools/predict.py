@@ -72,8 +72,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 @command_line(parse_args)
 def main(args: argparse.Namespace) -> int:
+    from mpcl.predict.inputs import Stream
     from mpcl.predict.pipeline import plan, predict_images, predict_stream
-    from mpcl.predict.prediction_files import PredictionWriter, Stream, default_kinds
+    from mpcl.predict.prediction_files import PredictionWriter, default_kinds
     from mpcl.predict.predictor import Predictor
     from mpcl.utils.host_memory import keep_freed_memory
 

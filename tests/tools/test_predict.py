@@ -17,8 +17,9 @@ import mpcl
 from mpcl.data.labels import identity_except
 from mpcl.data.sets.driving_classes import CITYSCAPES_IDS
 from mpcl.predict.export import save_slim
+from mpcl.predict.inputs import find_images, is_camera
 from mpcl.predict.loading import load_networks
-from mpcl.predict.prediction_files import OverlayVideo, PredictionWriter, find_images, is_camera
+from mpcl.predict.prediction_files import OverlayVideo, PredictionWriter
 
 
 @pytest.fixture

@@ -13,16 +13,8 @@ from tqdm import tqdm
 
 from ..data.decoding import BadFile, read_image
 from ..utils.short import shown
-from .prediction_files import (
-    KINDS,
-    ImageFile,
-    PredictionWriter,
-    Stream,
-    StreamOutputs,
-    find_images,
-    is_stream,
-    stream_name,
-)
+from .inputs import ImageFile, Stream, find_images, is_stream, stream_name
+from .prediction_files import KINDS, PredictionWriter, StreamOutputs
 from .predictor import Predictor
 
 
