@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mpcl import Predictor
 from mpcl.config import get_cfg_from
-from mpcl.data.paired_loader import build_test_loader
+from mpcl.data.build import build_test_loader
 from mpcl.engine.job import run_job
 from mpcl.evaluation.evaluator import SegmentationEvaluator
 from mpcl.modeling.dilated_conv import DilatedDepthwiseConv

@@ -24,9 +24,9 @@ from PIL import Image
 import mpcl
 from mpcl.config import get_cfg_from
 from mpcl.config.notes import distance_notes
+from mpcl.data.build import build_paired_loader
 from mpcl.data.files import list_files
 from mpcl.data.labels import read_label
-from mpcl.data.paired_loader import build_paired_loader
 from mpcl.data.sets.custom import register_from_yaml
 from mpcl.data.sets.label_ids import LabelIds
 from mpcl.engine import job

@@ -14,14 +14,10 @@ from detectron2.utils import comm
 from PIL import Image
 
 from mpcl.config import get_cfg_from
-from mpcl.data import paired_loader
+from mpcl.data import build, paired_loader
+from mpcl.data.build import build_paired_loader, build_test_loader
 from mpcl.data.decoding import BadFile
-from mpcl.data.paired_loader import (
-    DomainStream,
-    PairedLoader,
-    build_paired_loader,
-    build_test_loader,
-)
+from mpcl.data.paired_loader import DomainStream, PairedLoader
 from mpcl.data.sampler import UniformDraws
 from mpcl.data.worker_death import explain_death
 
@@ -240,11 +236,11 @@ def test_a_labelled_target_set_is_refused(cfg):
 def test_only_the_first_rank_counts_before_the_others_read(cfg, monkeypatch):
     for is_main in (True, False):
         events = []
-        count = paired_loader.class_statistics
+        count = build.class_statistics
         monkeypatch.setattr(comm, "is_main_process", lambda is_main=is_main: is_main)
         monkeypatch.setattr(comm, "synchronize", lambda events=events: events.append("wait"))
         monkeypatch.setattr(
-            paired_loader,
+            build,
             "class_statistics",
             lambda *a, events=events, count=count: events.append("count") or count(*a),
         )

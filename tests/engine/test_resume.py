@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from faults import Stop, at_iteration
 from processes import assert_equal_checkpoints, checkpoint, metrics, run, start_all, statuses, train
 
-from mpcl.data.paired_loader import build_paired_loader
+from mpcl.data.build import build_paired_loader
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.preemption import EXIT_PREEMPTED, Preempted
 

@@ -13,8 +13,8 @@ from PIL import Image
 from run_fixtures import write_run
 from scipy.spatial.distance import cdist
 
+from mpcl.data.build import build_paired_loader
 from mpcl.data.labels import read_label
-from mpcl.data.paired_loader import build_paired_loader
 from mpcl.evaluation.runs import read_experiments
 from mpcl.predict.loading import load_networks
 from mpcl.self_training.pseudo_label import PseudoLabels

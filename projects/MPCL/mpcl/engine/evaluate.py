@@ -13,7 +13,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.paired_loader import build_test_loader
+from ..data.build import build_test_loader
 from ..evaluation.evaluator import SegmentationEvaluator, build_evaluator, mean_metrics
 from ..evaluation.run_record import write_confusion
 from ..evaluation.runs import scores_by_dataset

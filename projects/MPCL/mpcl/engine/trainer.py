@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
 from ..checkpoint.training import TrainingCheckpointer
-from ..data.paired_loader import build_paired_loader, build_test_loader
+from ..data.build import build_paired_loader, build_test_loader
 from ..evaluation.evaluator import build_evaluator
 from ..losses.criterion import Criterion
 from ..losses.gradient_share import gradient_share

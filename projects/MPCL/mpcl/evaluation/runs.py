@@ -10,11 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+
 from ..config.reading import get, leaves
 from ..data.sets.classes import read_classes
 from ..utils.foreign_files import read_text, read_yaml
 from ..utils.short import short
 from .evaluator import mean_metrics
+
+NETWORKS = ("teacher", "student")
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """Data set -> "teacher" or "student" -> metric -> percent."""
@@ -111,6 +115,19 @@ class Experiment:
     @property
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.scores is not None]
+
+
+def scored_classes(runs: Sequence[Run], dataset: str) -> list[str]:
+    """The classes that runs were last scored on, in the order of the data set where it is
+    registered, else in that of the runs."""
+    networks = [network for run in runs for network in run.latest.get(dataset, {}).values()]
+    metrics = [metric for network in networks for metric in network]
+    seen = [metric.removeprefix("IoU-") for metric in metrics if metric.startswith("IoU-")]
+    if dataset in MetadataCatalog:
+        known = MetadataCatalog.get(dataset).get("stuff_classes", ())
+    else:
+        known = [name for run in runs for name in run.classes]
+    return list(dict.fromkeys([*(name for name in known if name in seen), *seen]))
 
 
 def read_run(folder: Path) -> Run:

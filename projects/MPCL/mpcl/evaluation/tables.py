@@ -4,29 +4,21 @@ Scores of different splits (validation, test) never share a column: a table hold
 """
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from .run_record import read_confusions, read_sessions
-from .runs import Experiment, Run, Scores, differences
+from .notes import notes
+from .runs import NETWORKS, Experiment, Run, Scores, scored_classes
 
-NETWORKS = ("teacher", "student")
 IN_USE = "in use"
 """The network that a run is used with: its teacher where it has one, else its student."""
 
 _COLUMNS = (IN_USE, *NETWORKS)
-_FAR_APART = 3.0  # points between teacher and student from which on a reader should know of it
-# Settings that must agree for scores to be comparable; others are what is compared.
-_SHARED = (
-    *("DATASETS.TEST", "TEST.CLASS_SUBSETS", "TEST.AUG.ENABLED"),
-    *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"),
-)
 
 
 def summary(scores: Scores, metrics: Sequence[str]) -> str:
@@ -169,107 +161,8 @@ def _datasets(experiments: Sequence[Experiment]) -> list[str]:
     return _unique(name for run in _finished(experiments) for name in run.scores)
 
 
-def scored_classes(runs: Sequence[Run], dataset: str) -> list[str]:
-    """The classes that runs were last scored on, in the order of the data set where it is
-    registered, else in that of the runs."""
-    networks = [network for run in runs for network in run.latest.get(dataset, {}).values()]
-    metrics = _unique(metric for network in networks for metric in network)
-    seen = [metric.removeprefix("IoU-") for metric in metrics if metric.startswith("IoU-")]
-    if dataset in MetadataCatalog:
-        known = MetadataCatalog.get(dataset).get("stuff_classes", ())
-    else:
-        known = [name for run in runs for name in run.classes]
-    return _unique([*(name for name in known if name in seen), *seen])
-
-
 def _unique(names: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(names))
-
-
-def notes(experiments: Sequence[Experiment]) -> list[str]:
-    """Sentences on what is left out, and on what does not stand for the same thing."""
-    found = [note for experiment in experiments for note in _notes_on_seeds(experiment)]
-    first, *others = [experiment for experiment in experiments if experiment.finished] or [None]
-    for experiment in others:
-        found += _notes_on_pair(first, experiment)
-    return _unique(found)
-
-
-def _notes_on_seeds(experiment: Experiment) -> Iterator[str]:
-    for run in experiment.runs:
-        if run.scores is None and not run.config["DATASETS"]["TEST"]:
-            yield (
-                f"{experiment.name}, seed {run.seed} ({run.folder}) has no scores, DATASETS.TEST "
-                "being empty, and is left out."
-            )
-        elif run.scores is None:
-            yield (
-                f"{experiment.name}, seed {run.seed} ({run.folder}) is unfinished, iteration "
-                f"{run.iteration} of {run.max_iter}, and left out."
-            )
-    for run in experiment.finished:
-        yield from _notes_on_networks(experiment, run)
-        for session in read_sessions(run.folder):
-            for key, (then, now) in (session.get("resumed_with") or {}).items():
-                yield (
-                    f"{experiment.name}, seed {run.seed} went on with another {key}: {then} before "
-                    f"{session['started']}, {now} after it."
-                )
-        first = experiment.finished[0]
-        for key, (one, other) in differences(first.config, run.config).items():
-            yield (
-                f"{experiment.name}: seeds {first.seed} and {run.seed} differ in {key}, "
-                f"{one} and {other}; their mean mixes both."
-            )
-
-
-def _notes_on_networks(experiment: Experiment, run: Run) -> Iterator[str]:
-    """Where the two networks of a run are far from each other, and what that comes from."""
-    headline = run.metrics[0]
-    for dataset, networks in run.scores.items():
-        teacher, student = (networks.get(name, {}).get(headline) for name in NETWORKS)
-        if teacher is None or student is None or abs(teacher - student) < _FAR_APART:
-            continue
-        statistics = run.config.get("SELF_TRAINING", {}).get("TEACHER_STATISTICS")
-        if teacher < student:
-            reason = "The teacher averages the student's weights, and lags behind in a short run"
-        elif statistics == "target":
-            reason = (
-                "The teacher's batch norm knows the target, the student's mixes both domains "
-                "(SELF_TRAINING.TEACHER_STATISTICS target)"
-            )
-        else:
-            reason = "The teacher averages the student's weights, which swing from step to step"
-        yield (
-            f"{experiment.name}, seed {run.seed}: teacher {teacher:.2f} and student {student:.2f} "
-            f"{headline} on {dataset} are far apart. {reason}."
-        )
-
-
-def _notes_on_pair(first: Experiment, other: Experiment) -> Iterator[str]:
-    """What keeps two experiments from being comparable."""
-    subject = f"NOT COMPARABLE as it stands: {first.name} and {other.name}"
-    one, two = first.finished[0], other.finished[0]
-    if not {run.seed for run in first.finished} & {run.seed for run in other.finished}:
-        yield f"{first.name} and {other.name} have no seed in common: nothing can be paired."
-    changed = differences(one.config, two.config)
-    for key in _SHARED:
-        if key in changed:
-            yield f"{subject} differ in {key}, {changed[key][0]} and {changed[key][1]}."
-    for dataset in one.scores:
-        classes = [set(scored_classes([run], dataset)) for run in (one, two)]
-        if dataset in two.scores and classes[0] != classes[1]:
-            yield f"{subject} were scored on other classes of {dataset}."
-    truths = [_labelled_pixels(run) for run in (one, two)]
-    for dataset in truths[0].keys() & truths[1].keys():
-        if truths[0][dataset] != truths[1][dataset]:
-            yield f"{subject} were scored on other labels, or other images, of {dataset}."
-
-
-def _labelled_pixels(run: Run) -> dict[str, list[int]]:
-    """Of each set that the run was scored on last, the pixels of each class."""
-    found = read_confusions(run.folder)
-    return {each.dataset: [sum(row) for row in each.matrix] for each in found}
 
 
 def markdown(rows: Sequence[Row]) -> str:

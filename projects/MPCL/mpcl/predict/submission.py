@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 from tqdm import tqdm
 
+from ..data.build import build_test_loader
 from ..data.decoding import BadFile, opened, pixel_limit
-from ..data.paired_loader import build_test_loader
 from ..data.sets.registration import load_records
 from ..utils.foreign_files import check_regular
 from ..utils.ignore_label import IGNORE_LABEL

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 
-from ..data.rare_class import RareClassSampler
+from ..data.build import rare_class_sampler
 from ..data.statistics import class_statistics
 from .scenes import first_source_set
 
@@ -44,9 +44,7 @@ def frequencies(cfg: CfgNode, draws: int = 10000) -> Frequencies:
     first_source_set(cfg)
     statistics = [class_statistics(name) for name in cfg.DATASETS.TRAIN]
     counts = np.concatenate([s.counts for s in statistics])
-    sizes = np.concatenate([s.sizes for s in statistics])
-    settings = cfg.DATALOADER.RARE_CLASS
-    sampler = RareClassSampler(counts, sizes, settings.TEMPERATURE, settings.MIN_IMAGE_FRACTION)
+    sampler = rare_class_sampler(cfg, statistics)
     member = np.zeros((len(counts), counts.shape[1]))
     for c, files in enumerate(sampler.candidates):
         member[files, c] = 1

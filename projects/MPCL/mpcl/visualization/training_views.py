@@ -11,10 +11,10 @@ from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.build import build_paired_loader
 from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
 from ..data.labels import IGNORED_COLOR, colorize
 from ..data.mapper import inside_margins
-from ..data.paired_loader import build_paired_loader
 from ..engine.adaptation import AdaptationHook
 from ..predict.loading import Networks, refuse_other_classes
 from ..self_training.pseudo_label import PseudoLabels, most_probable

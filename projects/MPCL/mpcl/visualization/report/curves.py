@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...engine.alarms import CONFIDENT, ENTROPY
-from ...evaluation.tables import NETWORKS
+from ...evaluation.runs import NETWORKS
 from .contents import RunContents
 
 Chart = dict[str, Any]

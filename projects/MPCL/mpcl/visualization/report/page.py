@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from ...evaluation.tables import scored_classes
+from ...evaluation.runs import scored_classes
 from ...predict.loading import Networks, load_networks, refuse_other_classes
 from ...utils.atomic_write import write_atomically
 from ..prototype_inspection import Inspection, Prototype, inspect

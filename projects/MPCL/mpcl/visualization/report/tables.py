@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from ...evaluation.evaluator import CLASS_SCORES
-from ...evaluation.runs import differences, setting
-from ...evaluation.tables import NETWORKS
+from ...evaluation.runs import NETWORKS, differences, setting
 from .contents import RunContents
 
 _LONGEST = 1000  # characters of a setting
