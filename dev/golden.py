@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "output" / "golden.json"
@@ -130,11 +131,8 @@ def train(name: str, root: Path, data: list) -> dict:
     }
 
 
-def flat(value, path: str = "") -> dict[str, float]:
-    if isinstance(value, (int, float)):
-        return {path: float(value)}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, inner in items for k, v in flat(inner, f"{path}/{key}").items()}
+def flat(value) -> dict[str, float]:
+    return {keystr(path): float(leaf) for path, leaf in tree_flatten_with_path(value)[0]}
 
 
 def compare(name: str, expected: dict, found: dict) -> bool:
@@ -143,7 +141,8 @@ def compare(name: str, expected: dict, found: dict) -> bool:
     missing, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
     # A sum may cancel: its digest's norm is the scale that it is compared on.
     scale = {
-        k: max(abs(v), abs(old.get(k.removesuffix("/1") + "/0", 0.0)), 1e-3) for k, v in old.items()
+        k: max(abs(v), abs(old.get(k.removesuffix("[1]") + "[0]", 0.0)), 1e-3)
+        for k, v in old.items()
     }
     apart = {k: abs(old[k] - new[k]) / scale[k] for k in old.keys() & new.keys()}
     worst = max(apart, key=apart.__getitem__)

@@ -29,6 +29,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from mpcl import Predictor
 from mpcl.config import get_cfg_from
@@ -223,12 +224,12 @@ def resume(stage: Stage) -> Figures:
     """
     figures: Figures = {}
     for deterministic in (True,) if stage.tiny else (True, False):
-        whole, resumed = (dict(_tensors(end)) for end in _both_ends(stage, deterministic))
+        whole, resumed = (_tensors(end) for end in _both_ends(stage, deterministic))
         different = [k for k, value in whole.items() if not torch.equal(value, resumed[k])]
         if deterministic and (different or whole.keys() != resumed.keys()):
             raise RuntimeError(f"{len(different)} of {len(whole)} differ: {different[:5]}")
         figures[f"different tensors, deterministic {deterministic}"] = len(different)
-        weights = [k for k in whole if k.startswith(".model.") and whole[k].is_floating_point()]
+        weights = [k for k in whole if k.startswith("['model']") and whole[k].is_floating_point()]
         gaps = [_gap(resumed[k].double(), whole[k].double()) for k in weights]
         figures[f"largest difference of a weight, deterministic {deterministic}"] = max(gaps)
     return figures
@@ -253,13 +254,9 @@ def _both_ends(stage: Stage, deterministic: bool) -> list[dict]:
     return [torch.load(folder / "model_final.pth", "cpu") for folder in (whole, resumed)]
 
 
-def _tensors(node: object, name: str = ""):
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, (dict, list, tuple)):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, value in items:
-            yield from _tensors(value, f"{name}.{key}")
+def _tensors(state: dict) -> dict[str, Tensor]:
+    leaves = tree_flatten_with_path(state)[0]
+    return {keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
 
 def evaluation(stage: Stage) -> Figures:

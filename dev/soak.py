@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from mpcl.config import get_cfg_from
 from mpcl.engine import AdaptationTrainer
@@ -240,19 +241,11 @@ def slope(samples: list[dict], key: str) -> tuple[float, float]:
 def differences(left: Path, right: Path) -> list[str]:
     """Names of what differs between two final checkpoints."""
     states = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (left, right)]
-    one, other = (dict(flatten(state)) for state in states)
+    one, other = (
+        {keystr(path): leaf for path, leaf in tree_flatten_with_path(state)[0]} for state in states
+    )
     found = [n for n in one.keys() | other.keys() if not equal(one.get(n), other.get(n))]
     return sorted(found)
-
-
-def flatten(node, prefix: str = ""):
-    items = node.items() if isinstance(node, dict) else None
-    items = enumerate(node) if isinstance(node, list | tuple) else items
-    if items is None:
-        yield prefix, node
-    else:
-        for key, item in items:
-            yield from flatten(item, f"{prefix}.{key}")
 
 
 def equal(one, other) -> bool:

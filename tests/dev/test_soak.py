@@ -34,13 +34,13 @@ def test_any_difference_between_the_ends_is_named(tmp_path):
     for name, changed in (("one", {}), ("two", {"model": {"a": torch.tensor([0.0, 1e-30])}})):
         (tmp_path / name).mkdir()
         torch.save(state | changed, tmp_path / name / "model_final.pth")
-    assert soak.differences(tmp_path / "one", tmp_path / "two") == [".model.a"]
+    assert soak.differences(tmp_path / "one", tmp_path / "two") == ["['model']['a']"]
 
 
 def test_faults_are_reported(capsys):
     args = soak.parse_args(["--steps", "1000", "--nans", "3"])
     figures = {
-        "end states differ in": [".model.a"],
+        "end states differ in": ["['model']['a']"],
         "skipped steps": 2,
         "open files after a quarter": 20,
         "open files, most after it": 21,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.preemption import Preempted
@@ -129,21 +130,9 @@ def run(cfg, world, **options) -> list[int]:
 
 
 def checkpoint(folder, name: str = "model_final.pth") -> dict[str, object]:
-    """Everything in a checkpoint, flat, by dotted name."""
-    return _flatten(torch.load(Path(folder) / name, weights_only=True))
-
-
-def _flatten(node, prefix: str = "") -> dict[str, object]:
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else None
-    )
-    if items is None:
-        return {prefix: node}
-    return {k: v for key, item in items for k, v in _flatten(item, f"{prefix}.{key}").items()}
+    """Everything in a checkpoint, flat, by its keys."""
+    leaves = tree_flatten_with_path(torch.load(Path(folder) / name, weights_only=True))[0]
+    return {keystr(path): leaf for path, leaf in leaves}
 
 
 def assert_equal_checkpoints(left: dict, right: dict) -> None:

@@ -108,7 +108,7 @@ def test_two_ranks_stopped_and_resumed_equal_undisturbed_ones(
     assert_equal_checkpoints(*both)  # student, teacher and prototypes are equal on both ranks
     assert_equal_checkpoints(both[1], checkpoint(stopped.OUTPUT_DIR, "rank1.pth"))
     if undisturbed.PROTOTYPES.TYPE != "none":
-        assert both[0][".student.prototype_head.prototypes.started"].all()
+        assert both[0]["['student']['prototype_head.prototypes.started']"].all()
     # What both ranks have skipped is what one process skips that draws the whole batches.
     loader = build_paired_loader(undisturbed)
     list(islice(loader, undisturbed.SOLVER.MAX_ITER))
