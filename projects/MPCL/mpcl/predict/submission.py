@@ -7,9 +7,7 @@ confirmed, and by what, is in datasets/README.md.
 
 import lzma
 import os
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -25,15 +23,12 @@ from ..data.decoding import BadFile, opened, pixel_limit
 from ..data.sets.registration import load_records
 from ..utils.foreign_files import check_regular
 from ..utils.ignore_label import IGNORE_LABEL
+from ..utils.zip_files import DAMAGED
 from .predictor import predict
 
 IMAGE_SUFFIX = "_rgb_anon.png"
 NAMES = "{folder}/{frame}" + IMAGE_SUFFIX
-# What zipfile raises for archives that are damaged, encrypted or packed in an unknown way.
-_DAMAGED = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(RuntimeError, ValueError, OSError, LookupError),
-)
+_UNREADABLE = (*DAMAGED, lzma.LZMAError, OSError)  # or packed in a way that is seldom used
 # Dark Zurich's server also scores uncertainty (UIoU) and refuses a package without its two folders.
 FOLDERS = {
     "acdc": ("labelTrainIds",),
@@ -145,7 +140,7 @@ def check_submission(package: Path, dataset: str) -> list[str]:
                         faults.append(f"{image} has {len(found)} predictions: {', '.join(found)}")
                     else:
                         faults += _content_faults(archive, found[0], folder, image, num_classes)
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         return [f"{package} is no readable zip: {error}"]
     return faults
 
@@ -170,7 +165,7 @@ def _content_faults(
         return [f"{name} unfolds to {size} bytes, more than an image has"]
     try:
         content = archive.read(name)
-    except _DAMAGED as error:
+    except _UNREADABLE as error:
         return [f"{name} cannot be unpacked: {error}"]
     try:
         with opened(name, content) as png:

@@ -13,11 +13,12 @@ from .short import AnyPath
 
 _END = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
 _ENCRYPTED = 0x1  # bit of an entry's flags
-# What zipfile raises for archives that are damaged, or forged.
-_DAMAGED = (
+
+DAMAGED = (
     *(zipfile.BadZipFile, struct.error, zlib.error, EOFError),
     *(ValueError, LookupError, RuntimeError, OverflowError),
 )
+"""What zipfile raises for archives that are damaged, encrypted or forged."""
 
 
 class InZip(NamedTuple):
@@ -78,7 +79,7 @@ def read(file: InZip) -> bytes:
             content = stream.read(entry.file_size)  # no more, whatever it would unfold to
         if len(content) != entry.file_size:
             raise EOFError(f"it has {len(content)} bytes instead of {entry.file_size}")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot be unpacked: {str(error) or 'it is cut'}") from None
     return content
 
@@ -107,5 +108,5 @@ def _open(path: str, _changed: int, _size: int, _process: int) -> zipfile.ZipFil
     """An archive of a process's own: those before and after a fork would share the position."""
     try:
         return zipfile.ZipFile(path)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(f"{path} is no readable zip archive ({error})") from error
