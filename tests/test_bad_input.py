@@ -572,7 +572,7 @@ def test_a_world_without_fault_passes_within_two_seconds(world):
 def test_a_crop_larger_than_the_images_is_noted_with_what_it_costs(world):
     # 64 x 96 pixels of 128 x 128 are 37.5 percent
     notes = flawless(world, "INPUT.CROP.SIZE", "(128, 128)")
-    assert len(notes) == 2 and all("62% of its crops is padding" in note for note in notes)
+    assert len(notes) == 2 and all("62% of the crops is padding" in note for note in notes)
 
 
 def test_a_run_that_ends_before_its_prototypes_start_is_noted(world):
@@ -599,6 +599,14 @@ def test_a_corrupt_file_is_noted_where_it_will_be_skipped(world):
     cut("target/0.png")(world)
     (note,) = flawless(world, "DATALOADER.ON_BAD_FILE", "skip")
     assert "target/0.png cannot be decoded" in note and "skipped" in note
+
+
+def test_a_file_that_will_be_skipped_does_not_hide_what_is_wrong_with_the_labels(world):
+    cut("source/0.png")(world)
+    relabel(world, np.zeros_like)
+    skipped, labels = flawless(world, "DATALOADER.ON_BAD_FILE", "skip")
+    assert "source/0.png cannot be decoded" in skipped
+    assert "1 labels that were looked at: no class but ground has a pixel" in labels
 
 
 def test_a_network_that_cannot_be_built_without_memory_is_built_with_some(world, monkeypatch):

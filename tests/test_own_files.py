@@ -304,6 +304,44 @@ def test_sizes_of_all_test_labels_are_compared_before_training(world, monkeypatc
         notes(world)
 
 
+@pytest.mark.parametrize(("mode", "said"), [("CMYK", "mode 'CMYK'"), ("I;16", "mode 'I;16")])
+def test_headers_of_all_images_are_looked_at_before_training(world, monkeypatch, mode, said):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    (world.root / "target/1.png").unlink()
+    pixels = np.zeros((64, 96, 3), np.uint8) if mode == "CMYK" else np.zeros((64, 96), np.uint16)
+    world.save(pixels, f"target/1.{suffix}", mode if mode == "CMYK" else None)
+    looked_at = lambda records, at_most=1: records[:at_most]  # noqa: E731
+    monkeypatch.setattr("mpcl.config.set_checks.sample", looked_at)
+    with pytest.raises(ValueError, match=rf"target/1\.{suffix} is in {said}"):
+        notes(world)
+    assert notes(world, "DATALOADER.ON_BAD_FILE", "skip") == []
+
+
+def test_labelled_images_that_exif_turns_unseen_are_noted(world, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    world.save(world.pixels("source/1.png"), "source/1.png", exif=exif)
+    (note,) = notes(world)
+    said = "1 of 2 images are turned by EXIF without a change of size, such as that of"
+    assert said in note and "source_labels/1.png" in note
+    assert said in checked(world, capsys)
+
+
+def test_ids_that_the_map_does_not_name_are_noted_before_training(world):
+    world.description["label_map"] = {0: "ground", 1: "hedge", 2: "sky", 3: "box", 255: "ignore"}
+    assert notes(world) == []
+    world.name = world.description["name"] = world.name + "b"
+
+    def change(label):
+        label[:2] = 77
+        return label
+
+    masks(world, change, ["val"])
+    (note,) = notes(world)
+    assert f"{world.name}_sem_seg_val" in note and "3.1% of the pixels" in note
+    assert "id 77 (3.12%, not named)" in note and "ignore" in note
+
+
 def test_names_with_control_characters_are_shown_escaped(world, capsys):
     name = "red\x1b[31m\nFAULT.png"
     (world.root / "target" / name).write_bytes(b"no image")

@@ -155,6 +155,23 @@ def _fitted_size(record: dict) -> tuple[int, int]:
 # ---- training
 
 
+def config_file(name: str) -> str:
+    return str(ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml")
+
+
+def check(output: Path, opts: Sequence[str]) -> None:
+    """Looks at target and test as well before the common start, which reads the source alone.
+
+    Raises: ValueError: says all that would stop one of the runs.
+    """
+    from mpcl.config import get_cfg_from
+    from mpcl.config.preflight import preflight
+
+    where = ["OUTPUT_DIR", str(output / RUNS[-1])]
+    for note in preflight(get_cfg_from(config_file(RUNS[-1]), [*ADAPTATION, *opts, *where])):
+        print(f"Note: {note}")
+
+
 def train(name: str, folder: Path, opts: Sequence[str]) -> None:
     """One config, by tools/train_net.py in a process of its own; shows how far it is.
 
@@ -163,8 +180,7 @@ def train(name: str, folder: Path, opts: Sequence[str]) -> None:
 
     Raises: ValueError: it failed; the message is the end of what it said.
     """
-    config_file = ROOT / "projects" / "MPCL" / "configs" / "streets" / f"{name}.yaml"
-    command = [str(ROOT / "tools" / "train_net.py"), "--config-file", str(config_file)]
+    command = [str(ROOT / "tools" / "train_net.py"), "--config-file", config_file(name)]
     command += ["--overwrite", "OUTPUT_DIR", str(folder), *opts]
     print(f"{folder.name}: python {shlex.join(command)}\n", flush=True)
     last: deque[str] = deque(maxlen=20)
@@ -271,6 +287,7 @@ def main(args: argparse.Namespace) -> None:
     output = args.output or ROOT / "output" / name
     refuse_other_runs(output)
     output.mkdir(parents=True, exist_ok=True)
+    check(output, ["SOLVER.MAX_ITER", str(iterations[1]), *opts, *args.opts])
     train_all(output, iterations, [*opts, *args.opts])
     show_results(output, str(args.data or "Streets"), args.images, start)
 

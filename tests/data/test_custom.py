@@ -114,6 +114,19 @@ def test_labels_beside_their_images_are_no_images_of_any_split(tmp_path, world):
     assert len(DatasetCatalog.get("plants_sem_seg_lab")) == 2
 
 
+def test_labels_in_a_folder_below_the_images_are_no_images(tmp_path, world):
+    for key in ("x", "deep/y"):
+        write_image(tmp_path / f"target/{key}.png", (2, 3))
+    write_image(tmp_path / "target/labelled/z.png", (2, 3))
+    write_label(tmp_path / "target/masks/z.png", [[0, 1, 1], [7, 255, 0]])
+    test = {"images": "target/labelled", "labels": "target/masks"}
+    world["splits"] = {"field": {"images": "target"}, "test": test}
+    register_from_yaml(write(tmp_path, world))
+    names = [record["image_id"] for record in DatasetCatalog.get("plants_images_field")]
+    assert names == ["deep/y", "labelled/z", "x"]
+    assert len(DatasetCatalog.get("plants_sem_seg_test")) == 1
+
+
 def test_an_ending_of_labels_that_was_forgotten_is_guessed(tmp_path, world):
     for key in ("a", "deep/b"):
         (tmp_path / f"masks/{key}.png").rename(tmp_path / f"masks/{key}_mask.png")
@@ -185,6 +198,7 @@ def change(description, path, value):
         ("splits", {}, ["'splits'", "names of splits"]),
         ("splits.lab.images", 3, ["'splits.lab.images'", "3", "folder"]),
         ("splits.lab.label_suffix", 3, ["'splits.lab.label_suffix'", "3"]),
+        ("splits.lab.ignore", 7, ["'splits.lab.ignore'", "whole file"]),
     ],
 )
 def test_a_mistake_names_file_key_value_and_what_was_expected(tmp_path, world, path, value, said):

@@ -129,6 +129,36 @@ def test_a_lenient_decoder_does_not_hide_a_truncated_jpeg(tmp_path, monkeypatch)
         read_image(path)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path, progressive):
+    # As an interrupted copy into a file of the final size leaves it; decoders show it with grey.
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path, exif = tmp_path / "zeros.jpg", Image.Exif()
+    exif[0x9286] = b"\xff\xd9" * 9  # no end of an image: within a segment
+    Image.fromarray(noise).save(path, progressive=progressive, exif=exif)
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(999))  # only padding
+    for read in (read_image, inspect_image):
+        read(path)
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(half))
+    for read in (read_image, inspect_image):
+        with pytest.raises(BadFile, match=r"zeros\.jpg cannot be decoded \(truncated"):
+            read(path)
+
+
+def test_images_that_exif_turns_into_others_of_their_size_are_told(tmp_path):
+    path, found = tmp_path / "a.jpg", {}
+    for side in (40, 60):
+        for turn in (1, 2, 3, 6):
+            exif = Image.Exif()
+            exif[0x0112] = turn
+            Image.fromarray(smooth(40, side)).save(path, exif=exif)
+            found[side, turn] = inspect_image(path).turned
+    turned = {key for key, value in found.items() if value}
+    assert turned == {(40, 2), (40, 3), (40, 6), (60, 2), (60, 3)}
+
+
 def test_a_file_of_several_images_is_refused_smaller_copies_are_none(tmp_path):
     pages = [Image.fromarray(smooth()), Image.fromarray(smooth())]
     for name in ("a.tif", "a.gif", "a.webp"):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.data import mapper as mapper_module
+from mpcl.data.decoding import BadFile
 from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, inside_margins
 from mpcl.data.resizing import keep_aspect_size
 from mpcl.data.sampler import Draw
@@ -317,8 +318,9 @@ def test_test_images_are_whole_resized_and_remember_their_native_size(tmp_path):
     assert np.array_equal(result["label"], stripes(48, 64))  # as the file has it
     changed = TestMapper(size=(32, 24), label_map={0: 5})(record)["label"]
     assert np.array_equal(changed, np.where(stripes(48, 64) == 0, 5, 255))
-    Path(record["sem_seg_file_name"]).write_bytes(b"broken")  # whoever scores says so
-    assert "label" not in TestMapper(size=(32, 24))(record)
+    Path(record["sem_seg_file_name"]).write_bytes(b"broken")
+    with pytest.raises(BadFile, match=r"_label\.png"):
+        TestMapper(size=(32, 24))(record)
 
 
 def test_source_target_and_test_images_are_resized_alike(tmp_path):

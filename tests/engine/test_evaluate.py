@@ -104,10 +104,11 @@ def test_both_networks_see_an_image_and_its_label_that_are_read_once(tiny_cfg, m
     assert not trainer.teacher.model.sem_seg_head.dropout.training  # its own way to train
 
 
-def test_label_that_a_worker_cannot_read_is_named(tiny_cfg, tiny_world, tmp_path):
-    (tmp_path / "label.png").write_bytes(b"broken")
+@pytest.mark.parametrize("key", ["file_name", "sem_seg_file_name"])
+def test_file_that_a_worker_cannot_read_is_named(tiny_cfg, tiny_world, tmp_path, key):
+    (tmp_path / "broken.png").write_bytes(b"broken")
     record = DatasetCatalog.get(tiny_world["val"])[0]
-    broken = {**record, "sem_seg_file_name": str(tmp_path / "label.png")}
+    broken = {**record, key: str(tmp_path / "broken.png")}
     DatasetCatalog.register("tiny_broken", lambda: [broken])
     MetadataCatalog.get("tiny_broken").set(
         **{k: v for k, v in MetadataCatalog.get(tiny_world["val"]).as_dict().items() if k != "name"}
@@ -115,7 +116,7 @@ def test_label_that_a_worker_cannot_read_is_named(tiny_cfg, tiny_world, tmp_path
     try:
         opts = ("DATASETS.TEST", ("tiny_broken",), "DATALOADER.NUM_WORKERS", 1)
         trainer = AdaptationTrainer(tiny_cfg("source_only", *SHORT, *opts))
-        with pytest.raises(BadFile, match=r"label\.png") as raised:
+        with pytest.raises(BadFile, match=r"broken\.png") as raised:
             trainer.evaluate()
         assert "\n" not in str(raised.value)
     finally:

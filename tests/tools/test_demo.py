@@ -138,6 +138,16 @@ def test_demo_on_own_data(leaves, tmp_path, capsys, monkeypatch):
     assert demo.own_data(leaves, None, None)[0] == f"demo_{tmp_path.name}"
 
 
+@pytest.mark.parametrize("split", ["field", "t"])
+def test_bad_files_are_told_before_the_common_start(leaves, tmp_path, capsys, monkeypatch, split):
+    (tmp_path / split / "images" / "1.png").write_bytes(b"broken")
+    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("a training began"))
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--data", str(leaves), "--output", str(tmp_path / "demo"), *TINY])
+    assert end.value.code == 2
+    assert f"{split}/images/1.png cannot be decoded" in capsys.readouterr().err
+
+
 def test_splits_that_do_not_say_their_role_are_refused(leaves, capsys):
     description = yaml.safe_load(leaves.read_text())
     for splits, message in (

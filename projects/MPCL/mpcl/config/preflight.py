@@ -43,8 +43,8 @@ def find_faults(
 ) -> tuple[list[str], list[str]]:
     """Looks at all that a run needs: device, output folder, batch, weights, data sets.
 
-    Of every data set the files are listed and up to 16 images, with their labels, are decoded
-    (``tools/check_data.py`` looks at all of them); of evaluation sets, headers are read as well.
+    Of every data set the files are listed, up to 16 images are decoded with their labels, and the
+    headers of up to 2000 are read (``tools/check_data.py`` decodes all of them).
     Weights are compared with the model, name by name.
 
     Args:

@@ -10,9 +10,17 @@ from typing import NamedTuple
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..data.decoding import Size
 from ..data.files import Record, sample
 from ..data.resizing import keep_aspect_size, scale_factors
-from ..data.sets.checking import FileReport, check_headers, check_record, label_ids, palette_faults
+from ..data.sets.checking import (
+    FileReport,
+    check_headers,
+    check_record,
+    label_ids,
+    palette_faults,
+    turned_note,
+)
 from ..data.sets.registration import check_ignore_label, load_records, registered_names
 from .reading import get
 
@@ -67,26 +75,28 @@ class SetChecks:
         label_map, some = metadata.get("label_map"), sample(records)
         reports = [check_record(record, label_map, num_classes) for record in some]
         faults = [fault for report in reports for fault in report.faults]
-        if faults and not (role.size_key and self.cfg.DATALOADER.ON_BAD_FILE == "skip"):
+        skipped = role.size_key and self.cfg.DATALOADER.ON_BAD_FILE == "skip"
+        if faults and not skipped:
             raise ValueError(f"{role.key}: {name}: {faults[0]}")
         self.notes += [f"{name}: {fault} (it will be skipped)" for fault in faults]
+        if not skipped:
+            check_headers(sample(records, 2000))
         files = {os.path.realpath(record["file_name"]) for record in records}
         if role is SOURCE:
             self.learned |= files
-        if role is TEST:
-            check_headers(sample(records, 2000))
-            if both := len(files & self.learned):
-                self.notes.append(
-                    f"{both} of the {len(files)} images of {name} are trained on with their "
-                    "labels (DATASETS.TRAIN): the scores say nothing about other images"
-                )
-        if faults:
+        if role is TEST and (both := len(files & self.learned)):
+            self.notes.append(
+                f"{both} of the {len(files)} images of {name} are trained on with their "
+                "labels (DATASETS.TRAIN): the scores say nothing about other images"
+            )
+        reports = [report for report in reports if not report.faults]
+        if not reports:
             return
         if classes is not None:
             self._check_labels(role, name, reports, whole=len(reports) == len(records))
         if role.size_key:
             box = tuple(self.cfg.INPUT[role.size_key])
-            self._note_padding(role, name, reports[0])
+            self._note_padding(role, name, reports)
             self.scales[name] = scale_factors(sample(records, 100), box)
 
     def _compare_classes(self, role: SetRole, name: str, classes: Sequence[str]) -> None:
@@ -116,20 +126,28 @@ class SetChecks:
             certain = whole and not ids.usable
         for fault in [*palette_faults(reports), *(faults if certain else [])]:
             raise ValueError(f"{role.key}: {name}: {fault}")
+        unnamed = "" if faults else ids.unnamed_note()
         self.notes += [
-            f"{name}, {len(reports)} labels that were looked at: {fault}" for fault in faults
+            f"{name}, {len(reports)} labels that were looked at: {note}"
+            for note in (*faults, unnamed, turned_note(reports))
+            if note
         ]
 
-    def _note_padding(self, role: SetRole, name: str, report: FileReport) -> None:
-        """Where the crop is larger than the resized images."""
+    def _note_padding(self, role: SetRole, name: str, reports: Sequence[FileReport]) -> None:
+        """Where the crop is larger than the resized images, or some of them; names the smallest."""
         box, crop = tuple(self.cfg.INPUT[role.size_key]), tuple(self.cfg.INPUT.CROP.SIZE)
-        size = keep_aspect_size(report.size, box)
-        shown = min(size[0], crop[0]) * min(size[1], crop[1]) / (crop[0] * crop[1])
-        if shown < 1:
+
+        def shown(size: Size) -> float:
+            return min(size[0], crop[0]) * min(size[1], crop[1]) / (crop[0] * crop[1])
+
+        sizes = [keep_aspect_size(report.size, box) for report in reports]
+        smallest, mean = min(sizes, key=shown), sum(map(shown, sizes)) / len(sizes)
+        if mean < 1:
             self.notes.append(
-                f"INPUT.CROP.SIZE {crop} is larger than an image of {name}, height x width {size} "
-                f"at INPUT.{role.size_key} {box}: {1 - shown:.0%} of its crops is padding, which "
-                "is never learned from. A smaller crop, or a larger size, would waste less"
+                f"INPUT.CROP.SIZE {crop} is larger than images of {name}, such as height x width "
+                f"{smallest} at INPUT.{role.size_key} {box}: {1 - mean:.0%} of the crops is "
+                "padding, which is never learned from. A smaller crop, or a larger size, would "
+                "waste less"
             )
 
 

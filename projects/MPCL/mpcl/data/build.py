@@ -1,7 +1,9 @@
 """The loaders that a configuration describes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,6 +13,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from .decoding import BadFile
 from .files import sample
 from .mapper import Record, SourceMapper, TargetMapper, TestMapper
 from .paired_loader import DomainStream, PairedLoader, prepare_worker
@@ -163,9 +166,38 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
     return loader
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader[Any]:
-    """Detectron2's test loader, with images of the size that the target is trained at."""
-    mapper = TestMapper.from_config(cfg, dataset_name)
+@dataclass
+class TestLoader:
+    """Batches of a DataLoader; raises the BadFile that a worker gives in the place of a record,
+    which PyTorch would wrap in the worker's traceback."""
+
+    __test__ = False  # the name starts with Test, but it is none
+
+    loader: DataLoader[Any]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        for batch in self.loader:
+            if fault := next((item for item in batch if isinstance(item, BadFile)), None):
+                raise fault
+            yield batch
+
+
+def _record_or_fault(mapper: TestMapper, record: Record) -> Record | BadFile:
+    try:
+        return mapper(record)
+    except BadFile as error:
+        return error
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> TestLoader:
+    """Detectron2's test loader, with images of the size that the target is trained at.
+
+    Raises (when iterated): BadFile: an image or a label cannot be read.
+    """
+    mapper = partial(_record_or_fault, TestMapper.from_config(cfg, dataset_name))
     loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     loader.worker_init_fn = prepare_worker
-    return loader
+    return TestLoader(loader)

@@ -7,6 +7,7 @@ may unfold to gigabytes. The header is therefore read first (Pillow, about 0.1 m
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ _EIGHT_BITS = (
 _REMEDIES = {"CMYK": "convert it to RGB with the colour profile that it was made with"}
 # How files of a format end, unless something stands behind the image.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# Of a JPEG; 0xFF before 0, 0xFF or a restart marker is a part of the pixels.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_END_OF_IMAGE, _WITHOUT_LENGTH = 0xD9, (0x01, 0xD8)
 _REPLACE = (
     f"expected a whole image ({', '.join(FORMATS)}): copy or download the file again, convert it, "
     "or take it out of the set"
@@ -66,11 +70,11 @@ class BadFile(ValueError):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: ``size`` (height, width) as it is shown, and Pillow's name
-    of its mode."""
+    """What an image file says of itself."""
 
-    size: Size
-    mode: str
+    size: Size  # (height, width) as it is shown
+    mode: str  # Pillow's name
+    turned: bool  # by EXIF, from one picture into another of the same size
 
 
 def pixel_limit() -> int:
@@ -252,12 +256,34 @@ def inspect_image(path: AnyPath) -> Header:
 
     Raises: BadFile: it is not one that :func:`read_image` takes.
     """
-    with opened(path) as image:
+    content = read_bytes(path)
+    with opened(path, content) as image:
         check_mode(path, image)
-        image.load()
-        swapped = orientation(image) >= 5 and image.format != "TIFF"  # Pillow turns TIFFs itself
-        size = (image.width, image.height) if swapped else (image.height, image.width)
-        return Header(size, image.mode)
+        _check_end(path, image, content)
+        turn = 1 if image.format == "TIFF" else orientation(image)  # Pillow turns TIFFs itself
+        stored = image.height, image.width
+        size = stored[::-1] if turn >= 5 else stored
+        return Header(size, image.mode, turned=turn != 1 and size == stored)
+
+
+def _check_end(path: AnyPath, image: Image.Image, content: bytes) -> None:
+    """Decodes the image; raises BadFile where it ends before its end. Decoders take a JPEG whose
+    rest is zeros, as an interrupted copy leaves it, for a whole one."""
+    if image.format in ("JPEG", "MPO") and not _jpeg_ends(content):
+        raise BadFile(path, f"cannot be decoded (truncated, a JPEG without end); {_REPLACE}")
+    image.load()
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether the segments of a JPEG, one after the other, lead to the marker of its end."""
+    at = 2
+    while found := _MARKER.search(content, at):
+        marker, at = content[found.start() + 1], found.end()
+        if marker == _END_OF_IMAGE:
+            return True
+        if marker not in _WITHOUT_LENGTH:
+            at += int.from_bytes(content[at : at + 2], "big")
+    return False
 
 
 def stored_size(path: AnyPath) -> Size:
@@ -266,6 +292,16 @@ def stored_size(path: AnyPath) -> Size:
     Raises: BadFile: the header cannot be read.
     """
     with opened(path) as image:
+        return image.height, image.width
+
+
+def stored_image_size(path: AnyPath) -> Size:
+    """:func:`stored_size` of one that :func:`read_image` takes by its header.
+
+    Raises: BadFile: it does not.
+    """
+    with opened(path) as image:
+        check_mode(path, image)
         return image.height, image.width
 
 
@@ -303,7 +339,7 @@ def read_image(path: AnyPath) -> np.ndarray:
         if not plain and image.format not in ("JPEG", "MPO"):
             return to_bgr(image)
         if not content.endswith(_ENDS[image.format]):  # something may follow the image
-            image.load()
+            _check_end(path, image, content)
         # OpenCV decodes JPEG and PNG faster, and JPEG as the peers' code does.
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if decoded is None:

@@ -72,7 +72,10 @@ def list_files(
         key = Path(os.path.relpath(path, folder)).as_posix()[: -len(suffix)]
         if key in found:
             both = f"{shown(found[key])} and {shown(path)}"
-            raise ValueError(f"{both} have the same name: which is the image?")
+            raise ValueError(
+                f"{both} have the same name: which is the image? Keep them in two folders, or, in "
+                "a description of data, say how images end: image_suffix"
+            )
         found[key] = path
     ends = (*(suffix.lower() for suffix in suffixes), os.sep)
     unused = [path for path in left_out if path.lower().endswith(ends)]

@@ -9,7 +9,6 @@ only the accepted one is cut from the image.
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..utils.ignore_label import IGNORE_LABEL
-from .decoding import BadFile, Size, check_pair, read_image
+from .decoding import Size, check_pair, read_image
 from .labels import Color, LabelMap, check_label, read_label
 from .resizing import keep_aspect_size, resize
 from .sampler import NO_CLASS, Draw
@@ -292,16 +291,12 @@ class TestMapper:
         """Reads and resizes an image.
 
         Returns: ``image`` (3, h, w) uint8 RGB; ``file_name``; ``height`` and ``width`` of the file;
-            ``label`` (H, W) uint8 class indices, where the record names a label file that can be
-            read.
-        Raises: BadFile: the image cannot be read.
+            ``label`` (H, W) uint8 class indices, where the record names a label file.
+        Raises: BadFile: the image or the label cannot be read.
         """
         result = self.of_pixels(read_image(record["file_name"]), record["file_name"])
         if "sem_seg_file_name" in record:
-            # Raised here, in a worker, it would be wrapped in a traceback: the evaluator tries it
-            # once more, and says what is wrong.
-            with suppress(BadFile):
-                result["label"] = read_label(record["sem_seg_file_name"], self.label_map)
+            result["label"] = read_label(record["sem_seg_file_name"], self.label_map)
         return result
 
     def of_pixels(self, image: np.ndarray, file_name: str = "") -> Record:

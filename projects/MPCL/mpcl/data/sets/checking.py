@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
 from ...utils.short import shown
-from ..decoding import BadFile, Size, check_pair, inspect_image, stored_size
+from ..decoding import BadFile, Size, check_pair, inspect_image, stored_image_size, stored_size
 from ..files import MissingLabels, Record
 from ..labels import LabelMap, check_ids, fold_ids, inspect_label
 from ..statistics import class_table
@@ -29,6 +29,7 @@ class FileReport(NamedTuple):
     label: str  # the label file; "" of an image-only record
     ids: NDArray[np.int64]  # (256,) pixels of each raw id of the label
     palette: bytes | None  # RGB of each id in turn, of a palette label
+    turned: bool  # by EXIF, from one picture into another of the same size
     faults: tuple[str, ...]  # sentences that name the file; none if the pair can be used
 
 
@@ -51,7 +52,8 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
     ignored, a label or mask of another size than its image.
     """
     image, label = record["file_name"], record.get("sem_seg_file_name", "")
-    mode, size, ids, palette = "unreadable", None, np.zeros(256, dtype=np.int64), None
+    size, mode, turned, palette = None, "unreadable", False, None
+    ids = np.zeros(256, dtype=np.int64)
     faults: list[str] = []
 
     @contextmanager
@@ -62,7 +64,7 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
             faults.append(f"{kind} {error}")
 
     with told("image"):
-        size, mode = inspect_image(image)
+        size, mode, turned = inspect_image(image)
     if label:
         with told("label"):
             ids, label_size, palette = inspect_label(label, label_map)
@@ -73,19 +75,33 @@ def check_record(record: Record, label_map: LabelMap | None, num_classes: int) -
         with told("mask"):
             mask_size = inspect_image(mask).size
             check_pair(image, mask, size or mask_size, mask_size)
-    return FileReport(mode, size, label, ids, palette, tuple(faults))
+    return FileReport(mode, size, label, ids, palette, turned, tuple(faults))
 
 
 def check_headers(records: Iterable[Record]) -> None:
-    """Compares images with their labels by their headers alone, whichever way they are turned.
+    """Looks at images, and compares them with their labels, by their headers alone, whichever way
+    they are turned.
 
-    Raises: BadFile: a header cannot be read, or a label has another size than its image.
+    Raises: BadFile: a header cannot be read, an image has a mode that is refused, or a label has
+        another size than its image.
     """
     for record in records:
-        image, label = record["file_name"], record["sem_seg_file_name"]
-        sizes = stored_size(image), stored_size(label)
-        if sorted(sizes[0]) != sorted(sizes[1]):
-            check_pair(image, label, *sizes)
+        image, label = record["file_name"], record.get("sem_seg_file_name", "")
+        size = stored_image_size(image)
+        label_size = stored_size(label) if label else size
+        if sorted(size) != sorted(label_size):
+            check_pair(image, label, size, label_size)
+
+
+def turned_note(files: Sequence[FileReport]) -> str:
+    """What to look at where EXIF turns labelled images in a way that no size shows; "" if none."""
+    turned = [file.label for file in files if file.turned and file.label]
+    if not turned:
+        return ""
+    return (
+        f"{len(turned)} of {len(files)} images are turned by EXIF without a change of size, such "
+        f"as that of {shown(turned[0])}: their labels must fit the picture as it is shown"
+    )
 
 
 def label_ids(dataset_name: str, files: Sequence[FileReport]) -> LabelIds:
@@ -151,6 +167,8 @@ def summary(report: DatasetReport) -> str:
         ]
         if report.labelled:
             lines += _class_lines(report)
+        if note := turned_note(report.files):
+            lines.append(note)
     lines += [f"FAULT {fault}" for fault in report.faults]
     lines.append(f"{report.name}: {len(report.faults) or 'no'} faults")
     return "\n".join(lines)

@@ -110,7 +110,9 @@ def _mapping(key: str, value: object, known: Sequence[str]) -> dict[str, Any]:
     for unknown in value:
         if unknown not in known:
             where = str(unknown) if key.startswith("(") else f"{key}.{unknown}"
-            raise _Fault(where, value[unknown], f"one of the keys {', '.join(known)}")
+            of_file = unknown in _KEYS and known is _SPLIT
+            hint = " (it is said of the whole file: give this split one of its own)" * of_file
+            raise _Fault(where, value[unknown], f"one of the keys {', '.join(known)}{hint}")
     return value
 
 
@@ -220,7 +222,10 @@ def _splits(file: Path, value: object, classes: Sequence[str]) -> dict[str, Spli
     splits = {_word("splits", key): _split(file, key, one, classes) for key, one in value.items()}
     # Such as _mask.png, in the folder of the images, whichever split is made of that.
     ends = {split.label_suffix for split in splits.values()} - {*IMAGE_SUFFIXES}
-    return {key: replace(split, of_labels=tuple(sorted(ends))) for key, split in splits.items()}
+    places = {place for split in splits.values() for place in (*split.labels, *split.valid)}
+    places -= {place for split in splits.values() for place in split.images}
+    labels = {"of_labels": tuple(sorted(ends)), "label_places": tuple(sorted(places))}
+    return {key: replace(split, **labels) for key, split in splits.items()}
 
 
 def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Split:
@@ -251,6 +256,7 @@ def _split(file: Path, name: str, value: object, classes: Sequence[str]) -> Spli
         image_suffixes=(entry["image_suffix"],) if "image_suffix" in entry else IMAGE_SUFFIXES,
         label_suffix=entry.get("label_suffix", ".png"),
         of_labels=(),
+        label_places=(),
         root=root and root.resolve(),
         absent=_absent(f"{key}.absent", entry.get("absent"), classes),
         nodata=_color(f"{key}.nodata", entry["nodata"]) if "nodata" in entry else None,

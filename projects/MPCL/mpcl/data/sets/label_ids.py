@@ -43,6 +43,16 @@ class LabelIds:
             return []
         return [raw for raw in self.ignored() if raw not in self.label_map]
 
+    def unnamed_note(self) -> str:
+        """That pixels are ignored whose ids no map names; "" if there are none."""
+        share = self.ids[self.unnamed()].sum() / max(1, self.ids.sum())
+        if not share:
+            return ""
+        return (
+            f"{share:.1%} of the pixels have ids that label_map does not name, and are ignored: "
+            f"{self.ignored_in_words()}; if that is meant, name them: ignore"
+        )
+
     def ignored_in_words(self) -> str:
         """Each id that becomes "ignored", with its share of all pixels."""
         total = max(1, int(self.ids.sum()))

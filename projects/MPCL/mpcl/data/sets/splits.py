@@ -25,6 +25,7 @@ class Split:
     image_suffixes: tuple[str, ...]  # ends of the names in folders
     label_suffix: str  # of masks as well
     of_labels: tuple[str, ...]  # the label_suffix of all splits, where it says more than .png
+    label_places: tuple[Path, ...]  # those of labels and masks alone, of all splits
     root: Path | None  # of the files that lists name; None = the folder of each list
     absent: tuple[str, ...]  # classes that may have no pixel
     nodata: Color | None  # RGB of pixels of unlabelled images that show nothing
@@ -97,11 +98,19 @@ class Split:
             )
         return found
 
-    def _without_labels(self, files: dict[str, str]) -> dict[str, str]:
-        """Without those that lie beside an image and are called like its label."""
+    def _without_labels(self, files: dict[str, str], place: Path) -> dict[str, str]:
+        """Without those that lie beside an image and are called like its label, and those in a
+        folder of labels below the images'."""
         stems = {os.path.splitext(path)[0] for path in files.values()}
         labels = {stem + end for stem in stems for end in self.of_labels}
-        return {key: path for key, path in files.items() if path not in labels}
+        below = tuple(
+            f"{folder.as_posix()}/" for folder in self.label_places if place in folder.parents
+        )
+        return {
+            key: path
+            for key, path in files.items()
+            if path not in labels and not Path(path).as_posix().startswith(below)
+        }
 
     def _advice(self, label: str, images: Mapping[str, str]) -> str:
         """What a label of no image would need to be called like one of the images."""
@@ -113,7 +122,7 @@ class Split:
     def _listing(self, kind: str, path: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
         if is_folder(path):
             found = list_files(path, suffixes)
-            return self._without_labels(found) if kind == "images" else found
+            return self._without_labels(found, path) if kind == "images" else found
         if not path.exists():
             raise FileNotFoundError(
                 f"{kind} {shown(path)} does not exist; expected a folder, also in a zip archive, "
