@@ -126,10 +126,24 @@ class Arranged:
 
     def _record(self, trainer) -> None:
         run_step, steps = trainer.run_step, []
+        backward_masked, places, moved = trainer.backward_masked, [], []
+
+        def gradients() -> set[int]:
+            """Where in the memory they are."""
+            found = (parameter.grad for parameter in trainer.student.parameters())
+            return {g.untyped_storage().data_ptr() for g in found if g is not None}
+
+        def backward_masked_watched(step):
+            losses = backward_masked(step)
+            places.append(gradients())
+            return losses
+
+        trainer.backward_masked = backward_masked_watched
 
         def recorded():
             with sent_messages() as messages:
                 run_step()
+            moved.append(places[-1] != gradients())
             step = trainer.last_step
             seen = {name: getattr(step.target, name) for name in ("label", "weight", "trusted")}
             seen["present"] = (step.source.label == ABSENT).any()
@@ -143,6 +157,7 @@ class Arranged:
                 {
                     "steps": steps,
                     "messages": messages,
+                    "gradients moved after the masked view": moved,
                     "gradients": {n: p.grad for n, p in trainer.student.named_parameters()},
                     "student": dict(trainer.student.named_parameters()),
                     "statistics": {

@@ -68,6 +68,14 @@ def test_a_training_is_refused_on_gpus_that_cannot_run_it(gpus):
         _check_device(cfg, 3)
 
 
+def test_one_gpu_by_its_number_is_of_one_process(gpus):
+    cfg = get_cfg_from("", ["MODEL.DEVICE", "cuda:1"])
+    gpus((8, 0), (8, 0), (8, 0))
+    _check_device(cfg, 1)
+    with pytest.raises(ValueError, match=r"'cuda:1' names one GPU.*CUDA_VISIBLE_DEVICES"):
+        _check_device(cfg, 2)
+
+
 def test_the_doctor_says_it_of_every_gpu(gpus):
     gpus((8, 0), (7, 5), (7, 0))
     _, *found = doctor.check_devices()

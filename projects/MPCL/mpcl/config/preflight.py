@@ -100,6 +100,11 @@ def _check_device(cfg: CfgNode, local_processes: int) -> None:
             f"MODEL.DEVICE {name!r} and --num-gpus {local_processes} ask for more GPUs than this "
             f"machine has: {gpus}"
         )
+    if device.type == "cuda" and device.index is not None and local_processes > 1:
+        raise ValueError(
+            f"MODEL.DEVICE {name!r} names one GPU, but --num-gpus {local_processes} takes several; "
+            "set MODEL.DEVICE cuda, and CUDA_VISIBLE_DEVICES to those that are meant"
+        )
     if device.type == "cuda":
         first = device.index or 0
         for index in range(first, first + local_processes):

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
@@ -158,6 +159,7 @@ def build_paired_loader(cfg: CfgNode) -> PairedLoader:
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        pin_memory=torch.device(cfg.MODEL.DEVICE).type == "cuda",
         max_bad_files=cfg.DATALOADER.MAX_BAD_FILES,
     )
     for known in statistics:

@@ -113,6 +113,7 @@ class PairedLoader:
     num_workers: int = 0  # of this rank; 0 loads in the calling process
     rank: int = 0
     world_size: int = 1
+    pin_memory: bool = False  # for a GPU; in pinned memory its copies overlap the step
     max_bad_files: int = 0  # different files that are skipped before iterating raises ValueError
 
     def __post_init__(self) -> None:
@@ -131,7 +132,7 @@ class PairedLoader:
                 batch_sampler=(list(self._positions(i)) for i in count(self._start)),
                 num_workers=self.num_workers,
                 collate_fn=_by_domain,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=self.pin_memory,
                 worker_init_fn=prepare_worker,
                 generator=torch.Generator(),  # else it would draw from the global one
             )

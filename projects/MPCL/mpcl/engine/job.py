@@ -118,6 +118,9 @@ def set_up(args: Namespace, held: ExitStack) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process() and not args.eval_only:
         held.enter_context(only_run_in(cfg.OUTPUT_DIR))
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # its memory is logged; timers wait for it
     start_process(cfg, eval_only=args.eval_only)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()

@@ -105,7 +105,8 @@ class AdaptationTrainer(SimpleTrainer):
         self.last_step = None  # and with it the memory of its outputs
         step = self.next_step()  # source View, target View (labels unknown)
         self.guard.remember()
-        self.optimizer.zero_grad()
+        # Between processes gradients keep their place in DDP's messages: one copy, not two.
+        self.optimizer.zero_grad(set_to_none=self.model is self.student)
         if self.adaptation is not None:
             self.adaptation.before_forward(step)  # teacher labels the target; class-mix; masks
         losses = self.backward_masked(step)
