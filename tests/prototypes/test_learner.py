@@ -204,6 +204,20 @@ def test_both_scales_are_clustered_each_on_its_own_and_move_the_prototypes_toget
     assert all(bank.fill.min() > 0 for bank in banks.values())
 
 
+def test_each_scale_is_balanced_with_its_own_bank(monkeypatch):
+    banks = {scale: FeatureBank(C, 100, D) for scale in ("context", "detail")}
+    learner = make_learner(started=[True] * C, banks=banks)
+    step = make_step(4, source=make_pixels())
+    outputs = step.outputs["source"]
+    outputs.detail = Detail(Box(0, 4, 8, 12), None, torch.randn(1, D, 8, 8), None)
+    drawn, sample = [], FeatureBank.sample
+    monkeypatch.setattr(
+        FeatureBank, "sample", lambda self, count: drawn.append(self) or sample(self, count)
+    )
+    learner(step)
+    assert [id(bank) for bank in drawn] == [id(bank) for bank in banks.values()]
+
+
 @KINDS
 def test_prototypes_find_the_modes_of_each_class(kind):
     learner = make_learner(kind)

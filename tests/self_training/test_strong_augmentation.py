@@ -139,6 +139,17 @@ def test_blur_differs_between_images_in_its_width():
     torch.testing.assert_close(result[:, 0], result[:, 2])  # same for the channels of an image
 
 
+def test_blur_has_the_published_range_of_widths():
+    images = torch.zeros(400, 3, 101, 101)  # so large that the kernel cuts nothing off
+    images[:, :, 50, 50] = 1
+    torch.manual_seed(0)
+    rows = augmentation(jitter_probability=0, blur_probability=1)(images)[:, 0].sum(1)
+    sigma = (rows * torch.arange(-50, 51) ** 2).sum(1).sqrt()  # narrow ones come out narrower
+    assert 1.1 < sigma.max() < 1.16 and sigma.min() < 0.05
+    # Uniform: (1.15 - 0.8) / (1.15 - 0.15), within five standard deviations.
+    assert abs((sigma > 0.8).float().mean() - 0.35) < 5 * math.sqrt(0.35 * 0.65 / 400)
+
+
 def test_decisions_are_shared_by_the_batch_with_probabilities_of_four_fifths_and_one_half():
     # Brightness alone tells of the jitter, the height of a single bright pixel of the blur.
     images = normalised(torch.full((2, 3, 21, 21), 0.5))
