@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..utils.ignore_label import IGNORE_LABEL
+
 Picture = NDArray[np.uint8]
 
 GAP = 4
@@ -38,7 +40,7 @@ def error_map(image: Picture, truth: NDArray[np.uint8], prediction: NDArray[np.u
     picture = np.repeat(grey, 3, axis=2).astype(np.uint8)
     wrong, unlabelled = ERROR_COLORS.values()
     picture[truth != prediction] = wrong
-    picture[truth == 255] = unlabelled
+    picture[truth == IGNORE_LABEL] = unlabelled
     return picture
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...data.canvas import Picture, fit
 from ...predict.loading import Networks
+from ...utils.ignore_label import IGNORE_LABEL
 from ..scenes import first_test_set, predicted_scenes
 
 
@@ -31,7 +32,7 @@ def samples(loaded: Mapping[int, Networks], number: int, width: int) -> dict[str
         predictions = []
         for index, ids in zip(loaded, predicted):
             ids = fit(ids, width, nearest=True)
-            known = truth != 255
+            known = truth != IGNORE_LABEL
             wrong = float((ids != truth)[known].mean()) if known.any() else 0.0
             predictions.append({"run": index, "ids": run_lengths(ids), "wrong": round(wrong, 4)})
         images.append(
