@@ -285,6 +285,24 @@ def test_masked_views_own_backward_adds_up_to_the_joint_gradient(tiny_cfg, metho
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["mic_daformer", "mic"])
+def test_statistics_that_tests_are_normalised_by_are_of_whole_images(tiny_cfg, method, monkeypatch):
+    monkeypatch.setattr(hrda, "sample_detail_box", lambda *_: Box(16, 8, 48, 40))
+    encoder = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "test_efficientnet")
+    trainer = AdaptationTrainer(tiny_cfg(method, *encoder, *QUIET, "SOLVER.MAX_ITER", 1))
+    start = copy.deepcopy(trainer.student.state_dict())
+    trainer.train()
+    found = {n: b.clone() for n, b in trainer.student.named_buffers() if "running_" in n}
+    trainer.student.load_state_dict(start)
+    trainer.student.train()
+    assert trainer.last_step.masked is not None
+    trainer.student(trainer.last_step.images)
+    expected = dict(trainer.student.named_buffers())
+    assert {name.partition(".")[0] for name in found} >= {"backbone", "sem_seg_head"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_random_numbers_depend_on_seed_rank_and_iteration_alone(tiny_cfg, monkeypatch):
     def drawn(seed: int, rank: int, iteration: int) -> int:
         trainer = AdaptationTrainer(tiny_cfg("daformer", *SMALLEST, *QUIET, "SEED", seed))

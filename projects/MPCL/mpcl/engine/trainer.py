@@ -115,7 +115,8 @@ class AdaptationTrainer(SimpleTrainer):
         if self.adaptation is not None:
             self.adaptation.after_forward(step)  # Sinkhorn clustering; prototype update
         of_step = self.criterion(step)
-        with self.statistics_kept():
+        # Checkpointed blocks are computed again: their batch norm sees the images once more.
+        with self.statistics_kept() if self.cfg.MODEL.BACKBONE.CHECKPOINT else nullcontext():
             self.compare_gradients(of_step, step)
             losses |= self.backward(of_step)
         self.update_student(step, losses)  # after it, after_step: EMA teacher
@@ -131,16 +132,17 @@ class AdaptationTrainer(SimpleTrainer):
 
     def backward_masked(self, step: Step) -> dict[str, Tensor]:
         """Forward and backward of the masked view (MIC), alone and first: its graph needs no other
-        view, and is gone before theirs takes the memory. The gradients add up to the same."""
+        view, and is gone before theirs takes the memory. The gradients add up to the same.
+
+        Batch norm's running statistics, by which tests are normalised, are of whole images."""
         if step.masked is None:
             return {}
         # Between processes gradients are summed once, in the last backward of the step.
-        with nullcontext() if self.model is self.student else self.model.no_sync():
+        ddp = nullcontext() if self.model is self.student else self.model.no_sync()
+        with ddp, self.statistics_kept():
             with self.autocast():
                 outputs = self.model({"masked": step.masked.images}, embed=False)["masked"]
-            of_masked = self.criterion.of_masked(outputs, step.masked)
-            with self.statistics_kept():
-                return self.backward(of_masked)
+            return self.backward(self.criterion.of_masked(outputs, step.masked))
 
     def backward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds the gradients of weighted losses; returns the losses without their graph."""
@@ -166,13 +168,11 @@ class AdaptationTrainer(SimpleTrainer):
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
-        """Around the backwards of a forward: where they compute the encoder's blocks again, these
-        show their batch norm the images once more."""
-        checkpointed = self.cfg.MODEL.BACKBONE.CHECKPOINT
-        statistics = [each.clone() for each in self.guard.statistics] if checkpointed else []
+        """What happens inside leaves batch norm's running statistics as they were."""
+        before = [each.clone() for each in self.guard.statistics]
         yield
-        if statistics:
-            torch._foreach_copy_(self.guard.statistics, statistics)
+        for each, kept in zip(self.guard.statistics, before):
+            each.copy_(kept)
 
     def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the
