@@ -137,6 +137,7 @@ def changed(draw: st.DrawFn) -> tuple[str, object]:
 @example(("config.yaml", {**CONFIG, "SOLVER": {"MAX_ITER": -1}}))
 @example(("config.yaml", {**CONFIG, "TEST": {"CLASS_SUBSETS": [["few", [{}]]]}}))
 @example(("run.json", {"sessions": [{**SESSION, "command": []}]}))
+@example(("run.json", {"sessions": [{**SESSION, "changed": []}]}))
 @example(("run.json", {"sessions": [{**SESSION, "changed": {"": [None, {}]}, "git": None}]}))
 @example(("metrics.json", {**ROW, "/sem_seg/mIoU": 1.0, "iteration": 10**300}))
 def test_a_run_with_any_content_is_shown_or_refused_by_name(tmp_path, change):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 # (launching operators, GiB alive) of torch 2.14, at most. A change that raises them is to be meant.
-CEILINGS = {"source_only": (770, 1.85), "daformer_centroid": (2060, 6.1), "mic_gauss": (4730, 8.5)}
+CEILINGS = {"source_only": (770, 1.85), "daformer_centroid": (2060, 6.1), "mic_gauss": (4760, 8.5)}
 SMALL = ["MODEL.MIT.VARIANT", "tiny", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "PROTOTYPES.DIM", 16]
 
 

@@ -28,6 +28,17 @@ class Diverged(FloatingPointError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """Means and variances of its batch norm."""
+    return [
+        buffer
+        for module in network.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in module.buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+
+
 class StepGuard:
     """Undoes and counts steps whose losses, gradients or statistics are not finite, without waiting
     for the device.
@@ -55,14 +66,7 @@ class StepGuard:
         report: Path,
         last_checkpoint: Callable[[], str],
     ) -> None:
-        self.statistics = [
-            buffer
-            for network in networks
-            for module in network.modules()
-            if isinstance(module, _BatchNorm)
-            for buffer in module.buffers(recurse=False)
-            if buffer.is_floating_point()
-        ]
+        self.statistics = [each for network in networks for each in running_statistics(network)]
         self.optimizer = optimizer
         self.max_skipped = max_skipped
         self.report = report

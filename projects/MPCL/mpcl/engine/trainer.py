@@ -33,7 +33,7 @@ from .alarms import CollapseAlarm
 from .checkpointing import CheckpointHook, SelectionHook
 from .compilation import compile_blocks_, without_compiling
 from .evaluate import EvaluationHook, evaluate_models, headline_key
-from .guards import StepGuard
+from .guards import StepGuard, running_statistics
 from .metrics import DeviceMetrics, start_metrics
 from .run_identity import check_same_run, run_identity
 from .solver import build_lr_scheduler, build_optimizer, check_groups, rates_of, set_rates_
@@ -86,6 +86,7 @@ class AdaptationTrainer(SimpleTrainer):
         if self.teacher is not None:
             self.checkpointer.add_checkpointable("teacher", self.teacher.model)
         self.metrics = DeviceMetrics()
+        self.statistics = running_statistics(self.student)
         self.guard = StepGuard(
             networks,
             optimizer,
@@ -168,11 +169,11 @@ class AdaptationTrainer(SimpleTrainer):
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
-        """What happens inside leaves batch norm's running statistics as they were."""
-        before = [each.clone() for each in self.guard.statistics]
+        """What happens inside leaves the student's running statistics as they were."""
+        before = [each.clone() for each in self.statistics]
         yield
-        for each, kept in zip(self.guard.statistics, before):
-            each.copy_(kept)
+        if before:
+            torch._foreach_copy_(self.statistics, before)
 
     def update_student(self, step: Step, losses: dict[str, Tensor]) -> None:
         """The optimiser's step; where a loss or gradient is not finite there is none, and what the

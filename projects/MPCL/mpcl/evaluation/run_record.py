@@ -106,7 +106,8 @@ def _is_session(session: object) -> bool:
     if not isinstance(session, dict) or not session.keys() >= _KEYS:
         return False
     command, git = session["command"], session.get("git")
-    changes = [session.get(key) or {} for key in ("changed", "resumed_with")]
+    kept = (session.get(key) for key in ("changed", "resumed_with"))
+    changes = [{} if changed is None else changed for changed in kept]
     return (
         isinstance(command, list)
         and all(isinstance(word, str) for word in command)
