@@ -1,8 +1,8 @@
 """Packages for the test servers of ACDC and Dark Zurich: written, and checked file by file.
 
 Both servers take a zip of 8-bit PNGs that hold train ids (0..18) at the images' own size, one for
-each test image, found by the beginning of its name, ``<sequence>_frame_<number>``. What of this is
-confirmed, and by what, is in datasets/README.md.
+each test image, found by the beginning of its name, ``<sequence>_frame_<number>``. The head of
+tools/submit.py says what of this is confirmed, and by what.
 """
 
 import lzma

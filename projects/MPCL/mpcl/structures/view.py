@@ -93,7 +93,7 @@ def at_cell_centres(pixel_map: Tensor, size: Sequence[int]) -> Tensor:
 
     There, because that is where the classifier's scores of a cell belong (they are enlarged without
     aligned corners). ``mode="nearest"`` takes the cell's first pixel: at stride 4 every label would
-    lie 1.5 pixels off instead of half a pixel. docs/RESULTS.md has what that costs.
+    lie 1.5 pixels off instead of half a pixel.
     """
     # float32 holds labels exactly.
     small = F.interpolate(pixel_map[:, None].float(), size=tuple(size), mode="nearest-exact")
