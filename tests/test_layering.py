@@ -22,7 +22,7 @@ ROOMS = [
     "engine",
     "visualization",
 ]
-PURE = ("structures", "self_training", "prototypes", "losses")
+PURE = ("utils", "structures", "self_training", "prototypes", "losses")
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

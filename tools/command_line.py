@@ -3,13 +3,9 @@ arguments answer at once, and a tool imports what it works with inside its main 
 
 import argparse
 import functools
-import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 DEBUG = "--debug"
@@ -39,7 +35,6 @@ def command_line(
             words = sys.argv[1:] if words is None else words
             args = parse_args([word for word in words if word != DEBUG])
             args.debug, program = DEBUG in words, Path(main.__code__.co_filename).name
-            check_config_file(args, program)
 
             from mpcl.utils.cli import user_errors
 
@@ -49,29 +44,6 @@ def command_line(
         return run
 
     return decorate
-
-
-def check_config_file(args: argparse.Namespace, program: str) -> None:
-    """Ends a tool whose ``--config-file`` cannot be one as :mod:`mpcl.config` would, but before
-    torch is imported. Of several processes that torchrun has started, the first one says so."""
-    if path := getattr(args, "config_file", None):
-        silent = int(os.environ.get("LOCAL_RANK", 0)) > 0
-        with _utils("cli").user_errors(program, args.debug, silent):
-            _utils("foreign_files").check_config_path(str(path))
-
-
-def _utils(name: str) -> ModuleType:
-    """A module of ``mpcl.utils`` that needs no torch; to import it by its name would import all of
-    mpcl first."""
-    if "mpcl" in sys.modules:
-        return importlib.import_module(f"mpcl.utils.{name}")
-    package = "mpcl_utils"
-    if package not in sys.modules:
-        folder = Path(find_spec("mpcl").origin).with_name("utils")
-        file = folder / "__init__.py"
-        spec = spec_from_file_location(package, file, submodule_search_locations=[str(folder)])
-        sys.modules[package] = module_from_spec(spec)
-    return importlib.import_module(f"{package}.{name}")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser, *, student: bool = True) -> None:

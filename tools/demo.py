@@ -88,12 +88,12 @@ def own_data(
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
+    from mpcl.data.files import sample
     from mpcl.data.sets.custom import register_from_yaml
 
     source, target, test = _roles(file, register_from_yaml(file), splits)
     records = {name: DatasetCatalog.get(name) for name in (source, target, test)}
-    some = [r for name in (source, target) for r in records[name][:: -(-len(records[name]) // 50)]]
-    sizes = [_fitted_size(record) for record in some]
+    sizes = [_fitted_size(r) for name in (source, target) for r in sample(records[name], 50)]
     crop = min(LARGEST_CROP, min(map(min, sizes)) // 32 * 32)
     if crop == 0:
         raise ValueError(f"{file}: images of {min(sizes, key=min)} pixels are too small")

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import install_detectron2
-from command_line import check_config_file
 
 logger = logging.getLogger("doctor")
 
@@ -201,13 +200,13 @@ def check_space(output: Path) -> Iterator[Finding]:
         yield Finding(NOTE, "shared memory", "too small for loader workers", remedy)
 
 
-def check_weights(folder: Path = Path("weights")) -> Iterator[Finding]:
+def check_weights() -> Iterator[Finding]:
     """The pretrained encoders that are there, for a look without a config."""
-    files = sorted(folder.glob("*.pth"))
+    files = sorted(Path("weights").glob("*.pth"))
     for file in files:
         yield Finding(OK, "weights", f"{file}, {file.stat().st_size / 1e6:.0f} MB")
     if not files:
-        yield Finding(NOTE, "weights", f"no {folder}/*.pth (README.md says where they come from)")
+        yield Finding(NOTE, "weights", "no weights/*.pth (README.md says where they come from)")
 
 
 def check_dataset(name: str) -> Finding:
@@ -313,8 +312,6 @@ def main(argv: list[str] | None = None) -> int:
         logger.setLevel(logging.DEBUG)
     if arguments.opts and not arguments.config_file:
         parser.error("KEY VALUE pairs change a config: name one with --config-file")
-    if importlib.util.find_spec("mpcl"):  # else that is what will be said
-        check_config_file(arguments, "doctor.py")
     faulthandler.enable()  # a crash inside a compiled module still says where
     warnings.simplefilter("ignore")
     return 1 if report(examine(arguments.config_file, arguments.opts)) else 0

@@ -100,10 +100,11 @@ def main(args: argparse.Namespace) -> int:
         count += frames
         faults += broken
     seconds = time.perf_counter() - start
-    print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
+    for fault in faults:
+        print(f"FAULT {fault}")
     rate = f"{count / seconds:.2f} images/s" if count else "nothing to do"
-    rest = f", {len(faults)} could not be read" * bool(faults)
-    rest += f", {skipped} were there already" * bool(skipped)
+    rest = f", {len(faults)} could not be read" if faults else ""
+    rest += f", {skipped} were there already" if skipped else ""
     print(f"{predictor.role}: {count} images predicted ({rate}){rest}")
     for kind in writer.kinds:
         videos = f", {len(streams)} videos" if kind == "overlay" and streams else ""

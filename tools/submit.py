@@ -72,7 +72,8 @@ def main(args: argparse.Namespace) -> int:
         refuse_other_classes(networks, args.dataset)
         names = args.names or NAMES
         faults = write_submission(package, networks.cfg, networks.network, args.dataset, names)
-    print("\n".join(f"FAULT {fault}" for fault in faults), end="\n" * bool(faults))
+    for fault in faults:
+        print(f"FAULT {fault}")
     print(f"{package}: {args.dataset}, {number}: {len(faults) or 'no'} faults")
     return int(bool(faults))
 

@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from command_line import DEBUG, check_config_file, make_parser
+from command_line import DEBUG, make_parser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,7 +66,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def cli(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_config_file(args, "train_net.py")
 
     from mpcl.engine.job import run_job
 

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny_files import write_grey, write_label, write_palette_label
 
 from mpcl.data.decoding import BadFile
-from mpcl.data.labels import colorize, identity_except, inspect_label, lookup_table, read_label
+from mpcl.data.labels import identity_except, inspect_label, lookup_table, read_label
 
 IDS = [[0, 7, 8], [33, 255, 11]]
 
@@ -83,11 +82,3 @@ def test_the_histogram_counts_raw_ids_and_gives_the_size(tmp_path, write):
     counts, size, _ = inspect_label(write(tmp_path / "a.png", ids))
     np.testing.assert_array_equal(counts, np.bincount(ids.ravel(), minlength=256))
     assert size == (33, 17)
-
-
-def test_colorize_gives_each_class_its_colour_and_ignored_pixels_black():
-    colors = [(10, 20, 30), (40, 50, 60)]
-    expected = np.array([[[40, 50, 60], [10, 20, 30], [0, 0, 0]]], np.uint8)
-    label = np.array([[1, 0, 255]])
-    assert np.array_equal(colorize(label, colors), expected)
-    assert np.array_equal(colorize(torch.tensor(label), colors), expected)

@@ -9,7 +9,7 @@ from PIL import Image
 from mpcl.config import get_cfg_from
 from mpcl.data import mapper as mapper_module
 from mpcl.data.decoding import BadFile
-from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, inside_margins
+from mpcl.data.mapper import SourceMapper, TargetMapper, TestMapper, beyond_margins
 from mpcl.data.resizing import keep_aspect_size
 from mpcl.data.sampler import Draw
 
@@ -362,7 +362,7 @@ def test_configuration_reaches_the_mappers(tmp_path):
     ],
 )
 def test_margins_are_whole_rows_and_columns_and_zero_is_none(margins, rows, columns):
-    assert inside_margins((4, 4), margins).tolist() == np.outer(rows, columns).tolist()
+    assert beyond_margins((4, 4), margins).tolist() == np.outer(rows, columns).tolist()
 
 
 def test_margins_of_the_crop_are_its_rows_wherever_it_lies(tmp_path):

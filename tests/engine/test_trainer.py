@@ -13,7 +13,6 @@ from detectron2.modeling import build_backbone
 from packaging.version import Version
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mpcl.data.canvas import GAP
 from mpcl.data.sets.classes import classes_of, write_classes
 from mpcl.engine import AdaptationTrainer
 from mpcl.engine.evaluate import evaluate_networks
@@ -22,6 +21,7 @@ from mpcl.modeling import hrda
 from mpcl.predict.loading import load_networks
 from mpcl.prototypes import learner
 from mpcl.structures import Box
+from mpcl.utils.pictures import GAP
 
 QUIET = ("DATASETS.TEST", (), "VIS_PERIOD", 0)
 

@@ -317,7 +317,7 @@ def test_once_all_classes_have_started_nothing_is_looked_at(monkeypatch):
     monkeypatch.setattr(PrototypeLearner, "_start_ready_classes", None)  # calling it would fail
     run(learner, range(4, 6))
     again = make_learner(started=[True, False, True])
-    again.look()
+    again.count_started()
     assert again.num_started == 2
 
 

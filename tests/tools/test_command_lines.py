@@ -56,21 +56,18 @@ def test_help_comes_without_torch_and_names_the_way_to_the_traceback(name):
         assert re.search(r"^  --debug  +show the full tracebacks? of", run.stdout, re.M)
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "said"),
-    [
-        *(
-            (name, "mic_gaus.yaml", r"does not exist \(did you mean mic_gauss")
-            for name in TAKE_A_CONFIG
-        ),
-        ("train_net", "lazy.py", "is Python, .* expected a YAML file"),
-    ],
-)
-def test_a_mistyped_config_is_told_without_torch(name, file, said, tmp_path):
+@pytest.mark.parametrize("name", sorted(TAKE_A_CONFIG.keys() - {"doctor", "submit"}))
+def test_a_mistyped_config_is_told_with_what_is_called_alike(name, tmp_path, capsys):
     (tmp_path / "mic_gauss.yaml").touch()
-    run = answer(name, *TAKE_A_CONFIG[name], "--config-file", str(tmp_path / file))
-    assert run.returncode == 2
-    assert re.match(rf"{name}\.py: error: .*{tmp_path / file} {said}", run.stderr), run.stderr
+    tool = importlib.import_module(name)
+    main = tool.cli if name == "train_net" else tool.main
+    with pytest.raises(SystemExit) as ended:
+        main([*TAKE_A_CONFIG[name], "--config-file", str(tmp_path / "mic_gaus.yaml")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        rf"{name}\.py: error: .*mic_gaus.yaml does not exist .did you mean mic_g", said
+    )
 
 
 def test_debug_may_stand_anywhere_and_a_mistake_is_a_message(capsys):

@@ -5,9 +5,9 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-from mpcl.data.canvas import CAPTION_HEIGHT, GAP
 from mpcl.data.sets.classes import classes_of
 from mpcl.predict.loading import Networks, load_networks
+from mpcl.utils.pictures import CAPTION_HEIGHT, GAP
 from mpcl.visualization.activations import activation_figure
 from mpcl.visualization.comparison import comparison
 from mpcl.visualization.feature_map import feature_figure

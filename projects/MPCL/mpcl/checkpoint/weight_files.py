@@ -193,7 +193,7 @@ def unwrap(content: Mapping[str, Any]) -> State:
     return tensors
 
 
-def refuse_nothing(path: str, resume: bool, output_dir: str) -> None:
+def require_weights(path: str, resume: bool, output_dir: str) -> None:
     """Raises ValueError where no checkpoint to predict with was named or, to ``resume``, found."""
     if not path:
         found = f"--resume found no checkpoint in {output_dir}"

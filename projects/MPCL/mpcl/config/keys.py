@@ -13,6 +13,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
+from ..data.sets.custom import register_from_yaml
 from ..modeling.timm_backbone import pixel_statistics
 from .reading import merge_file, merge_options
 from .validation import check_class_subsets, validate
@@ -31,7 +32,8 @@ def get_cfg_from(
     can be looked up.
 
     Args:
-        data_may_lack: of a description that cannot be used a warning tells, instead of an error.
+        data_may_lack: warn, instead of raising, where a description in DATASETS.FILES cannot be
+            used.
     Raises:
         FileNotFoundError: the file, or one of its ``_BASE_``, does not exist.
         UnknownKey: a KeyError and ValueError; names similar keys.
@@ -52,8 +54,6 @@ def get_cfg_from(
     cfg.MODEL.PIXEL_MEAN = list(cfg.MODEL.PIXEL_MEAN or mean)
     cfg.MODEL.PIXEL_STD = list(cfg.MODEL.PIXEL_STD or std)
     if cfg.DATASETS.FILES:
-        from ..data.sets.custom import register_from_yaml
-
         for path in cfg.DATASETS.FILES:
             try:
                 register_from_yaml(path)

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..checkpoint.weight_files import refuse_nothing, refuse_random_layers
+from ..checkpoint.weight_files import refuse_random_layers, require_weights
 from ..checkpoint.weights import WeightsCheckpointer, load_encoder_
 from ..data.sets.classes import classes_of, read_classes
 from ..utils.gpus import computes_bfloat16, has_kernels
@@ -164,7 +164,7 @@ def _check_weights(cfg: CfgNode, resumed: str | None, eval_only: bool, notes: li
     path, resume = cfg.MODEL.WEIGHTS, resumed is not None
     if eval_only:
         path = resumed if resume else path
-        refuse_nothing(path, resume, cfg.OUTPUT_DIR)
+        require_weights(path, resume, cfg.OUTPUT_DIR)
     distance = cfg.SELF_TRAINING.ENABLED and cfg.SELF_TRAINING.FEATURE_DISTANCE.WEIGHT > 0
     with _silence():
         model = _skeleton(cfg)

@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
 
 from ..utils.foreign_files import MAX_YAML, check_config_path, parse_yaml, read_text
-from ..utils.short import short, shown
+from ..utils.messages import short, shown
 
 
 class UnknownKey(KeyError, ValueError):
@@ -54,7 +54,9 @@ def merge_options(cfg: CN, options: Sequence[Any]) -> None:
     unknown = [key for key in words[::2] if not _exists(cfg, str(key))]
     if unknown:
         raise UnknownKey("; ".join(_advice(cfg, str(key)) for key in unknown))
-    pairs = [(key, _typed(key, get(cfg, key), value, "")) for key, value in zip(*[iter(words)] * 2)]
+    pairs = [
+        (key, _typed(key, get(cfg, key), value, "")) for key, value in zip(words[::2], words[1::2])
+    ]
     cfg.merge_from_list([word for pair in pairs for word in pair])
 
 
@@ -100,17 +102,21 @@ def _load(path: str) -> dict[str, Any]:
 class _Bounded(CN):
     """Reads each file, and each ``_BASE_``, only after it was found small and plain."""
 
-    _including: tuple[str, ...] = ()  # the files that led to the one that is read
+    _including: ClassVar[list[str]] = []  # the files that led to the one that is read
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        if (path := os.path.realpath(filename)) in cls._including:
+        path = os.path.realpath(filename)
+        if path in cls._including:
             circle = [*cls._including[cls._including.index(path) :], path]
             files = " -> ".join(map(shown, circle))
             raise ValueError(f"{shown(filename)}: its _BASE_ leads back to it: {files}")
         check_config_path(filename)
-        below = type(cls.__name__, (cls,), {"_including": (*cls._including, path)})
-        return super(_Bounded, below).load_yaml_with_base(filename, allow_unsafe)
+        cls._including.append(path)
+        try:
+            return super().load_yaml_with_base(filename, allow_unsafe)
+        finally:
+            cls._including.pop()
 
     @classmethod
     def _open_cfg(cls, filename: str) -> StringIO:

@@ -124,8 +124,8 @@ class SetChecks:
             certain = whole and len(self.cfg.DATASETS.TRAIN) == 1
         else:  # a few images may show few classes, but one class alone says nothing
             certain = whole and not ids.usable
-        for fault in [*palette_faults(reports), *(faults if certain else [])]:
-            raise ValueError(f"{role.key}: {name}: {fault}")
+        if fatal := [*palette_faults(reports), *(faults if certain else [])]:
+            raise ValueError(f"{role.key}: {name}: {fatal[0]}")
         unnamed = "" if faults else ids.unnamed_note()
         self.notes += [
             f"{name}, {len(reports)} labels that were looked at: {note}"

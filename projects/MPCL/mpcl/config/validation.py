@@ -19,7 +19,7 @@ from ..self_training.masking import IMAGES
 from ..self_training.pseudo_label import SCOPES
 from ..self_training.teacher import STATISTICS
 from ..utils.ignore_label import IGNORE_LABEL
-from ..utils.short import short
+from ..utils.messages import short
 from .reading import get, leaves
 
 # Detectron2's keys that are read here; the others keep their values.

@@ -3,6 +3,4 @@
 Importing it registers the data sets.
 """
 
-from .sets import registration as datasets
-
-__all__ = ["datasets"]
+from .sets import registration  # noqa: F401

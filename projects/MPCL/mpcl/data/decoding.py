@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ..utils import zip_files
-from ..utils.short import AnyPath, shown
+from ..utils.messages import AnyPath, shown
 
 _LIMIT_VARIABLE = "MPCL_MAX_IMAGE_PIXELS"
 _DEFAULT_LIMIT = 2**28  # 268 million: 16384 x 16384
@@ -350,7 +350,7 @@ def read_image(path: AnyPath) -> np.ndarray:
 def check_pair(image: AnyPath, label: AnyPath, image_size: Size, label_size: Size) -> None:
     """Raises BadFile, naming both files, unless image and label have the same (height, width)."""
     if image_size != label_size:
-        turned = ", or apply the image's EXIF orientation" * (image_size == label_size[::-1])
+        turned = ", or apply the image's EXIF orientation" if image_size == label_size[::-1] else ""
         raise BadFile(
             label,
             f"has height x width {label_size}, but its image {shown(image)} has {image_size}; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import log_first_n
 
-from ..utils.short import shown
+from ..utils.messages import shown
 from ..utils.zip_files import holds, in_zip, names_below
 
 _FOREIGN = ("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")

@@ -7,20 +7,17 @@ index itself and refuses files that hold none. Where the colours of a mask stand
 from colours says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from ..utils.ignore_label import IGNORE_LABEL
-from ..utils.short import AnyPath
+from ..utils.messages import AnyPath
 from .decoding import BadFile, Size, check_mode, opened, orientation, raw_mode, to_bgr
-
-IGNORED_COLOR = (0, 0, 0)
 
 Color = tuple[int, int, int]
 LabelMap = Mapping[int, int] | Mapping[Color, int]
@@ -165,15 +162,6 @@ def _check_upright(path: AnyPath, image: Image.Image) -> None:
             f"has EXIF orientation {orientation(image)}, expected none in a label, as readers "
             "disagree on it; turn its pixels to lie as the image is shown, and remove the tag",
         )
-
-
-def colorize(
-    label: Tensor | NDArray[np.integer], colors: Sequence[Sequence[int]]
-) -> NDArray[np.uint8]:
-    """(H, W) class ids to an (H, W, 3) uint8 RGB picture; ids without a colour are black."""
-    palette = np.array([*map(tuple, colors), IGNORED_COLOR], np.uint8)
-    ids = label.cpu().numpy() if isinstance(label, Tensor) else label
-    return palette[np.minimum(ids, len(colors))]
 
 
 def _classes_of_colors(

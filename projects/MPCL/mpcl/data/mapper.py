@@ -238,13 +238,13 @@ class TargetMapper(_CropMapper):
         if flip:
             crop = cv2.flip(crop, 1)
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_color[::-1]))
-        valid = inside_margins(size, self.margins)
+        valid = beyond_margins(size, self.margins)
         for empty in self._empty(record, image):
             # Bilinear as the image: a pixel into which one without data is mixed shows neither.
             valid &= resize(empty, size) == 0
         valid = valid[box]
         valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
-        valid &= inside_margins(self.crop_size, (*self.crop_margins, 0.0, 0.0))
+        valid &= beyond_margins(self.crop_size, (*self.crop_margins, 0.0, 0.0))
         return {**result, "valid": torch.from_numpy(valid.astype(bool))}
 
     def _empty(self, record: Record, image: np.ndarray) -> Iterator[np.ndarray]:
@@ -257,9 +257,9 @@ class TargetMapper(_CropMapper):
             yield cv2.inRange(mask, (0, 0, 0), (0, 0, 0))
 
 
-def inside_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:
-    """(h, w) uint8: 1 inside the margins, 0 in them: shares of the height at the top and at the
-    bottom, and of the width at the left and at the right, rounded to whole rows and columns.
+def beyond_margins(size: Size, margins: tuple[float, float, float, float]) -> np.ndarray:
+    """(h, w) uint8, 0 in the margins and 1 elsewhere. Margins are shares of the height at the top
+    and the bottom, and of the width at the left and the right, rounded to whole rows and columns.
     """
     (height, width), (top, bottom, left, right) = size, margins
     inside = np.zeros(size, np.uint8)

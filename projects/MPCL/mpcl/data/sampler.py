@@ -15,7 +15,8 @@ from .rare_class import RareClassSampler
 
 NO_CLASS = -1  # Draw.rare_class of a draw that was not made for the sake of a class
 
-# Keeps the seed of epoch e, of draw p = e, of what stands in for draw p and of its set apart.
+# The first part of a seed keeps its four uses apart: the order of an epoch, the augmentation of a
+# draw, what stands in for it, and the choice of the set.
 _ORDER, _AUGMENTATION, _INSTEAD, _SET = 0, 1, 2, 3
 
 

@@ -63,7 +63,7 @@ class AdaptationHook(HookBase):
     def before_train(self) -> None:
         self.teacher.train()
         if self.learner is not None:
-            self.learner.look()
+            self.learner.count_started()
         if self.trainer.start_iter == 0:
             # Only now: at construction the student did not have its pre-trained weights yet.
             self.teacher.copy_(self.student)

@@ -19,9 +19,8 @@ logger = logging.getLogger(__name__)
 class CheckpointHook(HookBase):
     """Saves every ``period`` iterations, at the end, and when the run is asked to stop.
 
-    Hooks before this one have finished their iteration when it is saved. Those after it
-    (evaluation, log line) have not, and a run that a kill ends in between does not make up for
-    them.
+    Hooks before this one have finished the iteration when it is saved. What those after it
+    (evaluation, log line) would have done is lost if the process is killed in between.
     """
 
     def __init__(self, checkpointer: TrainingCheckpointer, period: int) -> None:
@@ -49,7 +48,7 @@ class CheckpointHook(HookBase):
         if stop:
             comm.synchronize()  # whoever ends first may end the others: not while one is saving
             logger.warning(f"Asked to stop after iteration {self.trainer.iter}: saved {name}.pth")
-            raise Preempted(f"{name}.pth")
+            raise Preempted
 
     def after_train(self) -> None:
         self.signals.restore()

@@ -125,9 +125,12 @@ class StepGuard:
             ranks at once.
         """
         pending, self._pending = self._pending, []
-        flags = iter(torch.cat([flags for _, flags in pending]).tolist() if pending else [])
-        for step, _ in pending:
-            causes = [name for name, broken in zip(step["causes"], flags) if broken]
+        if not pending:
+            return
+        flags = torch.cat([broken for _, broken in pending]).cpu()  # one wait for all steps
+        of_steps = flags.split([len(broken) for _, broken in pending])
+        for (step, _), broken in zip(pending, of_steps):
+            causes = [name for name, bad in zip(step["causes"], broken.tolist()) if bad]
             if not causes:
                 self.in_a_row = []
                 continue

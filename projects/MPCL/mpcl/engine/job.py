@@ -25,7 +25,8 @@ from ..config import default_config, get_cfg_from
 from ..config.preflight import preflight
 from ..config.reading import get, leaves
 from ..data.sets.classes import classes_of, write_classes
-from ..evaluation.run_record import CONFIG, changed_settings, record_session, versions
+from ..evaluation.run_record import changed_settings, record_session, versions
+from ..evaluation.runs import CONFIG
 from ..predict.loading import load_networks
 from ..utils.atomic_write import write_atomically
 from ..utils.cli import user_errors, without_traceback
@@ -90,7 +91,10 @@ def refuse_to_overwrite(folder: str) -> None:
 def run_process(args: Namespace):
     """One process of the job; returns the scores."""
     train_loop = logging.getLogger("detectron2.engine.train_loop")  # logs what ends a training
-    (train_loop.removeFilter if args.debug else train_loop.addFilter)(without_traceback)
+    if args.debug:
+        train_loop.removeFilter(without_traceback)
+    else:
+        train_loop.addFilter(without_traceback)
     args.resume = args.resume or (not args.eval_only and is_restart())
     with ExitStack() as held:
         # What is wrong with a start is wrong for every process of a machine: one says so.
@@ -161,7 +165,7 @@ def start_process(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """
     for name in ("fvcore", "detectron2", "mpcl"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    # How a list of files is packed says nothing to whom trains.
+    # Detectron2's note on how file lists are packed is noise.
     logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)
     logger.info("Command: " + shlex.join(sys.argv))
     logger.info(", ".join(f"{name} {version}" for name, version in versions().items()))

@@ -68,10 +68,8 @@ def is_restart() -> bool:
 def _join_torchrun(gpu: bool) -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    ranks, on_this_machine = (
-        int(os.environ.get(name, os.environ["WORLD_SIZE"]))
-        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    )
+    ranks = int(os.environ["WORLD_SIZE"])
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     store = None
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and ranks == on_this_machine:
         # torchrun keeps one store over all restarts. Without a prefix of its own, a restarted job

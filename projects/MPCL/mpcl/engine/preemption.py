@@ -21,9 +21,8 @@ class Preempted(SystemExit):
     """The run has stopped as it was asked to, after saving; left alone, the process ends with
     status 75."""
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self) -> None:
         super().__init__(EXIT_PREEMPTED)
-        self.checkpoint = checkpoint
 
 
 class StopSignals:

@@ -58,8 +58,9 @@ def check_checkpoint(path: str, cfg, world_size: int) -> list[str]:
             f"{path} has done {done} iterations, and SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}: "
             "nothing is left to train. Raise SOLVER.MAX_ITER, or evaluate with --eval-only --resume"
         )
-    finished = done == cfg.SOLVER.MAX_ITER
-    return [f"{path} is of the last iteration: the run is evaluated, not trained"] * finished
+    if done == cfg.SOLVER.MAX_ITER:
+        return [f"{path} is of the last iteration: the run is evaluated, not trained"]
+    return []
 
 
 def check_same_run(saved: Mapping[str, Any], cfg, world_size: int | None = None) -> None:

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.engine import HookBase
 
-from ..data.canvas import fit, grid, with_legend
-from ..data.labels import colorize
 from ..data.sets.classes import classes_of
+from ..utils.pictures import colorize, fit, grid, with_legend
 
 _WIDTH = 256  # of each picture of the strip
 

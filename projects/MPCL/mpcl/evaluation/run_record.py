@@ -25,12 +25,12 @@ from ..config import get_cfg_from
 from ..utils.atomic_write import write_atomically
 from ..utils.distributed import world_size
 from ..utils.foreign_files import read_json, read_yaml
-from ..utils.short import short
-from .runs import differences, is_number
+from ..utils.messages import short
+from .runs import CONFIG, differences, is_number
 
 logger = logging.getLogger(__name__)
 
-RECORD, CONFIG = "run.json", "config.yaml"
+RECORD = "run.json"
 _PACKAGES = ("mpcl", "torch", "torchvision", "timm", "numpy", "opencv-python-headless")
 _KEYS = {"started", "command", "versions", "device", "processes"}
 _GIT = {"commit", "branch", "changed_files"}

@@ -15,9 +15,10 @@ from detectron2.data import MetadataCatalog
 from ..config.reading import get, leaves
 from ..data.sets.classes import read_classes
 from ..utils.foreign_files import read_text, read_yaml
-from ..utils.short import short
+from ..utils.messages import short
 from .evaluator import mean_metrics
 
+CONFIG = "config.yaml"
 NETWORKS = ("teacher", "student")
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -130,14 +131,19 @@ def scored_classes(runs: Sequence[Run], dataset: str) -> list[str]:
     return list(dict.fromkeys([*(name for name in known if name in seen), *seen]))
 
 
+def config_file_of(folder: Path) -> Path:
+    """Raises ValueError: the folder holds no run."""
+    if not (file := folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is no output folder of train_net.py: it has no {CONFIG}")
+    return file
+
+
 def read_run(folder: Path) -> Run:
     """Reads ``config.yaml`` and ``metrics.json``.
 
     Raises: ValueError: the folder holds no run.
     """
-    config_file = folder / "config.yaml"
-    if not config_file.exists():
-        raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
+    config_file = config_file_of(folder)
     config = read_yaml(config_file)
     _check_config(config, config_file)
     rows = metrics_rows(folder / "metrics.json")

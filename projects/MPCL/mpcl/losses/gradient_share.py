@@ -1,7 +1,6 @@
 """How much each prototype loss pulls, and where to, beside the segmentation losses."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,38 +24,25 @@ def gradient_share(
         where: the tensors at which gradients are taken, under the name that the scalars get:
             ``{"fused": ..., "encoder": ...}``.
     """
-    places = list(where)
-    tensors = [tensor for place in places for tensor in where[place]]
-    counts = [len(where[place]) for place in places]
+    tensors = [tensor for group in where.values() for tensor in group]
+    counts = [len(group) for group in where.values()]
 
-    def gradients(loss: Tensor) -> list[tuple[Tensor, ...]]:
-        flat = torch.autograd.grad(loss, tensors, retain_graph=True, materialize_grads=True)
-        rest = iter(flat)
-        return [tuple(islice(rest, count)) for count in counts]
+    def gradients(loss: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(loss, tensors, retain_graph=True, materialize_grads=True)
+
+    def dots(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+        """Inner product in each place."""
+        of_tensors = torch.stack([(a.float() * b.float()).sum() for a, b in zip(one, other)])
+        return [of_place.sum() for of_place in torch.split(of_tensors, counts)]
 
     classifier = gradients(torch.stack([losses[name] for name in REFERENCE]).sum())
+    norms = [square.sqrt().clamp_min(1e-12) for square in dots(classifier, classifier)]
     scalars: dict[str, Tensor] = {}
     for name in WATCHED:  # the gradients of one are gone before the next one's are computed
-        label = name.removeprefix("loss_")
-        scalars |= _compared(label, places, classifier, gradients(losses[name]))
+        prototypes, label = gradients(losses[name]), name.removeprefix("loss_")
+        lengths = [square.sqrt() for square in dots(prototypes, prototypes)]
+        together = dots(classifier, prototypes)
+        for place, norm, length, dot in zip(where, norms, lengths, together):
+            scalars[f"gradient_share/{place}/{label}"] = length / norm
+            scalars[f"gradient_cosine/{place}/{label}"] = dot / (norm * length.clamp_min(1e-12))
     return scalars
-
-
-def _compared(
-    label: str,
-    places: Sequence[str],
-    classifier: Sequence[tuple[Tensor, ...]],
-    prototypes: Sequence[tuple[Tensor, ...]],
-) -> dict[str, Tensor]:
-    scalars = {}
-    for place, own, prototype in zip(places, classifier, prototypes):
-        norm = _dot(own, own).sqrt().clamp_min(1e-12)
-        length = _dot(prototype, prototype).sqrt()
-        cosine = _dot(own, prototype) / (norm * length.clamp_min(1e-12))
-        scalars[f"gradient_share/{place}/{label}"] = length / norm
-        scalars[f"gradient_cosine/{place}/{label}"] = cosine
-    return scalars
-
-
-def _dot(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([(a.float() * b.float()).sum() for a, b in zip(one, other)]).sum()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..structures import Box
+
 Predict = Callable[[Tensor], Tensor]
 """Images (B, 3, h, w) -> logits (B, C, h/4, w/4), or of any other stride."""
 
@@ -66,22 +68,21 @@ def sliding_window(
     height, width = _size(images)
     rows = _spans(height, crop[0], stride[0])
     columns = _spans(width, crop[1], stride[1])
-    windows = [(image, y, x) for y in rows for x in columns for image in range(len(images))]
+    boxes = [Box(y.start, x.start, y.stop, x.stop) for y in rows for x in columns]
+    windows = [(image, box) for box in boxes for image in range(len(images))]
     batch_size = batch_size or len(windows)
     total = None
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
-        pixels = torch.stack([images[image, :, y, x] for image, y, x in batch])
-        padded = _pad(pixels, divisor)
+        padded = _pad(torch.stack([box.crop(images[image]) for image, box in batch]), divisor)
         logits = predict(padded)
         if total is None:
             shape = (len(images), logits.shape[1], height // cell, width // cell)
             total = logits.new_zeros(shape, dtype=_precise(logits))
-        for (image, y, x), window in zip(batch, logits):
+        for (image, box), window in zip(batch, logits):
             window = _resize(window[None], [side // cell for side in _size(padded)])[0]
-            place = _in_cells(y, cell), _in_cells(x, cell)
-            high, wide = (span.stop - span.start for span in place)
-            total[(image, slice(None), *place)] += window[:, :high, :wide]
+            inside = box.in_cells(cell).crop(total[image])
+            inside += window[:, : inside.shape[1], : inside.shape[2]]
     if total is None:
         raise ValueError("images must hold at least one image, got none")
     # The windows form a grid, so a pixel's count is that of its row times that of its column.
@@ -99,12 +100,6 @@ def _size(images: Tensor) -> tuple[int, int]:
 def _pad(images: Tensor, divisor: int) -> Tensor:
     below, right = (-side % divisor for side in _size(images))
     return F.pad(images, (0, right, 0, below)) if below or right else images
-
-
-def _in_cells(span: slice, cell: int) -> slice:
-    if span.start % cell or span.stop % cell:
-        raise ValueError(f"window {span.start}:{span.stop} does not lie on a grid of {cell} pixels")
-    return slice(span.start // cell, span.stop // cell)
 
 
 def _spans(size: int, crop: int, stride: int) -> list[slice]:

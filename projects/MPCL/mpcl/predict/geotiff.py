@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from ..utils.short import shown
+from ..utils.messages import shown
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint.training import TrainingCheckpointer
-from ..checkpoint.weight_files import read, refuse_nothing, refuse_random_layers
+from ..checkpoint.weight_files import read, refuse_random_layers, require_weights
 from ..config import get_cfg_from
 from ..config.reading import merge_options
 from ..data.sets.classes import classes_of, from_plain, read_classes
+from ..evaluation.runs import CONFIG, config_file_of
 from ..self_training.teacher import EMATeacher
 from ..utils.foreign_files import parse_yaml
-from ..utils.short import short
+from ..utils.messages import short
 
 Source = CfgNode | str | os.PathLike[str]
 SLIM_CONFIG, SLIM_CLASSES, SLIM_ROLE = "config", "classes", "role"
@@ -145,7 +146,7 @@ def _load(cfg: CfgNode, resume: bool, classes: Metadata | None) -> Networks:
     student = build_model(cfg)
     checkpointer = TrainingCheckpointer(student, cfg.OUTPUT_DIR)
     path = checkpointer.take_newest() if resume else cfg.MODEL.WEIGHTS
-    refuse_nothing(path, resume, cfg.OUTPUT_DIR)
+    require_weights(path, resume, cfg.OUTPUT_DIR)
     rest = checkpointer.load(path, checkpointables=[])
     refuse_random_layers(path, checkpointer.initial, cfg.TEST.OUTPUT)
     teacher = _teacher(cfg, student, rest["teacher"], path) if "teacher" in rest else None
@@ -189,9 +190,7 @@ def _check(networks: Networks) -> None:
 
 def _config_of_run(folder: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metadata | None]:
     """A run's config and classes. Where it has kept them, its data need not be there."""
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
-        raise ValueError(f"{folder} is no output folder of train_net.py: it has no config.yaml")
+    config_file = config_file_of(folder)
     classes = read_classes(folder)
     return get_cfg_from(str(config_file), opts, data_may_lack=classes is not None), classes
 
@@ -207,7 +206,7 @@ def _config_of_weights(path: Path, opts: Sequence[Any]) -> tuple[CfgNode, Metada
             return _read_config(content[SLIM_CONFIG], opts), None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    if path.with_name("config.yaml").is_file():
+    if path.with_name(CONFIG).is_file():
         return _config_of_run(path.parent, opts)
     raise ValueError(
         f"{path} comes without its config: name a config file and these weights, or a run's "
@@ -221,6 +220,6 @@ def _read_config(text: str, opts: Sequence[Any]) -> CfgNode:
     if not isinstance(settings, dict) or "_BASE_" in settings:
         raise ValueError(f"the weight file's config is none of tools/export.py: {short(text)}")
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
+        file = Path(folder) / CONFIG
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         return get_cfg_from(str(file), opts)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.decoding import BadFile, read_image
-from ..utils.short import shown
+from ..utils.messages import shown
 from .inputs import ImageFile, Stream, find_images, is_stream, stream_name
 from .prediction_files import KINDS, PredictionWriter, StreamOutputs
 from .predictor import Predictor

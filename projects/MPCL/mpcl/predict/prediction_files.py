@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
-from ..data.canvas import legend
-from ..data.labels import colorize
 from ..utils.atomic_write import write_atomically
+from ..utils.pictures import colorize, legend
 from .geotiff import encode_tiff
 from .inputs import ImageFile, Stream
 from .own_ids import is_cityscapes, own_ids

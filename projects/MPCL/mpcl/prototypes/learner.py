@@ -111,7 +111,7 @@ class PrototypeLearner:
             seed=cfg.SEED,
         )
 
-    def look(self) -> None:
+    def count_started(self) -> None:
         """Counts the classes with prototypes, such as those of a checkpoint."""
         self.num_started = int(self.prototypes.started.sum())
 
@@ -211,7 +211,7 @@ class PrototypeLearner:
             capacity = sum(bank.size for bank in self.banks.values())
             ready = ready & (banked >= min(self.start_samples * count, capacity))
         if not ready.any():
-            return self.look()
+            return self.count_started()
         seed = fold_seed(self.seed, iteration)
         if self.start_method == "random":
             mean, variance = random_prototypes(classes, count, dim, seed=seed, device=ready.device)
@@ -222,7 +222,7 @@ class PrototypeLearner:
             mean[which], variance[which] = result.mean, result.variance
         # Banks and seeds are equal on all ranks; but unlike GPUs draw unlike numbers.
         self.prototypes.start_(ready, from_first_rank(mean), from_first_rank(variance))
-        self.look()
+        self.count_started()
         logger.info(
             f"Iteration {iteration}: prototypes start ({self.start_method}) for classes "
             f"{ready.nonzero().flatten().tolist()}; {self.num_started} of "

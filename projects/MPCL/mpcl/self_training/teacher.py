@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..utils.state_dict import faults
+
 STATISTICS = ("student", "target")
 
 
@@ -161,24 +163,19 @@ class EMATeacher(nn.Module):
         ]
 
     def _match(self, student: nn.Module) -> list[tuple[nn.Module, nn.Module, str]]:
-        mine, theirs = _tensors_by_name(self.model), _tensors_by_name(student)
-        kept = {name for name in theirs if not name.startswith(self._left_out)}
-        if unmatched := sorted(mine.keys() ^ kept):
+        mine, theirs = _tensors(self.model), _tensors(student)
+        theirs = {name: t for name, t in theirs.items() if not name.startswith(self._left_out)}
+        if found := faults(theirs, mine):
             raise ValueError(
-                "student must be built like the one that was copied, and not be wrapped; "
-                f"unmatched tensors: {unmatched[:5]}"
+                f"student must be built like the one that was copied, and not be wrapped: {found}"
             )
-        for name, (owner, key) in mine.items():
-            expected, shape = getattr(owner, key).shape, getattr(*theirs[name]).shape
-            if shape != expected:
-                raise ValueError(
-                    f"student tensor {name} must have shape {tuple(expected)}, got {tuple(shape)}"
-                )
-        return [(owner, theirs[name][0], key) for name, (owner, key) in mine.items()]
+        places = [name.rpartition(".") for name in mine]
+        return [
+            (self.model.get_submodule(path), student.get_submodule(path), key)
+            for path, _, key in places
+        ]
 
 
-def _tensors_by_name(root: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Full name -> (owner, attribute) of all parameters and buffers, non-persistent ones too."""
-    names = [name for name, _ in root.named_parameters()] + [n for n, _ in root.named_buffers()]
-    split = [(name, *name.rpartition(".")[::2]) for name in names]
-    return {name: (root.get_submodule(path), key) for name, path, key in split}
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, buffers that are not saved among them."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())

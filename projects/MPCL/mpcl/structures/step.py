@@ -89,7 +89,9 @@ class Pixels:
     @classmethod
     def cat(cls, views: Sequence["Pixels"]) -> "Pixels":
         """The images of several views, one view after the other."""
-        return cls(*(torch.cat(fields) for fields in zip(*(vars(view).values() for view in views))))
+        return cls(
+            **{key: torch.cat([vars(view)[key] for view in views]) for key in vars(views[0])}
+        )
 
     @property
     def rows(self) -> Tensor:

@@ -85,7 +85,7 @@ class View:
 
     def join(self, other: "View", join: Callable[[Tensor, Tensor], Tensor]) -> "View":
         """A view made of this one's and the other's tensors, two by two."""
-        return View(*(join(*pair) for pair in zip(vars(self).values(), vars(other).values())))
+        return View(**{key: join(mine, vars(other)[key]) for key, mine in vars(self).items()})
 
 
 def at_cell_centres(pixel_map: Tensor, size: Sequence[int]) -> Tensor:

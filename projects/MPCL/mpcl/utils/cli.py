@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .short import printable
+from .messages import printable
 
 _USER_ERROR = 2  # exit status, as argparse's own
 UNTIL_TOLD = 3.0  # seconds in which another process has written the same message

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .short import AnyPath, shown
+from .messages import AnyPath, shown
 
 MAX_YAML = 2**20  # bytes
 _MAX_TEXT = 2**28
@@ -98,9 +98,8 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.constructor.ConstructorError as error:
         problem = str(error.problem).strip().partition("\n")[0]
         hint = ". Tags such as !!python would run code; write plain values"
-        raise ValueError(
-            f"{name} is no valid YAML: {problem} {error.problem_mark}{hint * ('tag' in problem)}"
-        ) from None
+        place = f"{error.problem_mark}{hint if 'tag' in problem else ''}"
+        raise ValueError(f"{name} is no valid YAML: {problem} {place}") from None
     except RecursionError:
         raise ValueError(f"{name} is no valid YAML: {_DEPTH}") from None
     # The last three are PyYAML's for values that are none of their tag: "!!int x".

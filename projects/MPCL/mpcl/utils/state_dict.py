@@ -22,7 +22,7 @@ def faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     )
 
 
-def some(names: Iterable[Any], limit: int = 3) -> str:
-    """The first few of many names."""
+def some(names: Iterable[Any]) -> str:
+    """The first three of many names."""
     names = list(names)
-    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -9,7 +9,7 @@ import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
-from .short import AnyPath
+from .messages import AnyPath
 
 _END = re.compile(r"\.zip(?=/|$)", re.IGNORECASE)
 _ENCRYPTED = 0x1  # bit of an entry's flags

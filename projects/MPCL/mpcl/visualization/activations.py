@@ -9,10 +9,11 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.canvas import Picture, blend, fit, grid, heat, with_legend, with_scale
 from ..predict.loading import Networks, refuse_other_classes
+from ..utils.pictures import Picture, blend, fit, grid, heat, with_legend, with_scale
 from .scenes import Scene, embed, load_scenes
 
+_WIDTH = 320  # of an image, pixels
 _CANDIDATES = 40  # images in which a class is looked for
 
 
@@ -25,7 +26,7 @@ def activation_maps(student: nn.Module, scene: Scene, class_index: int) -> Tenso
 
 
 def activation_figure(
-    networks: Networks, dataset: str, class_name: str, *, number: int = 3, width: int = 320
+    networks: Networks, dataset: str, class_name: str, *, number: int = 3
 ) -> Image.Image:
     """The images of a set that show most of a class, in rows: image, where the class is, one map a
     prototype, and which prototype is the nearest there.
@@ -45,7 +46,7 @@ def activation_figure(
     if head is None or not bool(head.prototypes.started[index]):
         raise ValueError(f"class {class_name!r} has no prototypes in this checkpoint")
     rows = [
-        _row(networks.student, scene, index, width)
+        _row(networks.student, scene, index)
         for scene in _showing(load_scenes(networks.cfg, dataset, _CANDIDATES), index, number)
     ]
     if not rows:
@@ -64,9 +65,9 @@ def _showing(scenes: list[Scene], index: int, number: int) -> list[Scene]:
     return [scenes[i] for i in most if share[i] > 0]
 
 
-def _row(student: nn.Module, scene: Scene, index: int, width: int) -> list[Picture | None]:
+def _row(student: nn.Module, scene: Scene, index: int) -> list[Picture | None]:
     assert scene.truth is not None
-    image, truth = fit(scene.image, width), fit(scene.truth, width, nearest=True)
+    image, truth = fit(scene.image, _WIDTH), fit(scene.truth, _WIDTH, nearest=True)
     small = activation_maps(student, scene, index)
     maps = F.interpolate(small[None], size=image.shape[:2], mode="bilinear")[0].cpu().numpy()
     low, high = np.percentile(maps, [1, 99])

@@ -6,9 +6,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ..data.canvas import ERROR_COLORS, Picture, error_map, fit, grid, with_legend
-from ..data.labels import colorize
 from ..predict.loading import Networks, refuse_other_classes
+from ..utils.pictures import ERROR_COLORS, Picture, colorize, error_map, fit, grid, with_legend
 from .scenes import first_test_set, predicted_scenes
 
 

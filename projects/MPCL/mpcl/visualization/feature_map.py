@@ -158,12 +158,10 @@ def choose_classes(
     return chosen
 
 
-def most_frequent(
-    labels: Sequence[NDArray[np.uint8]], classes: Sequence[int], number: int = 8
-) -> list[int]:
-    """Picks the classes with the most pixels, the most frequent first."""
+def most_frequent(labels: Sequence[NDArray[np.uint8]], classes: Sequence[int]) -> list[int]:
+    """The eight classes with the most pixels, the most frequent first."""
     counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)
-    return sorted(classes, key=lambda c: -counts[c])[:number]
+    return sorted(classes, key=lambda c: -counts[c])[:8]
 
 
 def _draw(

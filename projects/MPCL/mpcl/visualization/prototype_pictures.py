@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from ..data.canvas import Picture, font, grid
 from ..data.decoding import read_image
+from ..utils.pictures import Picture, font, grid
 from .prototype_inspection import Inspection, Patch, Prototype
 
 SIDE = 56  # pixels of a patch in the picture
@@ -15,16 +15,16 @@ _PART = 0.22  # of the image's height that a patch shows
 _NAME_WIDTH = 120
 
 
-def patch_picture(patch: Patch, side: int = SIDE) -> Picture:
-    """(side, side) picture around a pixel, which is in its middle; grey beyond the image."""
+def patch_picture(patch: Patch) -> Picture:
+    """(SIDE, SIDE) picture around a pixel, which is in its middle; grey beyond the image."""
     image = _image(patch.file)
     height, width = image.shape[:2]
     half = max(4, round(_PART * height / 2))
     padded = np.pad(image, ((half, half), (half, half), (0, 0)), constant_values=128)
     top, left = int(patch.y * height), int(patch.x * width)
     crop = padded[top : top + 2 * half, left : left + 2 * half]
-    picture = Image.fromarray(crop).resize((side, side), Image.Resampling.BICUBIC)
-    middle = side // 2
+    picture = Image.fromarray(crop).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    middle = SIDE // 2
     mark = (middle - 2, middle - 2, middle + 2, middle + 2)
     ImageDraw.Draw(picture).ellipse(mark, fill=(255, 255, 255), outline=(0, 0, 0))
     return np.asarray(picture)
@@ -60,7 +60,7 @@ def gallery(inspection: Inspection) -> Image.Image:
 
 
 def _labelled(picture: Picture, prototype: Prototype) -> Picture:
-    text = f"{100 * prototype.share:.0f} % of pixels{', dead' * prototype.dead}"
+    text = f"{100 * prototype.share:.0f} % of pixels{', dead' if prototype.dead else ''}"
     canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + 16), (255, 255, 255))
     canvas.paste(Image.fromarray(picture), (0, 0))
     ImageDraw.Draw(canvas).text((1, picture.shape[0] + 1), text, fill=(60, 60, 60), font=font(11))

@@ -12,17 +12,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.build import build_paired_loader
-from ..data.canvas import Picture, fit, grid, heat, with_legend, with_scale
-from ..data.labels import IGNORED_COLOR, colorize
-from ..data.mapper import inside_margins
+from ..data.mapper import beyond_margins
 from ..engine.adaptation import AdaptationHook
 from ..predict.loading import Networks, refuse_other_classes
 from ..self_training.pseudo_label import PseudoLabels, most_probable
 from ..self_training.teacher import EMATeacher
 from ..structures import Step, View
 from ..utils.ignore_label import IGNORE_LABEL
+from ..utils.pictures import (
+    IGNORED_COLOR,
+    Picture,
+    colorize,
+    fit,
+    grid,
+    heat,
+    with_legend,
+    with_scale,
+)
 from ..utils.seeding import fold_seed
 from .scenes import Scene, check_number, load_scenes
+
+_WIDTH = 512  # of an image, pixels
 
 
 def _teacher_of(networks: Networks):
@@ -92,7 +102,7 @@ class PseudoLabelQuality(NamedTuple):
 
 @torch.no_grad()
 def pseudo_label_figure(
-    networks: Networks, *, number: int = 4, width: int = 512
+    networks: Networks, *, number: int = 4
 ) -> tuple[Image.Image, PseudoLabelQuality | None]:
     """Whole target images, what the teacher calls them, how sure it is (0 dark to 1 yellow), and
     what of that is confident.
@@ -118,7 +128,7 @@ def pseudo_label_figure(
             shown.append(colorize(scene.truth, colors))
             known, right = scene.truth != IGNORE_LABEL, label == scene.truth
             counts += [m.sum() for m in (known, known & confident, right, right & confident)]
-        rows.append([fit(picture, width, nearest=True) for picture in shown])
+        rows.append([fit(picture, _WIDTH, nearest=True) for picture in shown])
     captions = ["target", "pseudo-label", "confidence", f"confidence ≥ {threshold:g}"]
     captions += ["ground truth"] * (len(rows[0]) - len(captions))
     picture = with_legend(grid(rows, captions), networks.metadata.stuff_classes, colors)
@@ -136,8 +146,8 @@ def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tenso
     """The image at its own size, labelled by the teacher, and the probability of its labels."""
     logits = teacher.model([scene.record])[0]["sem_seg"][None]
     size, st = logits.shape[-2:], cfg.SELF_TRAINING
-    valid = inside_margins(size, st.IGNORE_MARGINS)
-    valid &= inside_margins(size, (st.IGNORE_TOP, st.IGNORE_BOTTOM, 0.0, 0.0))
+    valid = beyond_margins(size, st.IGNORE_MARGINS)
+    valid &= beyond_margins(size, (st.IGNORE_TOP, st.IGNORE_BOTTOM, 0.0, 0.0))
     everywhere = torch.from_numpy(valid).bool().to(logits.device)[None]
     unlabelled = View.of_target(logits[:, :3], everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)

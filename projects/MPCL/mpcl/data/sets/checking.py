@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
-from ...utils.short import shown
+from ...utils.messages import shown
 from ..decoding import BadFile, Size, check_pair, inspect_image, stored_image_size, stored_size
 from ..files import MissingLabels, Record
 from ..labels import LabelMap, check_ids, fold_ids, inspect_label

@@ -14,7 +14,7 @@ from detectron2.data import Metadata, MetadataCatalog
 
 from ...utils.atomic_write import write_atomically
 from ...utils.foreign_files import read_json
-from ...utils.short import short
+from ...utils.messages import short
 from ..labels import IGNORE_LABEL, LabelMap
 from .custom import class_colors
 from .driving_classes import CITYSCAPES_CLASSES, CITYSCAPES_COLORS

@@ -23,7 +23,7 @@ from matplotlib import colormaps
 
 from ...utils.foreign_files import read_yaml
 from ...utils.ignore_label import IGNORE_LABEL
-from ...utils.short import short
+from ...utils.messages import short
 from ..files import IMAGE_SUFFIXES, is_folder
 from ..labels import Color, LabelMap, identity_except
 from .registration import set_metadata
@@ -98,8 +98,14 @@ def _register(file: Path, content: object) -> list[str]:
     for registered, split in splits.items():
         if registered not in DatasetCatalog:
             DatasetCatalog.register(registered, split.records)
-            described = (label_map, (*absent, *split.absent)) if split.labels else (None, ())
-            set_metadata(registered, classes, colors, *described, split.nodata)
+            set_metadata(
+                registered,
+                classes,
+                colors,
+                label_map=label_map if split.labels else None,
+                absent=(*absent, *split.absent) if split.labels else (),
+                nodata=split.nodata,
+            )
             _registered[registered] = (file, description)
     return list(splits)
 
@@ -111,7 +117,9 @@ def _mapping(key: str, value: object, known: Sequence[str]) -> dict[str, Any]:
         if unknown not in known:
             where = str(unknown) if key.startswith("(") else f"{key}.{unknown}"
             of_file = unknown in _KEYS and known is _SPLIT
-            hint = " (it is said of the whole file: give this split one of its own)" * of_file
+            hint = (
+                " (a key of the whole file: give this split a file of its own)" if of_file else ""
+            )
             raise _Fault(where, value[unknown], f"one of the keys {', '.join(known)}{hint}")
     return value
 

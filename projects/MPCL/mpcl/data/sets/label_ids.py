@@ -58,7 +58,7 @@ class LabelIds:
         total = max(1, int(self.ids.sum()))
         unnamed, ignored = set(self.unnamed()), self.ignored()
         words = [
-            f"id {raw} ({self.ids[raw] / total:.2%}{', not named' * (raw in unnamed)})"
+            f"id {raw} ({self.ids[raw] / total:.2%}{', not named' if raw in unnamed else ''})"
             for raw in ignored[:8]
         ]
         if rest := ignored[8:]:
@@ -74,8 +74,8 @@ class LabelIds:
         """What is wrong with the labels as they are described, in sentences.
 
         Args:
-            sample: the files are some of the set, so that a class may lack by chance; only where
-                ids are ignored that no map names, it is told.
+            sample: the files are a part of the set, where classes may be missing by chance: they
+                are reported only if ids are ignored that no map names.
         """
         empty = self.empty_classes
         missing = [name for name in empty if name not in self.absent]

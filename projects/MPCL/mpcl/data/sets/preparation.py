@@ -25,7 +25,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ...utils.atomic_write import write_atomically
 from ...utils.cli import add_debug_option, user_errors
-from ...utils.short import short
+from ...utils.messages import short
 from ..decoding import BadFile, read_bytes, read_image
 from ..files import list_files
 from ..labels import LabelMap, lookup_table, read_label

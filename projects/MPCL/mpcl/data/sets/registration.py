@@ -102,14 +102,20 @@ def _register(
 ) -> None:
     """Of a set whose ids are known: a part of it, without some of the classes, is no fault."""
     DatasetCatalog.register(name, partial(_load, name, tree))
-    described = (label_map, classes) if tree.labels else (None, ())
-    set_metadata(name, classes, colors, *described)
+    set_metadata(
+        name,
+        classes,
+        colors,
+        label_map=label_map if tree.labels else None,
+        absent=classes if tree.labels else (),
+    )
 
 
 def set_metadata(
     name: str,
     classes: Sequence[str],
     colors: Sequence[tuple[int, int, int]],
+    *,
     label_map: LabelMap | None,
     absent: Sequence[str] = (),
     nodata: Color | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...utils.foreign_files import read_text
-from ...utils.short import shown
+from ...utils.messages import shown
 from ..files import Record, image_records, is_file, is_folder, labelled_records, list_files
 from ..labels import Color
 

@@ -1,4 +1,4 @@
-"""Series over iterations, as charts that plotly.js draws. Pure.
+"""Series over iterations, as charts that plotly.js draws.
 
 A chart is a dict: ``id``, ``title``, ``unit``, ``help`` (a sentence), and ``traces``, each with
 ``run`` (its index), ``x``, ``y``, ``dash``, ``symbol`` and ``name``.

@@ -9,9 +9,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from ...data.canvas import Picture, fit
 from ...predict.loading import Networks
 from ...utils.ignore_label import IGNORE_LABEL
+from ...utils.pictures import Picture, fit
 from ..scenes import first_test_set, predicted_scenes
 
 
@@ -67,8 +67,8 @@ def run_lengths(ids: np.ndarray) -> str:
     return base64.b64encode(triples.tobytes()).decode("ascii")
 
 
-def data_url(picture: Picture, quality: int = 85) -> str:
+def data_url(picture: Picture) -> str:
     """The picture as a JPEG inside a URL."""
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

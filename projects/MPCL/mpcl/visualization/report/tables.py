@@ -57,7 +57,7 @@ def summary(runs: Sequence[RunContents]) -> Table:
 
 def _progress(run: RunContents) -> str:
     done = min(run.iterations, run.max_iter)
-    return f"{done:,}" + f" of {run.max_iter:,}" * (done < run.max_iter)
+    return f"{done:,} of {run.max_iter:,}" if done < run.max_iter else f"{done:,}"
 
 
 def duration(seconds: float) -> str:
@@ -104,7 +104,7 @@ def _typed(value: Any) -> Markup:
     if value is None:
         return Markup("<em>absent</em>")
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return _code(text[:_LONGEST] + " ..." * (len(text) > _LONGEST) or '""')
+    return _code(f"{text[:_LONGEST]} ..." if len(text) > _LONGEST else text or '""')
 
 
 def session_facts(session: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,20 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mpcl.data.canvas import GAP, blend, error_map, fit, grid, heat, legend, with_legend, with_scale
+from mpcl.utils.pictures import (
+    GAP,
+    blend,
+    colorize,
+    error_map,
+    fit,
+    grid,
+    heat,
+    legend,
+    with_legend,
+    with_scale,
+)
 
 
 def test_error_map_marks_wrong_and_ignored_pixels_only():
@@ -64,3 +76,11 @@ def test_scale_shows_the_colours_from_one_end_to_the_other():
     shown = {tuple(c) for c in picture[20:].reshape(-1, 3)}
     ends = heat(np.array([[0.0, 0.5, 1.0]]))[0]
     assert {tuple(color) for color in ends[[0, 2]]} <= shown and len(shown) > 50
+
+
+def test_colorize_gives_each_class_its_colour_and_ignored_pixels_black():
+    colors = [(10, 20, 30), (40, 50, 60)]
+    expected = np.array([[[40, 50, 60], [10, 20, 30], [0, 0, 0]]], np.uint8)
+    label = np.array([[1, 0, 255]])
+    assert np.array_equal(colorize(label, colors), expected)
+    assert np.array_equal(colorize(torch.tensor(label), colors), expected)

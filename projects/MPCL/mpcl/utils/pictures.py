@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, with captions and a legend. Pure: NumPy and Pillow.
+"""Pictures in rows and columns, with captions and a legend.
 
 (H, W, 3) uint8 RGB arrays are called pictures.
 """
@@ -12,8 +12,9 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from ..utils.ignore_label import IGNORE_LABEL
+from .ignore_label import IGNORE_LABEL
 
 Picture = NDArray[np.uint8]
 
@@ -23,7 +24,16 @@ LEGEND_HEIGHT = 22
 _SCALE_WIDTH = 120
 ERROR_COLORS = {"errors: wrong": (214, 39, 40), "errors: not labelled": (0, 0, 0)}
 """What the colours of :func:`error_map` mean."""
+IGNORED_COLOR = (0, 0, 0)
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
+
+
+def colorize(label: Tensor | NDArray[np.integer], colors: Sequence[Sequence[int]]) -> Picture:
+    """(H, W) class ids to an (H, W, 3) uint8 RGB picture; ids without a colour are black."""
+    palette = np.array([*map(tuple, colors), IGNORED_COLOR], np.uint8)
+    ids = label.cpu().numpy() if isinstance(label, Tensor) else label
+    picture: Picture = palette[np.minimum(ids, len(colors))]
+    return picture
 
 
 def error_map(image: Picture, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> Picture:
@@ -123,10 +133,10 @@ def with_legend(
     return canvas
 
 
-def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int = 480) -> Image.Image:
+def legend(names: Sequence[str], colors: Sequence[Sequence[int]]) -> Image.Image:
     """What the colours mean, as a picture of its own; wider where the longest name needs it."""
     longest = max((round(font().getlength(name)) for name in names), default=0)
-    return with_legend(Image.new("RGB", (max(width, 24 + longest + 12), 1), _PAPER), names, colors)
+    return with_legend(Image.new("RGB", (max(480, 24 + longest + 12), 1), _PAPER), names, colors)
 
 
 def with_scale(picture: Image.Image, title: str, low: str = "0", high: str = "1") -> Image.Image:
