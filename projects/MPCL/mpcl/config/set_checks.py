@@ -60,20 +60,39 @@ class SetChecks:
 
     def _check(self, role: SetRole, name: str) -> None:
         records = _records(role, name)
-        metadata, num_classes = MetadataCatalog.get(name), self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        classes = metadata.get("stuff_classes") if role.labelled else None
-        if role.labelled:
-            check_ignore_label(name)
-        if classes is not None:
-            if len(classes) != num_classes:
-                raise ValueError(
-                    f"{role.key}: {name} has {len(classes)} classes, but "
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected the same number: "
-                    f"set it to {len(classes)}, or name other sets"
-                )
-            self._compare_classes(role, name, classes)
-        label_map, some = metadata.get("label_map"), sample(records)
-        reports = [check_record(record, label_map, num_classes) for record in some]
+        classes = self._check_classes(role, name)
+        reports = self._check_files(role, name, records)
+        self._note_overlap(role, name, records)
+        if reports and classes is not None:
+            self._check_labels(role, name, reports, whole=len(reports) == len(records))
+        if reports and role.size_key:
+            self._note_padding(role, name, reports)
+            box = tuple(self.cfg.INPUT[role.size_key])
+            self.scales[name] = scale_factors(sample(records, 100), box)
+
+    def _check_classes(self, role: SetRole, name: str) -> Sequence[str] | None:
+        """The classes of a labelled set, as many as the network's; None where they are unknown."""
+        if not role.labelled:
+            return None
+        check_ignore_label(name)
+        classes = MetadataCatalog.get(name).get("stuff_classes")
+        num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if classes is None:
+            return None
+        if len(classes) != num_classes:
+            raise ValueError(
+                f"{role.key}: {name} has {len(classes)} classes, but "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected the same number: "
+                f"set it to {len(classes)}, or name other sets"
+            )
+        self._compare_classes(role, name, classes)
+        return classes
+
+    def _check_files(self, role: SetRole, name: str, records: Sequence[Record]) -> list[FileReport]:
+        """Decodes some files, reads the headers of many; returns what of the former is usable."""
+        label_map = MetadataCatalog.get(name).get("label_map")
+        num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        reports = [check_record(record, label_map, num_classes) for record in sample(records)]
         faults = [fault for report in reports for fault in report.faults]
         skipped = role.size_key and self.cfg.DATALOADER.ON_BAD_FILE == "skip"
         if faults and not skipped:
@@ -81,6 +100,10 @@ class SetChecks:
         self.notes += [f"{name}: {fault} (it will be skipped)" for fault in faults]
         if not skipped:
             check_headers(sample(records, 2000))
+        return [report for report in reports if not report.faults]
+
+    def _note_overlap(self, role: SetRole, name: str, records: Sequence[Record]) -> None:
+        """Where images that are scored are also trained on with their labels."""
         files = {os.path.realpath(record["file_name"]) for record in records}
         if role is SOURCE:
             self.learned |= files
@@ -89,15 +112,6 @@ class SetChecks:
                 f"{both} of the {len(files)} images of {name} are trained on with their "
                 "labels (DATASETS.TRAIN): the scores say nothing about other images"
             )
-        reports = [report for report in reports if not report.faults]
-        if not reports:
-            return
-        if classes is not None:
-            self._check_labels(role, name, reports, whole=len(reports) == len(records))
-        if role.size_key:
-            box = tuple(self.cfg.INPUT[role.size_key])
-            self._note_padding(role, name, reports)
-            self.scales[name] = scale_factors(sample(records, 100), box)
 
     def _compare_classes(self, role: SetRole, name: str, classes: Sequence[str]) -> None:
         """Notes that a set calls as many classes otherwise than the first source; raises where one
