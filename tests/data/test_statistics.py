@@ -26,7 +26,7 @@ def world(tmp_path, monkeypatch):
         for i, file in enumerate(files)
     ]
     DatasetCatalog.register(NAME, lambda: records[::-1])
-    set_metadata(NAME, ["a", "b", "c"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)], None)
+    set_metadata(NAME, ["a", "b", "c"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)], label_map=None)
     yield labels, files, records
     DatasetCatalog.remove(NAME)
     MetadataCatalog.remove(NAME)
@@ -75,7 +75,7 @@ def test_data_and_cache_may_be_moved_together(world, reads, tmp_path):
 
 def described(classes: str, label_map=None):
     MetadataCatalog.remove(NAME)
-    set_metadata(NAME, list(classes), [(0, 0, 0)] * len(classes), label_map)
+    set_metadata(NAME, list(classes), [(0, 0, 0)] * len(classes), label_map=label_map)
 
 
 CHANGES = {

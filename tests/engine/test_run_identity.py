@@ -11,7 +11,7 @@ from mpcl.engine.run_identity import check_same_run, run_identity
 
 def config(label_map, classes=("a", "b"), changed=False):
     name = f"identity_{uuid.uuid4().hex}"
-    set_metadata(name, list(classes), [(0, 0, 0)] * len(classes), label_map)
+    set_metadata(name, list(classes), [(0, 0, 0)] * len(classes), label_map=label_map)
     solver = SimpleNamespace(IMS_PER_BATCH=2, RESUME_CHANGED=changed)
     return SimpleNamespace(
         SEED=0,
