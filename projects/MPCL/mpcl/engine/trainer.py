@@ -68,10 +68,11 @@ class AdaptationTrainer(SimpleTrainer):
             networks.append(self.teacher.model)
         self.criterion = Criterion.from_config(cfg, self.student.prototype_head)
         if cfg.MODEL.COMPILE:  # the heads gain nothing
-            reference = getattr(self.adaptation, "reference_encoder", None)
-            for encoder in (*(network.backbone for network in networks), reference):
-                if encoder is not None:
-                    compile_blocks_(encoder)
+            encoders = [network.backbone for network in networks]
+            if self.adaptation is not None and self.adaptation.reference_encoder is not None:
+                encoders.append(self.adaptation.reference_encoder)
+            for encoder in encoders:
+                compile_blocks_(encoder)
         self.amp_dtype = getattr(torch, cfg.SOLVER.AMP.PRECISION)
         self.grad_scaler = torch.amp.GradScaler(
             cfg.MODEL.DEVICE, enabled=cfg.SOLVER.AMP.ENABLED and self.amp_dtype == torch.float16
