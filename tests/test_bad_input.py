@@ -30,6 +30,7 @@ from PIL import Image
 from tiny_files import write_tiff
 
 from mpcl.config import get_cfg_from
+from mpcl.config.notes import scale_notes
 from mpcl.config.preflight import preflight
 from mpcl.engine import job
 from mpcl.evaluation.evaluator import SegmentationEvaluator
@@ -676,3 +677,32 @@ def test_a_missing_set_of_detectron2s_is_named_with_where_to_read_on(tmp_path):
     pattern = r"DATASETS.TEST: data set 'cityscapes_fine_sem_seg_val': \S+ does not exist\. See"
     with pytest.raises(ValueError, match=pattern):
         preflight(cfg)
+
+
+def test_headers_are_read_of_images_that_are_not_decoded(world):
+    for number in range(2, 20):
+        world.save(world.pixels("target/0.png"), f"target/{number:02d}.png")
+    # The second of twenty, of which every other one is decoded.
+    (world.root / "target/02.png").write_bytes(b"no image")
+    args = train_net.parse_args(world.command())
+    cfg = get_cfg_from(args.config_file, args.opts)
+    with pytest.raises(ValueError, match=r"target/02\.png cannot be decoded \(not an image\)"):
+        preflight(cfg)
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ({"a": [0.6, 1.0, 1.9], "b": [1.4, 1.5, 1.6]}, []),
+        (
+            {"a": [0.9, 1.0, 1.1], "b": [1.5, 1.6, 1.7]},
+            ["different factors: a 1.00 (0.90 to 1.10)"],
+        ),
+        ({"a": [0.49, 1.0, 1.0]}, ["resized strongly"]),
+        ({"a": [1.0, 1.0, 2.01]}, ["resized strongly"]),
+        ({}, []),
+    ],
+)
+def test_sets_that_are_resized_strongly_or_unlike_each_other_are_told(scales, said):
+    notes = scale_notes(scales)
+    assert len(notes) == len(said) and all(text in note for text, note in zip(said, notes))

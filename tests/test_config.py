@@ -31,6 +31,7 @@ def test_config_builds_its_model_and_says_how_to_run_it(path):
     assert f"--config-file projects/MPCL/configs/{path.relative_to(CONFIGS)}" in head
 
 
+HRDA = ("MODEL.META_ARCHITECTURE", "HRDASegmentor")
 BENCHMARKS = [p.stem for p in (CONFIGS / "benchmarks").glob("*.yaml") if p.stem != "small_scale"]
 
 
@@ -103,7 +104,7 @@ def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, 
         (["SELF_TRAINING.FEATURE_DISTANCE.WEIGHT", 0.005], "MODEL.WEIGHTS"),
         (["SELF_TRAINING.IGNORE_TOP", 0.5, "SELF_TRAINING.IGNORE_BOTTOM", 0.5], "sum below 1"),
         (["SELF_TRAINING.MASKED.WEIGHT", 1, "INPUT.CROP.SIZE", (32, 64)], "BLOCK_SIZE is 64.*32"),
-        (["MODEL.META_ARCHITECTURE", "HRDASegmentor", "INPUT.CROP.SIZE", (642, 642)], "of 8"),
+        ([*HRDA, "INPUT.CROP.SIZE", (642, 642)], "of 8"),
         (["MODEL.PIXEL_STD", (0, 0, 0)], r"PIXEL_STD is \(0, 0, 0\); expected .* above 0"),
         (["MODEL.PIXEL_MEAN", (1.0, 2.0)], r"PIXEL_MEAN is \(1.0, 2.0\); expected three"),
         (["MODEL.SEM_SEG_HEAD.NORM", "XYZ"], "NORM is 'XYZ'; expected one of BN"),
@@ -123,6 +124,13 @@ def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, 
         (["SOLVER.GAMMA", 0.5], r"GAMMA is 0\.5; expected 0\.1: nothing"),
         (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT is 'BGR'; expected 'RGB'"),
         (["VERSION", 99], "VERSION is 99; expected 2"),
+        (
+            ["SELF_TRAINING.IGNORE_MARGINS", (0.1, 0, 0, 0), "SELF_TRAINING.IGNORE_BOTTOM", 0.2],
+            "IGNORE_MARGINS .* exclude each other",
+        ),
+        (["SOLVER.DETERMINISTIC", True, "CUDNN_BENCHMARK", True], "DETERMINISTIC and CUDNN_BENCH"),
+        ([*HRDA, "MODEL.HRDA.DETAIL_SIZE", (32, 40)], r"\(32, 40\); expected multiples of 16"),
+        ([*HRDA, "TEST.SLIDE.CROP", (516, 512)], r"CROP is \(516, 512\); expected multiples of 8"),
     ],
 )
 def test_impossible_config_is_refused(opts, message):

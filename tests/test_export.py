@@ -204,3 +204,14 @@ def test_what_cannot_be_exported_is_refused(tiny_cfg, tmp_path):
     with pytest.raises(ValueError, match=r"TEST\.OUTPUT is prototypes"):
         save_slim(by_prototypes, tmp_path / "slim.pth")
     assert not (tmp_path / "slim.pth").exists()
+
+
+def test_a_slim_file_says_that_labels_have_chosen_its_weights(tiny_cfg, tmp_path):
+    run = save_run(tiny_cfg("daformer", *SMALLEST))
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    assert load_networks(tmp_path / "slim.pth").selection == ""
+    content = torch.load(run / "model_final.pth", weights_only=True)
+    content["selection"] = {"metric": "sem_seg/mIoU", "score": 30.0, "iterations": 2}
+    torch.save(content, run / "model_final.pth")
+    save_slim(load_networks(run), tmp_path / "slim.pth")
+    assert "'score': 30.0" in load_networks(tmp_path / "slim.pth").selection

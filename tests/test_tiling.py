@@ -114,3 +114,18 @@ def test_a_tile_of_nothing_and_tiles_of_augmented_images_are_refused(tiny_cfg, i
         mpcl.Predictor(run, opts=("TEST.AUG.ENABLED", True), tile=150).labels(image)
     with pytest.raises(ValueError, match="tile must be positive, got 0"):
         mpcl.Predictor(run, tile=0)
+
+
+def test_what_the_network_would_see_enlarged_is_large_too(tiny_cfg, image):
+    run = save_run(tiny_cfg("daformer", *SMALLEST, *SLIDE, "INPUT.TARGET_SIZE", (330, 250)))
+    small = image[:50, :66]  # 3,300 pixels of its own, 82,500 of the network's input
+    predictor, seen = mpcl.Predictor(run, tile=200), []
+    assert predictor.is_large((50, 66))
+    predict = predictor.model.predict_once
+    predictor.model.predict_once = lambda records, windows=None: (
+        seen.extend(tuple(record["image"].shape[1:]) for record in records)
+        or predict(records, windows)
+    )
+    tiled = predictor.labels(small)
+    assert len(seen) > 1 and max(max(size) for size in seen) <= 200
+    assert np.mean(tiled.ids == mpcl.Predictor(run).labels(small).ids) > 0.999

@@ -1,11 +1,13 @@
 """That each key reaches what it is the key of, and none reaches another's place."""
 
 import pytest
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from mpcl.data.mapper import SourceMapper, TargetMapper
 from mpcl.engine import AdaptationHook
 from mpcl.losses.criterion import Criterion
+from mpcl.prototypes.learner import PrototypeLearner
 from mpcl.self_training.teacher import EMATeacher
 
 # Values that no key has by default, and no two keys in common.
@@ -117,3 +119,45 @@ def test_each_key_reaches_its_place(tiny_cfg):
     cfg.defrost()
     cfg.merge_from_list([margins, VALUES[margins]])
     assert found(cfg) == VALUES
+
+
+OF_CENTROIDS = {
+    "PROTOTYPES.NORMALIZE": "l2",
+    "PROTOTYPES.DISTANCE": "euclidean",
+    "PROTOTYPES.POOL_SIZE": 700,
+    "PROTOTYPES.INIT.METHOD": "random",
+    "TEST.SLIDE.CROP": (48, 64),
+    "TEST.SLIDE.STRIDE": (24, 40),
+    "TEST.SLIDE.BATCH": 3,
+}
+
+
+def test_keys_of_centroids_and_windows_reach_their_places(tiny_cfg):
+    words = (word for item in OF_CENTROIDS.items() for word in item)
+    cfg = tiny_cfg("daformer_centroid", "TEST.INFERENCE", "slide", *words)
+    student = build_model(cfg)
+    head, windows = student.prototype_head, student.inference.keywords
+    learner = PrototypeLearner.from_config(cfg, head)
+    assert {
+        "PROTOTYPES.NORMALIZE": head.normalize,
+        "PROTOTYPES.DISTANCE": head.prototypes.distance,
+        "PROTOTYPES.POOL_SIZE": learner.pool_size,
+        "PROTOTYPES.INIT.METHOD": learner.start_method,
+        "TEST.SLIDE.CROP": tuple(windows["crop"]),
+        "TEST.SLIDE.STRIDE": tuple(windows["stride"]),
+        "TEST.SLIDE.BATCH": windows["batch_size"],
+    } == OF_CENTROIDS
+
+
+def test_keys_of_the_decode_head_reach_all_that_is_built_like_it(tiny_cfg):
+    keys = ("NORM", "FrozenBN", "DILATIONS", (1, 3), "DROPOUT", 0.37)
+    named = [f"MODEL.SEM_SEG_HEAD.{k}" if n % 2 == 0 else k for n, k in enumerate(keys)]
+    student = build_model(tiny_cfg("hrda_gauss", *named))
+    fusions = (student.sem_seg_head.fusion, student.prototype_head.fusion)
+    for part in (*fusions, student.scale_attention):
+        norms = [unit.bn for unit in part.modules() if hasattr(unit, "bn")]
+        assert norms and all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
+    for fusion in fusions:
+        of_branches = [getattr(branch, "dw", branch).conv.dilation for branch in fusion.branches]
+        assert of_branches == [(1, 1), (3, 3)]
+    assert student.sem_seg_head.dropout.p == student.scale_attention.dropout.p == 0.37

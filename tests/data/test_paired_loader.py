@@ -15,10 +15,11 @@ from PIL import Image
 
 from mpcl.config import get_cfg_from
 from mpcl.data import build, paired_loader
-from mpcl.data.build import build_paired_loader, build_test_loader
+from mpcl.data.build import build_paired_loader, build_test_loader, rare_class_sampler
 from mpcl.data.decoding import BadFile
 from mpcl.data.paired_loader import DomainStream, PairedLoader
 from mpcl.data.sampler import UniformDraws
+from mpcl.data.statistics import ClassStatistics
 from mpcl.data.worker_death import explain_death
 
 NUM_IMAGES = 6
@@ -386,3 +387,23 @@ def test_the_death_of_a_worker_is_explained(number, cause):
 def test_a_worker_that_exits_is_told_from_one_that_was_killed():
     assert "worker 1 ended with status 3" in explain_death([None, 3])
     assert "lost" in explain_death([None, None])
+
+
+def test_the_share_that_makes_an_image_a_candidate_is_that_of_images_not_of_crops(cfg):
+    rare = cfg.DATALOADER.RARE_CLASS
+    rare.MIN_IMAGE_FRACTION, rare.MIN_CROP_FRACTION = 0.2, 0.4
+    counts, sizes = np.array([[70, 30], [85, 15]]), np.full((2, 2), 10)
+    sampler = rare_class_sampler(cfg, [ClassStatistics(("a.png", "b.png"), counts, sizes)])
+    assert sampler.candidates[1].tolist() == [0]
+
+
+def test_a_class_that_no_source_shows_is_refused_unless_one_of_them_says_so(
+    cfg, tmp_path, register
+):
+    names = [register(write_images(tmp_path / name, num_classes=2)) for name in ("one", "two")]
+    cfg.DATASETS.TRAIN = tuple(names)
+    said = rf"no label of {names[0]}, {names[1]} has a pixel of c; .*says so: absent"
+    with pytest.raises(ValueError, match=said):
+        build_paired_loader(cfg)
+    MetadataCatalog.get(names[1]).absent = ("c",)
+    build_paired_loader(cfg)

@@ -203,3 +203,16 @@ def test_help_shows_the_expected_files_and_where_to_get_them(monkeypatch, capsys
     shown = capsys.readouterr().out
     for words in ("gta5/labels/00001.png", "download.visinf.tu-darmstadt.de", "--resize"):
         assert words in shown
+
+
+@pytest.mark.parametrize("flags", [(), ("--statistics",)])
+def test_classes_of_cityscapes_are_counted_on_request(root, monkeypatch, flags):
+    counted = []
+    # Detectron2 has looked up where Cityscapes lies when it was imported.
+    monkeypatch.setattr(
+        "mpcl.data.sets.preparation.count_classes", lambda name, workers: counted.append(name)
+    )
+    for split in ("train", "val"):
+        write_label(root / f"cityscapes/gtFine/{split}/ulm/ulm_0_1_gtFine_labelIds.png", [[7]])
+    assert run("prepare_cityscapes", monkeypatch, *flags) == 0
+    assert counted == ["cityscapes_fine_sem_seg_train"] * len(flags)

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
 
 import prepare_streets
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from prepare_streets import Parameters, prepare
 from streets_drawing.scene import FEATURES, render
 
@@ -187,3 +188,30 @@ def test_the_command_line_writes_the_set_and_its_preview(tmp_path, monkeypatch):
     prepare_streets.main(["--size", "32", "64", *counts, "--preview", str(sheet)])
     assert (tmp_path / "streets/manifest.json").exists()
     assert cv2.imread(str(sheet)).shape == (2 * 32, 4 * 64, 3)
+
+
+def test_the_seed_of_the_command_line_decides_what_is_drawn(tmp_path):
+    counts = ["--num-source", "1", "--num-target", "0", "--num-val", "0", "--workers", "1"]
+    images = []
+    for seed in (3, 4):
+        folder = tmp_path / str(seed)
+        prepare_streets.main(
+            ["--size", "32", "64", *counts, "--seed", str(seed), "--output", str(folder)]
+        )
+        assert json.loads((folder / "streets/manifest.json").read_text())["seed"] == seed
+        images.append(next((folder / "streets/leftImg8bit").rglob("*.png")).read_bytes())
+    assert images[0] != images[1]
+
+
+def test_the_sheet_shows_images_and_labels_of_both_domains_in_their_colours(root):
+    sheet, width = prepare_streets.contact_sheet(root / "streets", rows=2), SMALL.width
+    palette = np.zeros((256, 3), np.uint8)
+    for category in CITYSCAPES_CATEGORIES:
+        palette[category["trainId"]] = category["color"]
+    for column, domain in enumerate(("source", "val")):
+        for row in range(2):
+            image, label = render(domain, SMALL.seed, row, SMALL.height, width)
+            rows = slice(row * SMALL.height, (row + 1) * SMALL.height)
+            pair = sheet[rows, 2 * column * width : 2 * (column + 1) * width]
+            assert np.array_equal(pair[:, :width], image)
+            assert np.array_equal(pair[:, width:], palette[label])

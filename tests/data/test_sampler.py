@@ -99,3 +99,12 @@ def test_ranks_in_their_order_take_the_positions_of_one_process(world_size):
 def test_a_batch_that_the_ranks_cannot_share_is_refused(batch_size, world_size):
     with pytest.raises(ValueError, match="batch_size"):
         rank_positions(0, batch_size, 0, world_size)
+
+
+def test_which_set_is_drawn_changes_with_seed_and_stream():
+    number = [0] * 7 + [1] * 4 + [2] * 2
+    orders = [
+        tuple(number[draw.index] for draw in take(shared(seed, stream), 40))
+        for seed, stream in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert len(set(orders)) == 3  # of 3 ** 40: else source and target would come in step

@@ -151,3 +151,12 @@ def test_the_table_shows_shares_of_pixels_and_of_files():
     assert lines[2].split()[:3] == ["rider", "25.0000%", "50.0%"]
     assert lines[1].count("█") == 40
     assert lines[2].count("█") == 13  # 40 / 3
+
+
+def test_a_file_that_was_replaced_within_the_clocks_tick_is_counted_again(world):
+    _, files, _ = world
+    class_statistics(NAME)
+    status = os.stat(files[0])
+    write_label(files[0], np.zeros((40, 50)))  # another size of the file
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert class_statistics(NAME).counts[0].tolist() == [2000, 0, 0]

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from mpcl.config import get_cfg_from
 from mpcl.engine.alarms import CONFIDENT, ENTROPY, CollapseAlarm, class_entropy
 
 
@@ -60,3 +61,19 @@ def test_no_judgement_at_the_start_or_of_absent_values_or_below_a_floor_of_zero(
 def test_confident_fraction_has_an_alarm_of_its_own(caplog):
     alarm()(100, {ENTROPY: 0.5, CONFIDENT: 0.0})
     assert "CONFIDENCE_THRESHOLD" in caplog.text and ENTROPY not in caplog.text
+
+
+def test_each_floor_and_the_first_iteration_are_those_of_the_config(caplog):
+    keys = {"MIN_ENTROPY": 0.5, "MIN_CONFIDENT": 0.1, "AFTER": 7}
+    opts = [
+        word for key, value in keys.items() for word in (f"SELF_TRAINING.COLLAPSE.{key}", value)
+    ]
+    alarmed = CollapseAlarm.from_config(get_cfg_from("", opts))
+    with caplog.at_level(logging.WARNING):
+        alarmed(6, {ENTROPY: 0.0, CONFIDENT: 0.0})
+        alarmed(7, {ENTROPY: 0.6, CONFIDENT: 0.2})
+        assert not caplog.records
+        alarmed(8, {ENTROPY: 0.6, CONFIDENT: 0.09})
+        assert "below 0.1" in caplog.text and "MIN_CONFIDENT" in caplog.text
+        alarmed(9, {ENTROPY: 0.4, CONFIDENT: 0.2})
+    assert "below 0.5" in caplog.text

@@ -204,3 +204,15 @@ def test_subsets_can_be_given_on_the_command_line_and_unknown_classes_are_refuse
     assert cfg.TEST.CLASS_SUBSETS == (["3", ["ground", "sky"]],)
     with pytest.raises(ValueError, match=r"subset '2' holds \['hedgehog'\]"):
         tiny_cfg("daformer", "TEST.CLASS_SUBSETS", [["2", ["ground", "hedgehog"]]])
+
+
+def test_the_headline_is_called_as_metrics_json_calls_it(tiny_cfg):
+    """Else the selection on labels would wait for a score that never comes."""
+    subsets = ("TEST.CLASS_SUBSETS", SUBSETS)
+    assert headline_key(tiny_cfg("daformer", *subsets), "tiny_val") == "sem_seg/mIoU-3"
+    two = tiny_cfg("daformer", *subsets, "DATASETS.TEST", ("tiny_source", "tiny_val"))
+    assert headline_key(two, "tiny_val") == "tiny_val/sem_seg/mIoU-3"
+
+
+def test_the_headline_of_a_set_with_parts_names_the_set(tiny_cfg, parts):
+    assert headline_key(tiny_cfg("daformer"), "tiny_val") == "tiny_val/sem_seg/mIoU"

@@ -134,3 +134,11 @@ def test_collapse_of_the_pseudo_labels_is_logged_and_warned_of(tiny_cfg, caplog)
     assert caplog.text.count("class_entropy fell to") == 1 and "Iteration 1:" in caplog.text
     row = metrics(cfg.OUTPUT_DIR)[2]
     assert all(0 <= row[f"pseudo_label/{n}"] <= 1 for n in ("class_entropy", "confident_fraction"))
+
+
+def test_the_count_of_skipped_steps_goes_on_after_a_resume(tiny_cfg):
+    opts = (*SHORT, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER")
+    train(tiny_cfg("source_only", *opts, 2), before=lambda trainer: spoil(trainer, {0}, "source"))
+    cfg = tiny_cfg("source_only", *opts, 4)
+    assert train(cfg).guard.total == 1
+    assert [metrics(cfg.OUTPUT_DIR)[i]["skipped_steps"] for i in range(4)] == [1, 1, 1, 1]

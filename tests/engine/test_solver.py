@@ -184,3 +184,27 @@ def test_a_tied_parameter_is_optimised_once():
     groups = build_optimizer(get_cfg_from(""), model).param_groups
     listed = [parameter for group in groups for parameter in group["params"]]
     assert len(listed) == len({id(parameter) for parameter in listed}) == 3
+
+
+def test_warm_up_and_power_are_those_of_the_config():
+    solver = {"MAX_ITER": 100, "WARMUP_ITERS": 10, "WARMUP_FACTOR": 0.2, "POLY_POWER": 0.9}
+    cfg = make_cfg(*(word for key, value in solver.items() for word in (f"SOLVER.{key}", value)))
+    factor = build_lr_scheduler(cfg, torch.optim.AdamW([torch.zeros(1)], lr=1.0)).lr_lambdas[0]
+    assert factor(0) == pytest.approx(0.2)
+    assert factor(5) == pytest.approx(0.6 * 0.95**0.9)  # halfway from 0.2 to 1
+    assert factor(10) == pytest.approx(0.9**0.9) and factor(50) == pytest.approx(0.5**0.9)
+
+
+def test_norms_of_the_encoder_have_a_decay_of_their_own():
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    model.head = nn.BatchNorm1d(3)
+    cfg = make_cfg("SOLVER.WEIGHT_DECAY", 0.03, "SOLVER.WEIGHT_DECAY_NORM", 0.007)
+    groups = build_optimizer(cfg, model).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert found == {
+        **{"backbone.0.weight": 0.03, "backbone.0.bias": 0.03},
+        **{"backbone.1.weight": 0.007, "backbone.1.bias": 0.007},
+        **{"head.weight": 0.03, "head.bias": 0.03},  # of the heads, norms are decayed too
+    }

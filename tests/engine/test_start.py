@@ -1,9 +1,12 @@
 """The first lines of a log, and what a start leaves behind."""
 
 import logging
+import random
 import sys
 from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -86,3 +89,34 @@ def test_a_set_without_colours_keeps_its_names(tiny_cfg):
     found = classes_of(tiny_cfg("source_only", "DATASETS.TRAIN", ("colourless",)))
     MetadataCatalog.remove("colourless")
     assert found.stuff_classes == ["a", "b", "c", "d"] and len(set(found.stuff_colors)) == 4
+
+
+def test_the_first_random_numbers_are_those_of_the_seed(tiny_cfg):
+    drawn = []
+    for seed in (5, 5, 6):
+        job.start_process(tiny_cfg("source_only", "SEED", seed))
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert all(one != other for one, other in zip(*drawn[1:]))  # else all seeds start alike
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_cudnn_may_try_algorithms_in_a_training_whose_config_says_so(
+    tiny_cfg, monkeypatch, eval_only
+):
+    for wanted in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        job.start_process(tiny_cfg("source_only", "CUDNN_BENCHMARK", wanted), eval_only=eval_only)
+        assert torch.backends.cudnn.benchmark == (wanted and not eval_only)
+
+
+def test_an_evaluation_leaves_the_description_of_a_run_as_it_is(tiny_cfg):
+    cfg = tiny_cfg("source_only")
+    args = Namespace(eval_only=False, config_file="", resume=False)
+    job.describe(cfg, args)
+    folder = Path(cfg.OUTPUT_DIR)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert before.keys() == {"config.yaml", "classes.json", "run.json"}
+    other = tiny_cfg("source_only", "SEED", 9, "TEST.AMP", False)
+    job.describe(other, Namespace(eval_only=True, config_file="", resume=False))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -377,3 +377,10 @@ def test_blocks_that_are_computed_again_count_their_images_once(tiny_cfg, tmp_pa
     assert statistics
     for name in statistics:
         torch.testing.assert_close(found[0][name], found[1][name])
+
+
+def test_the_last_iterations_are_logged_also_where_the_period_does_not_divide_them(tiny_cfg):
+    cfg = tiny_cfg("source_only", *SMALLEST, *QUIET, "SOLVER.MAX_ITER", 3, "LOG_PERIOD", 2)
+    train(cfg)
+    rows = written_metrics(cfg)
+    assert [iteration for iteration, row in rows.items() if "loss_sem_seg" in row] == [1, 2]

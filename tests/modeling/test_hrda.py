@@ -191,3 +191,22 @@ def test_teacher_normalises_all_windows_together(tiny_cfg):
         teacher.model.score(torch.randn(2, 3, 64, 64))
     assert teacher.model.sem_seg_head.fusion.bottleneck.bn.num_batches_tracked == 2
     assert teacher.model.scale_attention.fusion.bn.num_batches_tracked == 1
+
+
+def test_the_detail_is_as_high_and_as_wide_as_its_key_says(tiny_cfg, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg("hrda", "MODEL.HRDA.DETAIL_SIZE", (32, 48)))  # height, width
+    images, windows = torch.randn(2, 3, 64, 96), []
+    detail = model({"source": images})["source"].detail
+    box = detail.box
+    assert (box.bottom - box.top, box.right - box.left) == (32, 48)
+    assert detail.logits.shape == (2, 4, 8, 12)
+    slide = hrda.sliding_window
+    monkeypatch.setattr(
+        hrda,
+        "sliding_window",
+        lambda *args, **options: windows.append(options) or slide(*args, **options),
+    )
+    with torch.no_grad():
+        assert model.eval().score(images).shape == (2, 4, 16, 24)
+    assert [(each["crop"], each["stride"]) for each in windows] == [((32, 48), (16, 24))]

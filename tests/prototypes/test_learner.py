@@ -350,3 +350,20 @@ def test_each_type_has_its_entropic_weight_whatever_config_it_is_chosen_in(tiny_
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_learner(**options)
+
+
+def test_a_start_follows_the_seed_of_the_run():
+    starts = []
+    for seed in (0, 0, 1):
+        learner = make_learner(start_method="random", start_iter=0, seed=seed)
+        run(learner, [0])
+        starts.append(learner.prototypes.start_mean)
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+
+
+def test_the_emptiest_class_of_the_bank_is_logged_beside_the_mean():
+    learner = make_learner(started=[True] * 3, bank_size=500)
+    _, scalars = run(learner, [4], classes=(0, 1))  # class 2 has no pixel
+    fill = learner.banks["context"].fill / 500
+    assert scalars["prototypes/bank_fill_min"] == 0 < scalars["prototypes/bank_fill_mean"]
+    torch.testing.assert_close(scalars["prototypes/bank_fill_mean"], fill.mean())

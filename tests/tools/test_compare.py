@@ -326,3 +326,17 @@ def test_networks_of_a_run_that_are_far_apart_are_explained(
     else:
         assert f"a, seed 0: teacher {teacher:.2f} and student {student:.2f} mIoU" in text
         assert reason in text
+
+
+def test_other_augmentation_or_batches_keep_runs_from_being_comparable(tmp_path, capsys):
+    for name, augmented, batch in (("a", False, 2), ("b", True, 4)):
+        write_run(
+            tmp_path / name,
+            [{"iteration": 100, **flat(40.0, 39.0)}],
+            SOLVER={"MAX_ITER": 100, "IMS_PER_BATCH": batch},
+            TEST={"CLASS_SUBSETS": [], "AUG": {"ENABLED": augmented}},
+        )
+    tool.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    said = capsys.readouterr().out
+    for key in ("TEST.AUG.ENABLED, False and True.", "SOLVER.IMS_PER_BATCH, 2 and 4."):
+        assert f"NOT COMPARABLE as it stands: a and b differ in {key}" in said

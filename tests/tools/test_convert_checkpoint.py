@@ -63,3 +63,12 @@ def test_unknown_content_a_missing_file_and_another_ending_fail_in_one_line(tmp_
         captured = capsys.readouterr().err
         assert message in captured and "Traceback" not in captured
     assert [path.name for path in tmp_path.iterdir()] == ["unknown.pth"]
+
+
+def test_the_part_that_is_asked_for_is_taken_or_missed(mit, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([mit, str(tmp_path / "teacher.pth"), "--part", "teacher"])
+    assert "no teacher, only the student" in capsys.readouterr().err
+    assert not (tmp_path / "teacher.pth").exists()
+    tool.main([mit, str(tmp_path / "student.pth"), "--part", "student"])
+    assert "tensors of the student" in capsys.readouterr().out

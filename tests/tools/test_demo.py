@@ -163,3 +163,19 @@ def test_splits_that_do_not_say_their_role_are_refused(leaves, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--data", str(leaves)])
     assert "expected two (source, then test) and one (target)" in capsys.readouterr().err
+
+
+def test_streets_is_drawn_unless_it_is_to_be_kept_and_as_many_rows_are_shown_as_are_asked_for(
+    tmp_path, monkeypatch
+):
+    drawn, rows = [], []
+    monkeypatch.setattr(
+        demo.subprocess, "run", lambda words, check: drawn.append(Path(words[-1]).name)
+    )
+    for name in ("check", "train_all"):
+        monkeypatch.setattr(demo, name, lambda *_: None)
+    monkeypatch.setattr(demo, "show_results", lambda *words: rows.append(words[2]))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    demo.main(["--output", str(tmp_path / "drawn"), "--images", "5"])
+    demo.main(["--output", str(tmp_path / "kept"), "--keep-data"])
+    assert drawn == ["prepare_streets.py"] and rows == [5, 3]

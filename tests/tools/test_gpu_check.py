@@ -83,3 +83,17 @@ def test_one_purpose_is_to_be_named(words, capsys):
     with pytest.raises(SystemExit):
         gpu_check.parse_args(words)
     assert "either --output or --collect-wheels" in capsys.readouterr().err
+
+
+def test_the_limits_of_stages_are_shares_of_the_minutes(tmp_path, monkeypatch):
+    given = {}
+
+    def run(command, log, seconds, environment):
+        given[log.stem] = seconds
+        return "ok"
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    stages = ("versions", "train")
+    assert gpu_check.main(["--output", str(tmp_path), "--minutes", "4", "--stages", *stages]) == 0
+    expected = {stage: gpu_check.LIMITS[stage] / 2 for stage in stages}  # they are of eight
+    assert given == pytest.approx(expected)

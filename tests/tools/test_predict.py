@@ -8,7 +8,7 @@ import predict as tool
 import pytest
 import torch
 from camera import open_capture
-from conftest import SMALLEST, draw_scene
+from conftest import COLORS, SMALLEST, draw_scene
 from detectron2.data import MetadataCatalog
 from PIL import Image, TiffImagePlugin
 from run_fixtures import save_run
@@ -466,3 +466,31 @@ def test_a_network_must_be_named_once(tmp_path, capsys):
         with pytest.raises(SystemExit):
             tool.main([*arguments, "--input", "x.png", "--output", str(tmp_path)])
         assert "name a network" in capsys.readouterr().err
+
+
+def test_overlays_are_as_strong_as_is_asked_for(run, photos, tmp_path):
+    halves = {}
+    for opacity in ("0", "1"):
+        predict(run, tmp_path / opacity, photos / "a.png", more=("--opacity", opacity))
+        overlay = read(tmp_path / opacity / "overlay/a.jpg").astype(float)
+        halves[opacity] = np.hsplit(overlay, 2)
+    image, uncovered = halves["0"]
+    assert np.abs(uncovered - image).mean() < 4
+    ids = read(tmp_path / "1/train_ids/a.png")
+    colors = np.array(COLORS["source"])[ids]
+    assert np.abs(halves["1"][1] - colors).mean() < 12 < np.abs(halves["1"][1] - image).mean()
+
+
+def test_as_many_images_pass_together_as_are_asked_for(run, photos, tmp_path, monkeypatch):
+    passes, labels = [], mpcl.Predictor.labels
+
+    def spy(self, images, **options):
+        passes.append(len(images))
+        return labels(self, images, **options)
+
+    monkeypatch.setattr(mpcl.Predictor, "labels", spy)
+    for number, expected in ((None, [1, 2]), (1, [1, 1, 1])):  # two of the three have one size
+        passes.clear()
+        more = ("--batch-size", str(number)) if number else ()
+        predict(run, tmp_path / f"out{number}", photos, more=("--write", "train_ids", *more))
+        assert passes == expected

@@ -149,3 +149,9 @@ def test_a_folder_that_is_a_run_itself_takes_no_seeds(start, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "out holds a run itself" in said and "--output" in said
     assert not (tmp_path / "out/seed_0").exists()
+
+
+def test_each_seed_trains_on_as_many_gpus_as_are_asked_for(tmp_path):
+    args = tool.parse_args(["--config-file", "c.yaml", "--seeds", "0", "--num-gpus", "2"])
+    line = tool.command(args, 0, tmp_path)
+    assert line[line.index("--num-gpus") + 1] == "2"

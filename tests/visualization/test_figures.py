@@ -1,11 +1,15 @@
 """The figures and the inspection of a small trained run, through the tools."""
 
+import inspect as python
 import json
+from importlib import import_module
 from itertools import islice
+from types import SimpleNamespace
 
 import inspect_prototypes
 import numpy as np
 import pytest
+import report
 import torch
 import visualize
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -511,3 +515,108 @@ def test_inspection_of_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         inspect_prototypes.main(["--run", str(tmp_path / "typo")])
     assert "no run, config or weight file at" in capsys.readouterr().err
+
+
+class Asked(Exception):
+    """Ends a tool where its figure would be made."""
+
+
+def asked(monkeypatch, main, words, function: str) -> dict:
+    """The arguments, by name, with which a tool calls a function of mpcl."""
+    module, _, name = f"mpcl.{function}".rpartition(".")
+    signature = python.signature(getattr(import_module(module), name))
+
+    def spy(*args, **options):
+        raise Asked(signature.bind(*args, **options).arguments)
+
+    network = SimpleNamespace(cfg=SimpleNamespace(DATASETS=SimpleNamespace(TEST=("first_val",))))
+    monkeypatch.setattr("mpcl.predict.loading.load_networks", lambda *_, **__: network)
+    monkeypatch.setattr(f"{module}.{name}", spy)
+    with pytest.raises(Asked) as caught:
+        main(words)
+    return caught.value.args[0]
+
+
+RUN = ["--run", "somewhere"]
+FIGURES = {
+    "compare": (
+        ["compare", "one", "two", "--images", "7", "--width", "99", "--errors"],
+        "visualization.comparison.comparison",
+        {"number": 7, "width": 99, "errors": True},
+    ),
+    "activations": (
+        ["activations", *RUN, "--class-name", "sky", "--images", "7", "--dataset", "other_val"],
+        "visualization.activations.activation_figure",
+        {"class_name": "sky", "number": 7, "dataset": "other_val"},
+    ),
+    "activations of the first set": (
+        ["activations", *RUN, "--class-name", "sky"],
+        "visualization.activations.activation_figure",
+        {"dataset": "first_val"},
+    ),
+    "features": (
+        ["features", *RUN, "--method", "pca", "--images", "7", "--pixels", "9", "--classes", "sky"],
+        "visualization.feature_map.feature_figure",
+        {"method": "pca", "number": 7, "per_class": 9, "classes": ["sky"]},
+    ),
+    "clusterings": (
+        ["clusterings", *RUN, "--images", "7", "--pixels", "9", "--prototypes", "4"],
+        "visualization.clusterings.clustering_figure",
+        {"number": 7, "per_class": 9, "prototypes": 4},
+    ),
+    "class-mix": (
+        ["class-mix", *RUN, "--images", "7"],
+        "visualization.training_views.class_mix_figure",
+        {"number": 7},
+    ),
+    "pseudo-labels": (
+        ["pseudo-labels", *RUN, "--images", "7"],
+        "visualization.training_views.pseudo_label_figure",
+        {"number": 7},
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "function", "expected"), FIGURES.values(), ids=FIGURES)
+def test_what_a_command_line_asks_for_reaches_the_figure(
+    tmp_path, monkeypatch, words, function, expected
+):
+    output = ["--output", str(tmp_path / "x.png")]
+    found = asked(monkeypatch, visualize.main, [words[0], *output, *words[1:]], function)
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_curves_are_of_the_network_and_metric_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpcl.evaluation.runs.read_experiments", lambda runs: [])
+    words = ["curves", "run", "--network", "student", "--metric", "IoU-sky"]
+    words += ["--output", str(tmp_path / "x.png")]
+    found = asked(monkeypatch, visualize.main, words, "visualization.score_curves.score_figure")
+    assert (found["network"], found["metric"]) == ("student", "IoU-sky")
+
+
+def test_rare_classes_are_drawn_as_the_command_line_says(tiny_cfg, tmp_path, monkeypatch):
+    config = tmp_path / "mine.yaml"
+    config.write_text(tiny_cfg("source_only").dump())
+    words = ["rare-classes", "--config-file", str(config), "--output", str(tmp_path / "x.png")]
+    words += ["DATALOADER.RARE_CLASS.TEMPERATURE", "0.125"]
+    found = asked(monkeypatch, visualize.main, words, "visualization.rare_classes.frequencies")
+    assert found["cfg"].DATALOADER.RARE_CLASS.TEMPERATURE == 0.125
+
+
+def test_an_inspection_looks_at_what_is_asked_for(tmp_path, monkeypatch):
+    since = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    words = ["--run", str(tmp_path), "--images", "7", "--patches", "2"]
+    words += ["--output", str(tmp_path / "out"), "--since", *map(str, since)]
+    function = "visualization.prototype_inspection.inspect"
+    found = asked(monkeypatch, inspect_prototypes.main, words, function)
+    assert (found["number"], found["patches"], found["weights"]) == (7, 2, since)
+
+
+def test_a_report_shows_as_many_and_as_wide_pictures_as_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("mpcl.evaluation.runs.find_runs", lambda folders: folders)
+    words = [str(tmp_path), "--images", "7", "--patches", "2", "--width", "99"]
+    found = asked(monkeypatch, report.main, words, "visualization.report.page.write_report")
+    assert {key: found[key] for key in ("images", "patches", "width")} == {
+        **{"images": 7, "patches": 2, "width": 99}
+    }
+    assert found["output"] == tmp_path / "report.html"

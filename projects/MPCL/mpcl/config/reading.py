@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from io import StringIO
-from typing import Any, ClassVar
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
@@ -99,24 +100,25 @@ def _load(path: str) -> dict[str, Any]:
     return content
 
 
+# The files that led to the one that is read; each thread has its own.
+_including: ContextVar[tuple[str, ...]] = ContextVar("including", default=())
+
+
 class _Bounded(CN):
     """Reads each file, and each ``_BASE_``, only after it was found small and plain."""
 
-    _including: ClassVar[list[str]] = []  # the files that led to the one that is read
-
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        path = os.path.realpath(filename)
-        if path in cls._including:
-            circle = [*cls._including[cls._including.index(path) :], path]
-            files = " -> ".join(map(shown, circle))
+        path, including = os.path.realpath(filename), _including.get()
+        if path in including:
+            files = " -> ".join(map(shown, [*including[including.index(path) :], path]))
             raise ValueError(f"{shown(filename)}: its _BASE_ leads back to it: {files}")
         check_config_path(filename)
-        cls._including.append(path)
+        here = _including.set((*including, path))
         try:
             return super().load_yaml_with_base(filename, allow_unsafe)
         finally:
-            cls._including.pop()
+            _including.reset(here)
 
     @classmethod
     def _open_cfg(cls, filename: str) -> StringIO:

@@ -133,7 +133,7 @@ def scored_classes(runs: Sequence[Run], dataset: str) -> list[str]:
 
 def config_file_of(folder: Path) -> Path:
     """Raises ValueError: the folder holds no run."""
-    if not (file := folder / CONFIG).is_file():
+    if not (file := folder / CONFIG).exists():
         raise ValueError(f"{folder} is no output folder of train_net.py: it has no {CONFIG}")
     return file
 
