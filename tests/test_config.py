@@ -77,19 +77,28 @@ def test_gta5_config_has_the_papers_hyper_parameters():
 
 
 @pytest.mark.parametrize(
-    ("config", "width", "height"),
+    ("config", "image", "scale"),
     [
-        ("daformer", 1914, 1052),
-        ("mic_gauss", 1914, 1052),
-        ("synthia/mic_gauss", 1280, 760),
-        ("acdc/mic_gauss", 2048, 1024),
-        ("dark_zurich/mic_gauss", 2048, 1024),
+        ("daformer_512", (1914, 1052), 1),
+        ("daformer_gauss", (1914, 1052), 1),
+        ("mic_daformer", (1914, 1052), 1),
+        ("mic_gauss", (1914, 1052), 2),
+        ("gta5_synthia/mic_gauss", (1914, 1052), 2),
+        ("synthia/daformer_gauss", (1280, 760), 1),
+        ("synthia/mic_gauss", (1280, 760), 2),
+        ("acdc/daformer_gauss", (2048, 1024), 1.25),  # source images 1280 instead of 1024 wide
+        ("dark_zurich/mic_gauss", (2048, 1024), 2),
     ],
 )
-def test_rare_classes_have_daformers_3000_pixels_of_every_source(config, width, height):
-    settings = get_cfg_from(str(CONFIGS / f"{config}.yaml")).DATALOADER.RARE_CLASS
-    assert round(settings.MIN_IMAGE_FRACTION * width * height) in range(2994, 3007)
-    assert round(settings.MIN_CROP_FRACTION * 512 * 512) in range(1497, 1504)
+def test_rare_classes_need_as_many_pixels_as_published(config, image, scale):
+    """3,000 of a source image as it is stored; in a crop, of images as DAFormer scales them, 1,500,
+    which grow as the images do (``min_crop_ratio`` is 0.5, in HRDA and MIC 2.0)."""
+    cfg = get_cfg_from(str(CONFIGS / f"{config}.yaml"))
+    settings, (height, width) = cfg.DATALOADER.RARE_CLASS, cfg.INPUT.CROP.SIZE
+    of_image = settings.MIN_IMAGE_FRACTION * image[0] * image[1]
+    of_crop = settings.MIN_CROP_FRACTION * height * width
+    assert of_image == pytest.approx(3000, rel=0.002)
+    assert of_crop == pytest.approx(1500 * scale**2, rel=0.002)
 
 
 @pytest.mark.parametrize(

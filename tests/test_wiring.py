@@ -99,7 +99,7 @@ def found(cfg) -> dict[str, object]:
         "PROTOTYPES.IN_CLASS_NEGATIVES": losses.in_class_negatives,
         "PROTOTYPES.CONSISTENCY_WEIGHTED": losses.consistency_weighted,
         "PROTOTYPES.CLUSTER_POOL": learner.pool,
-        "PROTOTYPES.SINKHORN.EPSILON": learner.epsilon,
+        "PROTOTYPES.SINKHORN.EPSILON": round(learner.epsilon / cfg.PROTOTYPES.DIM, 6),
         "PROTOTYPES.SINKHORN.SWEEPS": learner.sweeps,
         "PROTOTYPES.BANK.SIZE": bank.features.shape[1],
         "PROTOTYPES.BANK.SAMPLES_PER_IMAGE": bank.samples_per_image,

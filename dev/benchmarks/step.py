@@ -99,8 +99,9 @@ class _SyntheticLoader:
         blobs = torch.randint(0, classes, (count, 1, 8, 8), generator=generator).float()
         label = nn.functional.interpolate(blobs, size=(height, width)).byte()[:, 0]
         source = [record(sem_seg=each) for each in label]
-        valid = torch.ones(height, width, dtype=torch.bool)
-        self.batch = {"source": source, "target": [record(valid=valid) for _ in range(count)]}
+        everywhere = torch.ones(height, width, dtype=torch.bool)
+        target = [record(shown=everywhere, valid=everywhere) for _ in range(count)]
+        self.batch = {"source": source, "target": target}
 
     def seek(self, iteration: int) -> None:
         """The batch is the same everywhere."""

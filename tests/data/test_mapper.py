@@ -279,7 +279,7 @@ def test_target_images_do_not_depend_on_the_label_files_beside_them(tmp_path, mo
     monkeypatch.setattr(mapper_module, "read_label", lambda *a: opened.append(a))
     after = target_mapper()(record, Draw(0, 0))
     assert torch.equal(before["image"], after["image"]) and not opened
-    assert set(after) == {"image", "valid", "file_name", "height", "width"}
+    assert set(after) == {"image", "shown", "valid", "file_name", "height", "width"}
 
 
 def test_the_padding_of_a_target_is_not_valid(tmp_path):
@@ -287,7 +287,7 @@ def test_the_padding_of_a_target_is_not_valid(tmp_path):
         write(tmp_path, noise(48, 64)), Draw(0, 0)
     )
     assert item["image"].shape == (3, 48, 40) and item["valid"].sum() == 24 * 32
-    assert item["valid"][:24, :32].all()
+    assert item["valid"][:24, :32].all() and torch.equal(item["shown"], item["valid"])
 
 
 def test_a_source_without_labels_and_a_target_with_some_are_refused_by_name(tmp_path):
@@ -370,8 +370,10 @@ def test_margins_of_the_crop_are_its_rows_wherever_it_lies(tmp_path):
     record = write(tmp_path, noise(640, 600))
     settings = {"crop_size": (512, 512), "crop_margins": (15 / 512, 120 / 512)}
     for seed in range(4):
-        valid = target_mapper(**settings)(record, Draw(0, seed))["valid"]
+        result = target_mapper(**settings)(record, Draw(0, seed))
+        valid = result["valid"]
         assert valid[15:-120].all() and not valid[:15].any() and not valid[-120:].any()
+        assert result["shown"].all()
 
 
 def test_where_nothing_is_shown_is_mirrored_with_the_image_and_told_by_rgb(tmp_path):
@@ -383,6 +385,6 @@ def test_where_nothing_is_shown_is_mirrored_with_the_image_and_told_by_rgb(tmp_p
     for seed in range(20):
         result = mapper(record, Draw(0, seed))
         empty = (result["image"] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all(0)
-        assert torch.equal(result["valid"], ~empty)
+        assert torch.equal(result["valid"], ~empty) and torch.equal(result["shown"], ~empty)
         seen.add(bool(empty[0, 0]))
     assert seen == {True, False}

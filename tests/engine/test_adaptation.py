@@ -43,7 +43,7 @@ def make_step(label=None) -> Step:
     return Step(
         0,
         View.of_source(torch.randn(2, 3, 64, 64), label),
-        View.of_target(torch.randn(2, 3, 64, 64), valid),
+        View.of_target(torch.randn(2, 3, 64, 64), torch.ones_like(valid), valid),
     )
 
 

@@ -83,7 +83,7 @@ def test_the_guard_itself_notices_reads(read):
 
 def unlabelled(device: str) -> View:
     valid = torch.ones(2, 32, 32, dtype=torch.bool, device=device)
-    return View.of_target(torch.rand(2, 3, 32, 32, device=device), valid)
+    return View.of_target(torch.rand(2, 3, 32, 32, device=device), valid, valid)
 
 
 def pseudo_label(device: str) -> None:

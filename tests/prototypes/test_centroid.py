@@ -38,6 +38,21 @@ def test_similarity_equals_the_written_out_distance(scale, divisor, distance, po
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (CentroidPrototypes, {"distance": "squared"}),
+        (CentroidPrototypes, {"distance": "euclidean"}),
+        (GaussianPrototypes, {}),
+    ],
+)
+def test_the_unit_is_how_much_larger_similarities_are_than_means_over_channels(kind, options):
+    points = torch.randn(N, D)
+    mean, total = (started(kind, scale=scale, **options) for scale in ("mean", "sum"))
+    assert mean.unit == 1 < total.unit
+    torch.testing.assert_close(total.similarity(points), total.unit * mean.similarity(points))
+
+
 @KINDS
 def test_similarities_to_the_own_class_are_columns_of_all_of_them(kind):
     prototypes, label = started(kind), torch.randint(0, C + 1, (N,))

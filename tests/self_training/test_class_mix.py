@@ -74,7 +74,7 @@ def test_mixing_takes_all_that_is_known_of_a_pixel_from_where_the_mask_says():
     mask = torch.rand(2, 4, 5) > 0.5
     source = View.of_source(torch.randn(2, 3, 4, 5), torch.randint(0, 19, (2, 4, 5)))
     source.label[:, 0], source.trusted[:, 0] = 255, False
-    target = View.of_target(torch.randn(2, 3, 4, 5), torch.ones(2, 4, 5, dtype=torch.bool))
+    target = View.of_target(torch.randn(2, 3, 4, 5), *[torch.ones(2, 4, 5, dtype=torch.bool)] * 2)
     target.label, target.weight = target.label - 252, target.weight / 4
     before = [view.each(torch.clone) for view in (source, target)]
     mixed = class_mix(mask, source, target)

@@ -48,7 +48,7 @@ def test_bad_arguments_are_named(block_size, ratio, named):
 def test_masked_view_has_the_labels_of_what_it_hides(images, augment):
     source = View.of_source(torch.ones(2, 3, 32, 32), torch.randint(0, 19, (2, 32, 32)))
     everywhere = torch.ones(2, 32, 32, dtype=torch.bool)
-    target = View.of_target(torch.full((2, 3, 32, 32), 2.0), everywhere)
+    target = View.of_target(torch.full((2, 3, 32, 32), 2.0), everywhere, everywhere)
     target.label, target.weight = torch.randint(0, 19, (2, 32, 32)), torch.rand(2, 32, 32)
     masking = Masking(block_size=8, ratio=0.5, images=images, augment=augment)
     masked = masking(source, target, lambda images: images + 100)

@@ -11,11 +11,12 @@ from mpcl.self_training.pseudo_label import SCOPES, PseudoLabels, most_probable
 from mpcl.structures import View
 
 
-def label(logits, size, valid=None, **settings) -> tuple[View, torch.Tensor]:
-    """The labels of images of a size, all of which is valid unless said otherwise."""
-    if valid is None:
-        valid = torch.ones(len(logits), *size, dtype=torch.bool)
-    target = View.of_target(torch.zeros(len(logits), 3, *size), valid)
+def label(logits, size, valid=None, shown=None, **settings) -> tuple[View, torch.Tensor]:
+    """The labels of images of a size, all of which is shown and valid unless said otherwise."""
+    everywhere = torch.ones(len(logits), *size, dtype=torch.bool)
+    shown = everywhere if shown is None else shown
+    valid = shown if valid is None else valid
+    target = View.of_target(torch.zeros(len(logits), 3, *size), shown, valid)
     return PseudoLabels(**settings)(logits, target)
 
 
@@ -54,10 +55,10 @@ def test_labels_are_the_argmax_of_upsampled_logits():
 
 def test_the_target_is_kept_and_what_is_added_has_types_and_no_gradient():
     valid = torch.ones(2, 8, 8, dtype=torch.bool)
-    target = View.of_target(torch.randn(2, 3, 8, 8), valid)
+    target = View.of_target(torch.randn(2, 3, 8, 8), valid, valid)
     view, fraction = PseudoLabels()(torch.randn(2, 3, 4, 4, requires_grad=True).half(), target)
     assert view.images is target.images and not view.from_source.any()
-    assert (target.label == 255).all() and not target.trusted.any()  # not written to
+    assert (target.label == 255).all() and target.trusted.all()  # not written to
     types = (view.label.dtype, view.weight.dtype, view.trusted.dtype)
     assert types == (torch.int64, torch.float32, torch.bool)
     assert view.label.shape == view.weight.shape == view.trusted.shape == (2, 8, 8)
@@ -90,7 +91,7 @@ def test_without_confident_pixels_weights_are_zero_and_labels_remain(scope, valu
     assert ((view.label >= 0) & (view.label < 2)).all()
 
 
-def test_invalid_pixels_lose_weight_and_trust_but_count_in_the_share():
+def test_margins_lose_weight_and_trust_but_count_in_the_share():
     probability = torch.full((2, 512, 4), 0.6)
     probability[:, :256] = 0.99
     valid = torch.ones(2, 512, 4, dtype=torch.bool)
@@ -102,11 +103,25 @@ def test_invalid_pixels_lose_weight_and_trust_but_count_in_the_share():
 
 
 def test_the_share_is_that_of_the_batches_of_all_ranks(monkeypatch):
-    # This rank is confident on all pixels, the other one on none.
-    monkeypatch.setattr(module, "world_size", lambda: 2)
-    monkeypatch.setattr(module, "sum_over_ranks", lambda share: share + 0)
-    view, _ = label(two_class_logits(torch.full((1, 2, 2), 0.99)), (2, 2))
-    assert torch.equal(view.weight, torch.full((1, 2, 2), 0.5))
+    # This rank is confident on all of its 4 pixels, the other one on 2 of 12.
+    monkeypatch.setattr(module, "sum_over_ranks", lambda own: own + torch.tensor([2.0, 12.0]))
+    view, fraction = label(two_class_logits(torch.full((1, 2, 2), 0.99)), (2, 2))
+    assert torch.equal(view.weight, torch.full((1, 2, 2), 6 / 16)) and fraction == 6 / 16
+
+
+@pytest.mark.parametrize(
+    ("scope", "shares"), [("batch", (6 / 12, 6 / 12)), ("image", (2 / 4, 4 / 8))]
+)
+def test_what_shows_nothing_counts_neither_as_confident_nor_as_unsure(scope, shares):
+    probability = torch.full((2, 2, 4), 0.6)
+    probability[0, :, 1:] = probability[1, :, 2:] = 0.99
+    shown = torch.ones(2, 2, 4, dtype=torch.bool)
+    shown[0, :, 2:] = False  # half of the first image is padding, of which the teacher is sure
+    view, fraction = label(two_class_logits(probability), (2, 4), shown=shown, scope=scope)
+    assert torch.equal(view.weight, torch.tensor(shares).view(2, 1, 1) * shown)
+    assert torch.equal(view.trusted, (probability > 0.9) & shown) and fraction == 6 / 12
+    nothing, fraction = label(two_class_logits(probability), (2, 4), shown=shown & False)
+    assert not nothing.weight.any() and not nothing.trusted.any() and fraction == 0
 
 
 @pytest.mark.parametrize(

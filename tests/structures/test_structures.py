@@ -44,10 +44,11 @@ def test_source_is_trusted_where_it_is_labelled_and_target_is_unknown():
     assert source.weight.tolist() == [[[1, 1]]] and source.weight.dtype == torch.float32
     assert source.trusted.tolist() == [[[True, False]]]
     assert source.from_source.tolist() == [[[True, True]]]
-    target = View.of_target(images, torch.tensor([[[True, False]]]))
+    valid, shown = torch.tensor([[[True, False]]]), torch.tensor([[[True, True]]])
+    target = View.of_target(images, shown, valid)
     assert target.label.tolist() == [[[IGNORED] * 2]] and target.label.dtype == torch.int64
     assert target.weight.tolist() == [[[1, 0]]] and target.weight.dtype == torch.float32
-    assert not target.trusted.any() and not target.from_source.any()
+    assert torch.equal(target.trusted, shown) and not target.from_source.any()
 
 
 def test_join_each_and_crop_change_every_tensor_and_no_original():
@@ -66,10 +67,12 @@ def make_batch(**changes):
     def record(name, **fields):
         return {"file_name": f"{name}.png", "image": torch.full((3, 4, 6), len(name))} | fields
 
-    label, valid = torch.arange(24).view(4, 6) % C, torch.ones(4, 6, dtype=torch.bool)
+    label, shown = torch.arange(24).view(4, 6) % C, torch.ones(4, 6, dtype=torch.bool)
+    shown[:, 0] = False
+    valid = shown.clone()
     valid[0] = False
     source = [record("s", sem_seg=label), record("ss", sem_seg=label + 1)]
-    return {"source": source, "target": [record("ttt", valid=valid)]} | changes
+    return {"source": source, "target": [record("ttt", shown=shown, valid=valid)]} | changes
 
 
 def normalize(records):
@@ -82,7 +85,8 @@ def test_a_step_holds_the_batch():
     assert step.source.images.mean((1, 2, 3)).tolist() == [1, 2]
     assert torch.equal(step.source.label[1], step.source.label[0] + 1)
     assert step.target.images.mean() == 3
-    assert not step.target.weight[0, 0].any() and step.target.weight[0, 1:].all()
+    assert step.target.weight[0].tolist() == [[0] * 6] + [[0] + [1] * 5] * 3
+    assert step.target.trusted[0].tolist() == [[False] + [True] * 5] * 4  # what shows something
     assert list(step.views) == ["source"]  # the student never sees the target itself
     step.mixed = step.source
     assert list(step.images) == ["source", "mixed"]

@@ -217,8 +217,8 @@ class TargetMapper(_CropMapper):
         )
 
     def __call__(self, record: Record, draw: Draw) -> Record:
-        """As :meth:`SourceMapper.__call__`, without ``sem_seg``; ``valid`` (h, w) bool is False in
-        the margins, where there is no data, and in the padding.
+        """As :meth:`SourceMapper.__call__`, without ``sem_seg``; ``shown`` (h, w) bool is False
+        where there is no data and in the padding, ``valid`` there and in the margins.
 
         Raises:
             ValueError: the record names a label file.
@@ -238,14 +238,17 @@ class TargetMapper(_CropMapper):
         if flip:
             crop = cv2.flip(crop, 1)
         result = _result(record, image, _pad(crop, self.crop_size, self.pad_color[::-1]))
-        valid = beyond_margins(size, self.margins)
+        shown = np.ones(size, np.uint8)
         for empty in self._empty(record, image):
             # Bilinear as the image: a pixel into which one without data is mixed shows neither.
-            valid &= resize(empty, size) == 0
-        valid = valid[box]
-        valid = _pad(cv2.flip(valid, 1) if flip else valid, self.crop_size, (0,))
-        valid &= beyond_margins(self.crop_size, (*self.crop_margins, 0.0, 0.0))
-        return {**result, "valid": torch.from_numpy(valid.astype(bool))}
+            shown &= resize(empty, size) == 0
+        maps = [shown[box], (shown & beyond_margins(size, self.margins))[box]]
+        shown, valid = (
+            _pad(cv2.flip(one, 1) if flip else one, self.crop_size, (0,)).astype(bool)
+            for one in maps
+        )
+        valid &= beyond_margins(self.crop_size, (*self.crop_margins, 0.0, 0.0)) > 0
+        return {**result, "shown": torch.from_numpy(shown), "valid": torch.from_numpy(valid)}
 
     def _empty(self, record: Record, image: np.ndarray) -> Iterator[np.ndarray]:
         """(H, W) uint8, not 0 where the image shows nothing, by its colour and by its mask."""

@@ -172,7 +172,7 @@ def prototype_consistency(
         \log \frac{\exp(g(y_i, F_i) / \tau)}{\sum_c \exp(g(c, F_i) / \tau)},
         \quad g(c, F) = \max_k \mathrm{sim}(p_k^{(c)}, F)
 
-    Source: MPCL, Eqs. (11), (12). The weights are ours; the printed formula has weights 1.
+    Source: MPCL, Eqs. (11), (12). The weights are ours: in print none can be made out.
 
     Args:
         similarity: (N, C, K), the only input that receives gradients.

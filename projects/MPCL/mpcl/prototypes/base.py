@@ -29,7 +29,7 @@ class Prototypes(nn.Module, ABC):
     False until :meth:`start_`; idle (C, K) int64, updates since the last pixel.
 
     Attributes:
-        epsilon: entropic weight of the clustering that suits the type, in units of the similarity.
+        epsilon: entropic weight of the clustering that suits the type, at the scale ``"mean"``.
 
     Args:
         num_classes: C.
@@ -88,6 +88,11 @@ class Prototypes(nn.Module, ABC):
     def _own_options(proto: Any) -> dict[str, Any]:
         """Further arguments of a type, from the keys of PROTOTYPES."""
         return {}
+
+    @property
+    def unit(self) -> float:
+        """How many times as large similarities are as at the scale ``"mean"``."""
+        return self.mean.shape[-1] / self.divisor
 
     # --- what a type of prototypes is
 

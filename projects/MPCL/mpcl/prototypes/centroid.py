@@ -3,6 +3,7 @@
 Legend: C classes, K prototypes a class, D embedding size, N pixels.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +41,10 @@ class CentroidPrototypes(Prototypes):
     @staticmethod
     def _own_options(proto: Any) -> dict[str, Any]:
         return {"distance": proto.DISTANCE}
+
+    @property
+    def unit(self) -> float:
+        return super().unit if self.distance == "squared" else math.sqrt(super().unit)
 
     def _description(self) -> Tensor:
         return self.mean

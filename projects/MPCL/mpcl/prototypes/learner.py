@@ -103,7 +103,7 @@ class PrototypeLearner:
             banks=dict(head.banks.items()),
             pool=proto.CLUSTER_POOL,
             pool_size=proto.POOL_SIZE,
-            epsilon=proto.SINKHORN.EPSILON or head.prototypes.epsilon,
+            epsilon=(proto.SINKHORN.EPSILON or head.prototypes.epsilon) * head.prototypes.unit,
             sweeps=proto.SINKHORN.SWEEPS,
             start_iter=proto.INIT.ITER,
             start_method=proto.INIT.METHOD,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import View
-from ..utils.distributed import sum_over_ranks, world_size
+from ..utils.distributed import sum_over_ranks
 
 SCOPES = ("batch", "image")
 
@@ -35,9 +35,10 @@ class PseudoLabels:
 
     .. math:: q = \frac{1}{BHW} \sum_{b,i} [\max_c p_{b,i,c} \ge \theta]
 
-    Unsure pixels are kept: the share scales the target's influence as a whole. Pixels of weight 0
-    (margins, padding) keep it, but do count in the share. With several ranks a batch is what all of
-    them hold, so that N ranks equal one large batch; all must call.
+    Unsure pixels are kept: the share scales the target's influence as a whole. Margins, whose
+    weight stays 0, count in it as published; padding and pixels without data, which published
+    images have none of, do not. With several ranks a batch is what all of them hold, so that N
+    ranks equal one large batch; all must call.
 
     Source: MPCL Eq. (16); DAFormer, arXiv:2111.14887 (and DACS, arXiv:2007.08702, before it).
 
@@ -66,11 +67,12 @@ class PseudoLabels:
         """
         Args:
             logits: (B, C, h, w) of the teacher, any floating-point type; computed on in float32.
-            target: unlabelled; its weight is 0 where pseudo-labels shall weigh nothing, else 1.
+            target: unlabelled; its weight is 0 where pseudo-labels shall weigh nothing, else 1,
+            and its trusted pixels are those that show something.
         Returns: the target with a label of every pixel, however unsure, the confident share as its
             weight, and as trusted pixels those of weight 1 that reach the threshold; and the share
-            of all pixels of the batch, whatever their weight, that reach it, a scalar in [0, 1]
-            (with ``scope="image"``: the mean of the images' shares).
+            of all pixels of the batch that show something, whatever their weight, that reach it, a
+            scalar in [0, 1].
         Raises: ValueError: ``logits`` has not four dimensions.
         """
         if logits.dim() != 4:
@@ -78,8 +80,12 @@ class PseudoLabels:
         height, width = target.images.shape[-2:]
         probability, label = most_probable(logits, (height, width))
         reached = probability >= self.threshold
-        share = reached.float().mean(dim=(1, 2), keepdim=True)
-        confident_fraction = sum_over_ranks(share.mean()) / world_size()
-        weight = (confident_fraction if self.scope == "batch" else share) * target.weight
+        shown = target.trusted
+        counts = torch.stack([(reached & shown).sum((1, 2)), shown.sum((1, 2))]).float()  # (2, B)
+        confident, all_shown = sum_over_ranks(counts.sum(1))
+        confident_fraction = confident / all_shown.clamp_min(1)
+        share = counts[0] / counts[1].clamp_min(1)
+        weight = confident_fraction if self.scope == "batch" else share[:, None, None]
+        weight = weight * target.weight
         view = replace(target, label=label, weight=weight, trusted=reached & (target.weight > 0))
         return view, confident_fraction

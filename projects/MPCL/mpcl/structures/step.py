@@ -152,8 +152,8 @@ class Step:
         if "target" not in batch:
             return cls(iteration, source, files=files)
         images = normalize(batch["target"])
-        valid = stacked(batch["target"], "valid", images)
-        return cls(iteration, source, View.of_target(images, valid), files)
+        shown, valid = (stacked(batch["target"], key, images) for key in ("shown", "valid"))
+        return cls(iteration, source, View.of_target(images, shown, valid), files)
 
     @property
     def views(self) -> dict[str, View]:

@@ -48,7 +48,8 @@ class View:
             confidence for pseudo-labels, 0 in their margins. Of an unlabelled target: 1 where a
             pseudo-label may weigh anything.
         trusted: (B, H, W) bool, pixels whose label may move prototypes: ground truth, or a
-            confident pseudo-label outside the margins.
+            confident pseudo-label outside the margins. Of an unlabelled target: those that show
+            something, no padding.
         from_source: (B, H, W) bool, pixels that show the source domain.
     """
 
@@ -65,15 +66,15 @@ class View:
         return cls(images, label, everywhere.float(), label != IGNORE_LABEL, everywhere)
 
     @classmethod
-    def of_target(cls, images: Tensor, valid: Tensor) -> "View":
+    def of_target(cls, images: Tensor, shown: Tensor, valid: Tensor) -> "View":
         """Images whose labels nobody knows yet.
 
         Args:
-            valid: (B, H, W) bool, False where a pseudo-label shall weigh nothing.
+            shown: (B, H, W) bool, False where there is no image: padding, pixels without data.
+            valid: (B, H, W) bool, False there and where a pseudo-label shall weigh nothing.
         """
-        nowhere = torch.zeros_like(valid)
         label = torch.full_like(valid, IGNORE_LABEL, dtype=torch.int64)
-        return cls(images, label, valid.float(), nowhere, nowhere)
+        return cls(images, label, valid.float(), shown, torch.zeros_like(valid))
 
     def crop(self, box: Box) -> "View":
         """The part of all images that a box in pixels shows; no copy."""

@@ -149,6 +149,6 @@ def _label(scene: Scene, teacher: EMATeacher, cfg: CfgNode) -> tuple[View, Tenso
     valid = beyond_margins(size, st.IGNORE_MARGINS)
     valid &= beyond_margins(size, (st.IGNORE_TOP, st.IGNORE_BOTTOM, 0.0, 0.0))
     everywhere = torch.from_numpy(valid).bool().to(logits.device)[None]
-    unlabelled = View.of_target(logits[:, :3], everywhere)
+    unlabelled = View.of_target(logits[:, :3], everywhere, everywhere)
     target, _ = PseudoLabels.from_config(cfg)(logits, unlabelled)
     return target, most_probable(logits, size)[0]
